@@ -1,0 +1,37 @@
+"""The backends: the same few operations on any device (eager), on CPU (native), on CUDA and ROCm (triton)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from optiacts.backends import eager
+from optiacts.curves import Curve
+
+
+class Backend(Protocol):
+    """What a backend module offers. ``bits`` are packed along the last dimension (see ``optiacts.bits``)."""
+
+    name: str
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """Why the backend cannot serve ``device``, or None if it can."""
+
+    def activation_forward(self, x: Tensor, curve: Curve) -> tuple[Tensor, Tensor]:
+        """The output and the packed side bits."""
+
+    def activation_forward_(self, x: Tensor, curve: Curve) -> Tensor:
+        """Overwrites ``x`` with the output; the packed side bits."""
+
+    def activation_backward(self, grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> Tensor:
+        """``grad`` * f'(x) from the output and the side bits."""
+
+
+def select(x: Tensor) -> Backend:
+    """The fastest backend that serves the device and dtype of ``x``."""
+    return eager
+
+
+__all__ = ["Backend", "select"]

@@ -1,0 +1,82 @@
+"""The backend in plain torch operations: any device, any floating dtype; the others are measured by it.
+
+float32 is decoded by the generated polynomials, bfloat16 and float16 by the exhaustive tables, float64 by
+inverting the curve. The product with the incoming gradient is taken in float32 (float64) and rounded once.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from optiacts.bits import pack, unpack
+from optiacts.curves import Curve
+from optiacts.curves.inverse import derivative_from_output
+from optiacts.curves.table import decode_table, table_index
+
+name = "eager"
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Why this backend cannot serve ``device``: it always can."""
+    return None
+
+
+def activation_forward(x: Tensor, curve: Curve) -> tuple[Tensor, Tensor]:
+    """PyTorch's own output, and the packed side bits."""
+    return curve.forward(x), pack(x < curve.threshold(x.dtype))
+
+
+def activation_forward_(x: Tensor, curve: Curve) -> Tensor:
+    """Overwrites ``x`` with the output and returns the packed side bits."""
+    bits = pack(x < curve.threshold(x.dtype))
+    curve.forward_(x)
+    return bits
+
+
+def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> Tensor:
+    """``grad`` * f'(x), in the dtype of ``y``."""
+    return (grad * decode(y, unpack(bits, y.shape), curve)).to(y.dtype)
+
+
+def decode(y: Tensor, left: Tensor, curve: Curve) -> Tensor:
+    """f'(x) from the output and the branch: float64 for float64, else float32."""
+    if y.dtype == torch.float64:
+        return derivative_from_output(curve, y, left)
+    if y.dtype == torch.float32:
+        return _decode_float32(y, left, curve)
+    table = _table_on(curve.name, y.dtype, y.device)
+    return table.index_select(0, table_index(y, left).flatten()).view(y.shape)
+
+
+@functools.cache
+def _table_on(name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return decode_table(name, dtype).to(device)
+
+
+@functools.cache
+def _polynomials_on(name: str, device: torch.device) -> tuple[Tensor, ...]:
+    """scale, shift and the polynomials of each piece, ready for lookup by piece."""
+    from optiacts.curves import get
+
+    c = get(name).coefficients
+    rows = (c.scale, c.shift, *c.polynomials)
+    return tuple(torch.tensor(row, dtype=torch.float32, device=device) for row in rows)
+
+
+def _decode_float32(y: Tensor, left: Tensor, curve: Curve) -> Tensor:
+    """The decode described in curves/_format.py."""
+    c = curve.coefficients
+    above = ((y - c.y_min_high) - c.y_min_low).clamp(min=c.least)
+    part = (above * (-1 / c.y_min)).clamp(max=1 - 2.0**-24)
+    v = torch.where(left, -torch.log1p(-part), above).sqrt_()
+    v = torch.minimum(v, torch.where(left, *c.limits))
+    piece = torch.where(left, 0, 1 + (v > c.breaks[0]).int() + (v > c.breaks[1]).int())
+    scale, shift, *polynomials = _polynomials_on(curve.name, y.device)
+    u = v * scale[piece] + shift[piece]
+    slope = polynomials[-1][piece]
+    for row in reversed(polynomials[:-1]):
+        slope = slope * u + row[piece]
+    return torch.where(left, slope * y, slope)

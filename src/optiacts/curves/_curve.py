@@ -1,0 +1,51 @@
+"""What the rest of the library knows about one activation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optiacts.curves._format import Coefficients, load
+
+# A formula takes the point and a namespace with exp, erfc, tanh and log1p: `torch` for tensors,
+# `mpmath.mp` for the fitting tool. One text therefore defines the mathematics everywhere.
+Formula = Callable[[Any, Any], Any]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A unimodal activation: falls from 0 to its only minimum, then rises to infinity like x.
+
+    ``forward`` and ``forward_`` are PyTorch's own ops (out of place, in place): the forward is theirs
+    to the bit. ``function``, ``derivative`` and ``second_derivative`` are the mathematics.
+    """
+
+    name: str
+    forward: Callable[[Tensor], Tensor]
+    forward_: Callable[[Tensor], Tensor]
+    function: Formula
+    derivative: Formula
+    second_derivative: Formula
+
+    @property
+    def coefficients(self) -> Coefficients:
+        """The generated decoder of this curve."""
+        return load()[self.name]
+
+    @property
+    def x_min(self) -> float:
+        """Where the minimum lies: the border between the left and the right branch."""
+        return self.coefficients.x_min
+
+    @property
+    def y_min(self) -> float:
+        """The value at the minimum."""
+        return self.coefficients.y_min
+
+    def threshold(self, dtype: torch.dtype) -> float:
+        """``x_min`` rounded to ``dtype``: the side bit of an element is ``x < threshold``."""
+        return float(torch.tensor(self.x_min, dtype=torch.float64).to(dtype))

@@ -1,0 +1,32 @@
+"""Mish: x * tanh(softplus(x)) (arXiv 1908.08681)."""
+
+import functools
+
+from torch.nn import functional
+
+from optiacts.curves._curve import Curve
+from optiacts.curves._logistic import logistic
+
+
+def _gate(x, m):  # type: ignore[no-untyped-def]
+    return m.tanh(m.log1p(m.exp(x)))
+
+
+def _derivative(x, m):  # type: ignore[no-untyped-def]
+    t = _gate(x, m)
+    return t + x * (1 - t * t) * logistic(x, m)
+
+
+def _second_derivative(x, m):  # type: ignore[no-untyped-def]
+    t, s = _gate(x, m), logistic(x, m)
+    return (1 - t * t) * s * (2 + x * (1 - s - 2 * t * s))
+
+
+CURVE = Curve(
+    name="mish",
+    forward=functional.mish,
+    forward_=functools.partial(functional.mish, inplace=True),
+    function=lambda x, m: x * _gate(x, m),
+    derivative=_derivative,
+    second_derivative=_second_derivative,
+)

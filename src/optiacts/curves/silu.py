@@ -1,0 +1,17 @@
+"""SiLU, also called swish: x * logistic(x) (arXiv 1702.03118)."""
+
+import functools
+
+from torch.nn import functional
+
+from optiacts.curves import _logistic
+from optiacts.curves._curve import Curve
+
+CURVE = Curve(
+    name="silu",
+    forward=functional.silu,
+    forward_=functools.partial(functional.silu, inplace=True),
+    function=_logistic.function(1.0),
+    derivative=_logistic.derivative(1.0),
+    second_derivative=_logistic.second_derivative(1.0),
+)

@@ -1,0 +1,111 @@
+"""The activations as functions, with the arguments of their ``torch.nn.functional`` twins.
+
+Each returns PyTorch's own result, bit for bit. When a gradient is to be computed it saves the output and
+one bit per element (the side bit: is x left of the curve's minimum?) instead of the input:
+
+    saved bytes = output (shared with a following layer that keeps its input) + ceil(n / 8) per row
+
+without a gradient it *is* PyTorch's op, and tensors that we do not support (complex, integer, sparse,
+nested, quantized, unknown subclasses) take PyTorch's path as well. Since the output is needed for
+backward, changing it in place afterwards makes autograd raise an error.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from optiacts import autograd, curves
+
+_DTYPES = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
+
+
+def gelu(input: Tensor, approximate: str = "none", inplace: bool = False) -> Tensor:
+    """GELU: x * Phi(x), or x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) with ``approximate="tanh"``.
+
+    Args:
+        input: a tensor of any shape and layout; float64, float32, bfloat16 or float16 to save memory.
+        approximate: ``"none"`` or ``"tanh"``; PyTorch raises ``RuntimeError`` on anything else.
+        inplace: write the result into the storage of ``input``. ``torch.nn.functional.gelu`` cannot,
+            because it needs its input for backward.
+
+    Returns:
+        The tensor ``torch.nn.functional.gelu`` returns. Saved for backward: it, and one bit per element.
+    """
+    if approximate not in ("none", "tanh"):
+        return functional.gelu(input, approximate=approximate)  # raises PyTorch's own error
+    return apply("gelu_tanh" if approximate == "tanh" else "gelu", input, inplace)
+
+
+def silu(input: Tensor, inplace: bool = False) -> Tensor:
+    """SiLU (swish): x / (1 + exp(-x)).
+
+    Args:
+        input: a tensor of any shape and layout; float64, float32, bfloat16 or float16 to save memory.
+        inplace: write the result into the storage of ``input``, while gradients are on as well.
+
+    Returns:
+        The tensor ``torch.nn.functional.silu`` returns. Saved for backward: it, and one bit per element.
+    """
+    return apply("silu", input, inplace)
+
+
+def mish(input: Tensor, inplace: bool = False) -> Tensor:
+    """Mish: x * tanh(log(1 + exp(x))).
+
+    Args:
+        input: a tensor of any shape and layout; float64, float32, bfloat16 or float16 to save memory.
+        inplace: write the result into the storage of ``input``, while gradients are on as well.
+
+    Returns:
+        The tensor ``torch.nn.functional.mish`` returns. Saved for backward: it, and one bit per element.
+    """
+    return apply("mish", input, inplace)
+
+
+def quick_gelu(input: Tensor, inplace: bool = False) -> Tensor:
+    """QuickGELU, CLIP's: x * sigmoid(1.702 x), evaluated as ``input * torch.sigmoid(1.702 * input)`` is.
+
+    Args:
+        input: a tensor of any shape and layout; float64, float32, bfloat16 or float16 to save memory.
+        inplace: write the result into the storage of ``input``, while gradients are on as well.
+
+    Returns:
+        The value of that expression. Saved for backward: it, and one bit per element.
+    """
+    return apply("quick_gelu", input, inplace)
+
+
+def apply(curve: str, input: Tensor, inplace: bool = False) -> Tensor:
+    """The activation called ``curve``; ``ValueError`` lists the known names if it is none of them."""
+    known = curves.get(curve)
+    if not saves_memory(input):
+        return known.forward_(input) if inplace else known.forward(input)
+    return autograd.activation_(input, curve) if inplace else autograd.activation(input, curve)
+
+
+def saves_memory(input: Tensor) -> bool:
+    """Whether a gradient is wanted, of a tensor that we support."""
+    return (
+        torch.is_grad_enabled()
+        and input.requires_grad
+        and input.dtype in _DTYPES
+        and input.layout is torch.strided
+        and not torch.compiler.is_exporting()  # an exported program keeps to PyTorch's own ops
+        and _known_type(type(input))
+    )
+
+
+def _known_type(kind: type) -> bool:
+    """Plain tensors, and the subclasses that pass our ops on: fake ones (tracing, memory reports) and DTensor."""
+    return kind in (Tensor, torch.nn.Parameter) or (kind.__module__, kind.__name__) in _KNOWN_SUBCLASSES
+
+
+_KNOWN_SUBCLASSES = frozenset(
+    (
+        ("torch._subclasses.fake_tensor", "FakeTensor"),
+        ("torch._subclasses.functional_tensor", "FunctionalTensor"),
+        ("torch.nn.parameter", "Buffer"),
+    )
+)
