@@ -80,7 +80,7 @@ def fit(target: Chebyshev, low: float, high: float, weight: Callable[[Array], Ar
     """
     v = (low + high) / 2 - (high - low) / 2 * np.cos(np.linspace(0, np.pi, 400))
     wanted, importance, lawson = target(v), weight(v), np.ones_like(v)
-    best, least = None, np.inf
+    best, least = Chebyshev([0.0]), np.inf
     for _ in range(60):
         polynomial = Chebyshev.fit(v, wanted, DEGREE, domain=[low, high], w=importance * np.sqrt(lawson))
         errors = importance * np.abs(polynomial(v) - wanted)
@@ -143,7 +143,7 @@ def derive(curve: Curve) -> Coefficients:
         y_min_low=single(float(y_min - mp.mpf(y_high)) + BIAS * half_ulp),
         least=single(LEAST * half_ulp),
         limits=limits,
-        breaks=tuple(single(b) for b in breaks),
+        breaks=(single(breaks[0]), single(breaks[1])),
         scale=tuple(scales),
         shift=tuple(shifts),
         polynomials=tuple(zip(*columns, strict=True)),

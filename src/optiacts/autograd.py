@@ -53,13 +53,15 @@ class _Activation(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, None]:
         if grad is None:
             return None, None
-        return _times_derivative(grad, *ctx.saved_tensors, ctx.curve), None
+        y, bits = ctx.saved_tensors
+        return _times_derivative(grad, y, bits, ctx.curve), None
 
 
 class _DualActivation(_Activation):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> tuple[Tensor, None]:
-        return _times_derivative(tangent, *ctx.saved_tensors, ctx.curve), None
+        y, bits = ctx.saved_tensors
+        return _times_derivative(tangent, y, bits, ctx.curve), None
 
 
 class _InplaceActivation(_DualActivation):

@@ -13,7 +13,8 @@ def memory_order(x: Tensor) -> tuple[int, ...] | None:
     """
     if x.is_contiguous() or any(s == 0 and n > 1 for s, n in zip(x.stride(), x.shape, strict=True)):
         return None
-    order = tuple(sorted(range(x.ndim), key=lambda d: -x.stride(d)))
+    strides = x.stride()
+    order = tuple(sorted(range(x.ndim), key=lambda d: -strides[d]))
     return None if order == tuple(range(x.ndim)) else order
 
 
