@@ -24,9 +24,9 @@ def activation(input: Tensor, curve: str) -> Tensor:
 
 def activation_(input: Tensor, curve: str) -> Tensor:
     """The same in the storage of ``input``."""
-    if torch.compiler.is_compiling():  # compilers reuse storage on their own; tell them only the meaning
-        return input.copy_(_Activation.apply(input.clone(), curve)[0])
-    return _InplaceActivation.apply(input, curve)[0]
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return input.copy_(activation(input, curve))  # tracers want the meaning; they reuse storage on their own
+    return _InplaceActivation.apply(input, curve)
 
 
 class _Activation(torch.autograd.Function):
@@ -64,19 +64,27 @@ class _DualActivation(_Activation):
         return _times_derivative(tangent, y, bits, ctx.curve), None
 
 
-class _InplaceActivation(_DualActivation):
-    """The same, in the storage of x."""
-
-    generate_vmap_rule = False
+class _InplaceActivation(torch.autograd.Function):
+    """The same in the storage of x. Its one output may then be a view; the bits are no output."""
 
     @staticmethod
-    def forward(input: Tensor, curve: str) -> tuple[Tensor, Tensor]:
-        return input, ops.activation_forward_(layouts.permute(input, layouts.memory_order(input)), curve)
+    def forward(ctx: Any, input: Tensor, curve: str) -> Tensor:
+        bits = ops.activation_forward_(layouts.permute(input, layouts.memory_order(input)), curve)
+        ctx.curve = curve
+        ctx.mark_dirty(input)
+        ctx.save_for_backward(input, bits)
+        ctx.save_for_forward(input, bits)
+        return input
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_dirty(inputs[0])
-        _Activation.setup_context(ctx, inputs, output)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        y, bits = ctx.saved_tensors
+        return _times_derivative(grad, y, bits, ctx.curve), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        y, bits = ctx.saved_tensors
+        return tangent.copy_(_times_derivative(tangent, y, bits, ctx.curve))  # PyTorch wants it in place too
 
 
 def _times_derivative(grad: Tensor, y: Tensor, bits: Tensor, curve: str) -> Tensor:

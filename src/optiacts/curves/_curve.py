@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -48,4 +49,9 @@ class Curve:
 
     def threshold(self, dtype: torch.dtype) -> float:
         """``x_min`` rounded to ``dtype``: the side bit of an element is ``x < threshold``."""
-        return float(torch.tensor(self.x_min, dtype=torch.float64).to(dtype))
+        return _rounded(self.x_min, dtype)
+
+
+@functools.cache
+def _rounded(value: float, dtype: torch.dtype) -> float:
+    return float(torch.tensor(value, dtype=torch.float64).to(dtype))

@@ -1,0 +1,112 @@
+"""How exact the derivative is that can be had from the output: measured errors and the floors below them.
+
+`python -m optiacts.accuracy` prints the table of docs/accuracy.md.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optiacts.backends import eager
+from optiacts.curves import CURVES, Curve, get
+from optiacts.curves.inverse import derivative_from_output
+from optiacts.curves.table import every_value, normal_mass, table_index
+
+
+@dataclass(frozen=True)
+class Errors:
+    """|decode - f'(x)|: the worst over all finite inputs, the RMS for x ~ N(0, 1), and the floors of both.
+
+    The floors are the best any decoder can do from (PyTorch's output, one side bit): half the spread of f'
+    over the inputs that share an output, and its standard deviation.
+    """
+
+    worst: float
+    worst_floor: float
+    rms: float
+    rms_floor: float
+
+
+@functools.cache
+def exhaustive_errors(name: str, dtype: torch.dtype) -> Errors:
+    """The errors of curve ``name`` in a 16-bit ``dtype``, by going through every finite input."""
+    curve, x = get(name), every_value(dtype)
+    x = x[x.isfinite()]
+    y, left = curve.forward(x), x < curve.threshold(dtype)
+    slope, mass = curve.derivative(x.double(), torch), normal_mass(x)
+    error = (eager.decode(y, left, curve).double() - slope).abs()
+
+    group = table_index(y, left).long()
+    zeros = torch.zeros(2 << 16, dtype=torch.float64)
+    lowest = zeros.scatter_reduce(0, group, slope, "amin", include_self=False)
+    highest = zeros.scatter_reduce(0, group, slope, "amax", include_self=False)
+    mean = zeros.index_add(0, group, slope * mass) / zeros.index_add(0, group, mass).clamp(min=1e-300)
+
+    def rms(deviation: Tensor) -> float:
+        return float(((deviation**2 * mass).sum() / mass.sum()).sqrt())
+
+    return Errors(
+        worst=float(error.max()),
+        worst_floor=float((highest - lowest).max() / 2),
+        rms=rms(error),
+        rms_floor=rms(slope - mean[group]),
+    )
+
+
+@dataclass(frozen=True)
+class Float32Errors:
+    """|f' error| in float32, more than 0.1 away from the minimum and anywhere.
+
+    ``decode_far`` is the decoder's own error against exact inversion of the output; the others include what
+    PyTorch's rounding of the output has lost: ``far`` and ``anywhere`` for our decode, ``exact_far`` and
+    ``exact_anywhere`` for an exact inversion of the same output.
+    """
+
+    decode_far: float
+    far: float
+    exact_far: float
+    anywhere: float
+    exact_anywhere: float
+
+
+def float32_errors(curve: Curve, x: Tensor) -> Float32Errors:
+    """The errors of ``curve`` at the float32 inputs ``x``."""
+    y, left = curve.forward(x), x < curve.threshold(x.dtype)
+    slope, far = curve.derivative(x.double(), torch), (x.double() - curve.x_min).abs() > 0.1
+    decoded, exact = eager.decode(y, left, curve).double(), derivative_from_output(curve, y.double(), left)
+    error, exact_error = (decoded - slope).abs(), (exact - slope).abs()
+    return Float32Errors(
+        decode_far=float((decoded - exact).abs()[far].max()),
+        far=float(error[far].max()),
+        exact_far=float(exact_error[far].max()),
+        anywhere=float(error.max()),
+        exact_anywhere=float(exact_error.max()),
+    )
+
+
+def main() -> None:
+    """Prints both tables as markdown."""
+    print("| curve | dtype | worst | floor | ratio | RMS, N(0, 1) | floor | ratio |\n|---|---|---|---|---|---|---|---|")
+    for name in CURVES:
+        for dtype in (torch.bfloat16, torch.float16):
+            e = exhaustive_errors(name, dtype)
+            print(
+                f"| {name} | {str(dtype).removeprefix('torch.')} | {e.worst:.6f} | {e.worst_floor:.6f} "
+                f"| {e.worst / e.worst_floor:.3f} | {e.rms:.6f} | {e.rms_floor:.6f} | {e.rms / e.rms_floor:.3f} |"
+            )
+    print("\n| curve | decoder alone, far | far | exact inversion, far | anywhere | exact inversion, anywhere |")
+    print("|---|---|---|---|---|---|")
+    for name, curve in CURVES.items():
+        dense = torch.linspace(-15, 15, 1_000_001)
+        near = torch.linspace(curve.x_min - 2e-3, curve.x_min + 2e-3, 100_001)
+        f = float32_errors(curve, torch.cat([dense, near]))
+        figures = (f.decode_far, f.far, f.exact_far, f.anywhere, f.exact_anywhere)
+        print(f"| {name} | " + " | ".join(f"{figure:.2e}" for figure in figures) + " |")
+
+
+if __name__ == "__main__":
+    main()
