@@ -1,19 +1,20 @@
 """The autograd Functions: what is saved, backward, double backward, forward mode, vmap.
 
-The Functions stand outside the opaque ops. Dimensions are permuted into memory order here, so that a
-backend meets a channels_last tensor as a contiguous one and the bits keep a meaning of their own.
+They stand outside the opaque ops: compilers then keep exactly what is saved here.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from optiacts import curves, layouts, ops
+from optiacts import curves, ops
 from optiacts.bits import unpack
 from optiacts.curves.inverse import inverse
+from optiacts.layouts import Order, memory_order, permute, restore
 
 
 def activation(input: Tensor, curve: str) -> Tensor:
@@ -36,14 +37,12 @@ class _Activation(torch.autograd.Function):
 
     @staticmethod
     def forward(input: Tensor, curve: str) -> tuple[Tensor, Tensor]:
-        order = layouts.memory_order(input)
-        y, bits = ops.activation_forward(layouts.permute(input, order), curve)
-        return layouts.restore(y, order), bits
+        return ops.activation_forward(input, curve, memory_order(input))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: tuple[Tensor, Tensor]) -> None:
         y, bits = output
-        ctx.curve = inputs[1]
+        ctx.curve, ctx.order = inputs[1], memory_order(inputs[0])
         ctx.mark_non_differentiable(bits)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(y, bits)
@@ -54,14 +53,14 @@ class _Activation(torch.autograd.Function):
         if grad is None:
             return None, None
         y, bits = ctx.saved_tensors
-        return _times_derivative(grad, y, bits, ctx.curve), None
+        return _times_derivative(grad, y, bits, ctx.curve, ctx.order), None
 
 
 class _DualActivation(_Activation):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> tuple[Tensor, None]:
         y, bits = ctx.saved_tensors
-        return _times_derivative(tangent, y, bits, ctx.curve), None
+        return _times_derivative(tangent, y, bits, ctx.curve, ctx.order), None
 
 
 class _InplaceActivation(torch.autograd.Function):
@@ -69,8 +68,8 @@ class _InplaceActivation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, curve: str) -> Tensor:
-        bits = ops.activation_forward_(layouts.permute(input, layouts.memory_order(input)), curve)
-        ctx.curve = curve
+        ctx.curve, ctx.order = curve, memory_order(input)
+        bits = ops.activation_forward_(input, curve, ctx.order)
         ctx.mark_dirty(input)
         ctx.save_for_backward(input, bits)
         ctx.save_for_forward(input, bits)
@@ -79,19 +78,29 @@ class _InplaceActivation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         y, bits = ctx.saved_tensors
-        return _times_derivative(grad, y, bits, ctx.curve), None
+        return _times_derivative(grad, y, bits, ctx.curve, ctx.order), None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         y, bits = ctx.saved_tensors
-        return tangent.copy_(_times_derivative(tangent, y, bits, ctx.curve))  # PyTorch wants it in place too
+        return tangent.copy_(
+            _times_derivative(tangent, y, bits, ctx.curve, ctx.order)
+        )  # PyTorch wants it in place too
 
 
-def _times_derivative(grad: Tensor, y: Tensor, bits: Tensor, curve: str) -> Tensor:
+def _times_derivative(grad: Tensor, y: Tensor, bits: Tensor, curve: str, order: Order) -> Tensor:
     """``grad`` * f'(x); through a Function only where someone may differentiate it again."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return _TimesDerivative.apply(grad, y, bits, curve)
-    return _TimesDerivative.forward(grad, y, bits, curve)
+        return _TimesDerivative.apply(grad, y, bits, _Decoding(curve, tuple(order)))
+    return ops.activation_backward(grad, y, bits, curve, order)
+
+
+@dataclass(frozen=True)
+class _Decoding:
+    """How to read (y, bits). One object, because vmap would take a list among the arguments apart."""
+
+    curve: str
+    order: tuple[int, ...]
 
 
 class _TimesDerivative(torch.autograd.Function):
@@ -100,31 +109,29 @@ class _TimesDerivative(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad: Tensor, y: Tensor, bits: Tensor, curve: str) -> Tensor:
-        order = layouts.memory_order(y)
-        product = ops.activation_backward(layouts.permute(grad, order), layouts.permute(y, order), bits, curve)
-        return layouts.restore(product, order)
+    def forward(grad: Tensor, y: Tensor, bits: Tensor, by: _Decoding) -> Tensor:
+        return ops.activation_backward(grad, y, bits, by.curve, by.order)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, str], output: Tensor) -> None:
-        grad, y, bits, ctx.curve = inputs
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, _Decoding], output: Tensor) -> None:
+        grad, y, bits, ctx.by = inputs
         ctx.save_for_backward(grad, y, bits)
         ctx.save_for_forward(grad, y, bits)
 
     @staticmethod
     def backward(ctx: Any, gradgrad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad, y, bits = ctx.saved_tensors
-        by_y = (gradgrad * grad * _Bend.apply(y, bits, ctx.curve)).to(y.dtype)
-        return _times_derivative(gradgrad, y, bits, ctx.curve), by_y, None, None
+        by_y = (gradgrad * grad * _Bend.apply(y, bits, ctx.by)).to(y.dtype)
+        return _TimesDerivative.apply(gradgrad, y, bits, ctx.by), by_y, None, None
 
     @staticmethod
     def jvp(ctx: Any, grad_tangent: Tensor | None, y_tangent: Tensor | None, *_: None) -> Tensor:
         grad, y, bits = ctx.saved_tensors
         tangent = torch.zeros_like(y)
         if grad_tangent is not None:
-            tangent = tangent + _times_derivative(grad_tangent, y, bits, ctx.curve)
+            tangent = tangent + _TimesDerivative.apply(grad_tangent, y, bits, ctx.by)
         if y_tangent is not None:
-            tangent = tangent + (y_tangent * grad * _Bend.apply(y, bits, ctx.curve)).to(y.dtype)
+            tangent = tangent + (y_tangent * grad * _Bend.apply(y, bits, ctx.by)).to(y.dtype)
         return tangent
 
 
@@ -138,17 +145,14 @@ class _Bend(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(y: Tensor, bits: Tensor, curve: str) -> Tensor:
-        order = layouts.memory_order(y)
-        y = layouts.permute(y, order)
-        slope = ops.activation_backward(torch.ones_like(y), y, bits, curve).double()
-        known = curves.get(curve)
-        x = inverse(known, y.double(), unpack(bits, y.shape))
-        bend = torch.where(slope == 0, 0.0, known.second_derivative(x, torch) / slope)
-        return layouts.restore(bend.to(torch.promote_types(y.dtype, torch.float32)), order)
+    def forward(y: Tensor, bits: Tensor, by: _Decoding) -> Tensor:
+        slope = ops.activation_backward(torch.ones_like(y), y, bits, by.curve, by.order).double()
+        curve, left = curves.get(by.curve), restore(unpack(bits, permute(y, by.order).shape), by.order)
+        bend = curve.second_derivative(inverse(curve, y.double(), left), torch) / slope
+        return torch.where(slope == 0, 0.0, bend).to(torch.promote_types(y.dtype, torch.float32))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, _Decoding], output: Tensor) -> None:
         pass
 
     @staticmethod

@@ -89,6 +89,7 @@ def saves_memory(input: Tensor) -> bool:
     """Whether a gradient is wanted, of a tensor that we support."""
     return (
         torch.is_grad_enabled()
+        and isinstance(input, Tensor)
         and input.requires_grad
         and input.dtype in _DTYPES
         and input.layout is torch.strided

@@ -1,28 +1,41 @@
-"""Memory layouts: the order of dimensions in which a tensor is contiguous."""
+"""Memory layouts: the order of dimensions in which a tensor is contiguous.
+
+The ops take that order, so that a kernel meets a channels_last or transposed tensor as a contiguous one, and
+so that the meaning of the packed bits does not hang on strides, which a compiler may change in between.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
+Order = Sequence[int]  # a permutation of dimensions; empty means: as they are
 
-def memory_order(x: Tensor) -> tuple[int, ...] | None:
-    """The permutation of dimensions, largest stride first, in which PyTorch lays out ``f(x)`` contiguously.
 
-    None if that is the order the dimensions have already, or if ``x`` repeats elements (a stride of 0), which
-    leaves the order to PyTorch. Kernels then meet channels_last and transposed tensors as contiguous ones.
+def memory_order(x: Tensor) -> list[int]:
+    """The permutation, largest stride first, in which PyTorch lays out ``f(x)`` contiguously.
+
+    Empty if that is the order the dimensions have already, or if ``x`` repeats elements (a stride of 0), which
+    leaves the order to PyTorch. Dimensions of size 1 keep their place, whatever their stride.
     """
-    if x.is_contiguous() or any(s == 0 and n > 1 for s, n in zip(x.stride(), x.shape, strict=True)):
-        return None
-    strides = x.stride()
-    order = tuple(sorted(range(x.ndim), key=lambda d: -strides[d]))
-    return None if order == tuple(range(x.ndim)) else order
+    if x.is_contiguous():
+        return []
+    strides, shape = x.stride(), x.shape
+    moving = [d for d in range(x.ndim) if shape[d] > 1]
+    if any(strides[d] == 0 for d in moving):
+        return []
+    order = list(range(x.ndim))
+    for place, d in zip(moving, sorted(moving, key=lambda d: -strides[d]), strict=True):
+        order[place] = d
+    return [] if order == list(range(x.ndim)) else order
 
 
-def permute(x: Tensor, order: tuple[int, ...] | None) -> Tensor:
+def permute(x: Tensor, order: Order) -> Tensor:
     """``x`` with its dimensions in ``order``."""
-    return x if order is None else x.permute(order)
+    return x.permute(tuple(order)) if order else x
 
 
-def restore(x: Tensor, order: tuple[int, ...] | None) -> Tensor:
+def restore(x: Tensor, order: Order) -> Tensor:
     """Undoes ``permute``."""
-    return x if order is None else x.permute([order.index(d) for d in range(len(order))])
+    return x.permute([order.index(d) for d in range(len(order))]) if order else x

@@ -54,7 +54,7 @@ def saved_memory(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> SavedMemo
     saved: list[weakref.ref[_Held]] = []
 
     def pack(tensor: Tensor) -> _Held:
-        held = _Held(tensor)
+        held = _Held(tensor.detach(), _is_parameter(tensor))  # detached: a saved output would hold its own node
         saved.append(weakref.ref(held))
         return held
 
@@ -65,7 +65,7 @@ def saved_memory(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> SavedMemo
     storages: dict[int, SavedStorage] = {}
     for reference in saved:
         held = reference()
-        if held is None or _is_parameter(held.tensor):
+        if held is None or held.is_parameter:
             continue
         tensor = held.tensor
         key = _storage_key(tensor)
@@ -79,10 +79,11 @@ def saved_memory(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> SavedMemo
 class _Held:
     """A saved tensor in the keeping of the graph: it goes when the graph lets go of it."""
 
-    __slots__ = ("__weakref__", "tensor")
+    __slots__ = ("__weakref__", "is_parameter", "tensor")
 
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: Tensor, is_parameter: bool) -> None:
         self.tensor = tensor
+        self.is_parameter = is_parameter
 
 
 def _storage_key(tensor: Tensor) -> int:

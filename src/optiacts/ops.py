@@ -1,10 +1,11 @@
 """The operations as torch.library ops: opaque to compilers, so that what is saved stays what we chose.
 
-All take tensors of any strides and pack bits along the last dimension. ``curve`` is a curve's name.
+``curve`` is a curve's name. ``order`` is the memory order of the dimensions, empty if they are in it already;
+bits are packed along the last dimension in that order (see ``optiacts.layouts`` and ``optiacts.bits``).
 
-    optiacts::activation_forward(Tensor x, str curve) -> (Tensor y, Tensor bits)
-    optiacts::activation_forward_(Tensor(a!) x, str curve) -> Tensor bits
-    optiacts::activation_backward(Tensor grad, Tensor y, Tensor bits, str curve) -> Tensor
+    optiacts::activation_forward(Tensor x, str curve, int[] order) -> (Tensor y, Tensor bits)
+    optiacts::activation_forward_(Tensor(a!) x, str curve, int[] order) -> Tensor bits
+    optiacts::activation_backward(Tensor grad, Tensor y, Tensor bits, str curve, int[] order) -> Tensor
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from optiacts import backends, curves
 from optiacts.bits import packed_shape
+from optiacts.layouts import Order, permute, restore
 
 _library = torch.library.Library("optiacts", "DEF")
 
@@ -24,44 +26,46 @@ def _define(schema: str) -> None:
     _library.define(schema, tags=(torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag))
 
 
-_define("activation_forward(Tensor x, str curve) -> (Tensor, Tensor)")
-_define("activation_forward_(Tensor(a!) x, str curve) -> Tensor")
-_define("activation_backward(Tensor grad, Tensor y, Tensor bits, str curve) -> Tensor")
+_define("activation_forward(Tensor x, str curve, int[] order) -> (Tensor, Tensor)")
+_define("activation_forward_(Tensor(a!) x, str curve, int[] order) -> Tensor")
+_define("activation_backward(Tensor grad, Tensor y, Tensor bits, str curve, int[] order) -> Tensor")
 
 
 @torch.library.impl(_library, "activation_forward", "CompositeExplicitAutograd")
-def _activation_forward(x: Tensor, curve: str) -> tuple[Tensor, Tensor]:
-    return backends.select(x).activation_forward(x, curves.get(curve))
+def _activation_forward(x: Tensor, curve: str, order: Order) -> tuple[Tensor, Tensor]:
+    return backends.select(x).activation_forward(x, curves.get(curve), order)
 
 
 @torch.library.impl(_library, "activation_forward_", "CompositeExplicitAutograd")
-def _activation_forward_(x: Tensor, curve: str) -> Tensor:
-    return backends.select(x).activation_forward_(x, curves.get(curve))
+def _activation_forward_(x: Tensor, curve: str, order: Order) -> Tensor:
+    return backends.select(x).activation_forward_(x, curves.get(curve), order)
 
 
 @torch.library.impl(_library, "activation_backward", "CompositeExplicitAutograd")
-def _activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: str) -> Tensor:
-    _check_saved(grad, y, bits)
-    return backends.select(y).activation_backward(grad, y, bits, curves.get(curve))
+def _activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: str, order: Order) -> Tensor:
+    _check_saved(grad, y, bits, order)
+    known, grad, y = curves.get(curve), permute(grad, order), permute(y, order)
+    return restore(backends.select(y).activation_backward(grad, y, bits, known), order)
 
 
 @torch.library.register_fake("optiacts::activation_forward", lib=_library)
-def _(x: Tensor, curve: str) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), _fake_bits(x)
+def _(x: Tensor, curve: str, order: Order) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), _fake_bits(x, order)
 
 
 @torch.library.register_fake("optiacts::activation_forward_", lib=_library)
-def _(x: Tensor, curve: str) -> Tensor:
-    return _fake_bits(x)
+def _(x: Tensor, curve: str, order: Order) -> Tensor:
+    return _fake_bits(x, order)
 
 
 @torch.library.register_fake("optiacts::activation_backward", lib=_library)
-def _(grad: Tensor, y: Tensor, bits: Tensor, curve: str) -> Tensor:
-    return torch.empty_like(y)
+def _(grad: Tensor, y: Tensor, bits: Tensor, curve: str, order: Order) -> Tensor:
+    _check_saved(grad, y, bits, order)
+    return restore(y.new_empty(permute(y, order).shape), order)
 
 
-def _fake_bits(x: Tensor) -> Tensor:
-    return x.new_empty(packed_shape(x.shape), dtype=torch.uint8)
+def _fake_bits(x: Tensor, order: Order) -> Tensor:
+    return x.new_empty(packed_shape(permute(x, order).shape), dtype=torch.uint8)
 
 
 def _batched(tensors: tuple[Tensor, ...], dims: tuple[int | None, ...], size: int) -> list[Tensor]:
@@ -70,27 +74,36 @@ def _batched(tensors: tuple[Tensor, ...], dims: tuple[int | None, ...], size: in
     return [t.unsqueeze(-1) if t.ndim == 1 else t for t in front]
 
 
+def _batched_order(order: Order) -> list[int]:
+    return [0, *(d + 1 for d in order)] if order else []
+
+
 @torch.library.register_vmap("optiacts::activation_forward", lib=_library)
-def _(info: Any, in_dims: tuple[int | None, ...], x: Tensor, curve: str) -> Any:
+def _(info: Any, in_dims: tuple[int | None, ...], x: Tensor, curve: str, order: Order) -> Any:
     scalars = x.ndim == 1
-    y, bits = activation_forward(*_batched((x,), in_dims[:1], info.batch_size), curve)
+    (batched,) = _batched((x,), in_dims[:1], info.batch_size)
+    y, bits = activation_forward(batched, curve, _batched_order(order))
     return (y.squeeze(-1) if scalars else y, bits), (0, 0)
 
 
 @torch.library.register_vmap("optiacts::activation_backward", lib=_library)
-def _(info: Any, in_dims: tuple[int | None, ...], grad: Tensor, y: Tensor, bits: Tensor, curve: str) -> Any:
+def _(
+    info: Any, in_dims: tuple[int | None, ...], grad: Tensor, y: Tensor, bits: Tensor, curve: str, order: Order
+) -> Any:
     scalars = y.ndim == (0 if in_dims[1] is None else 1)
-    product = activation_backward(*_batched((grad, y, bits), in_dims[:3], info.batch_size), curve)
+    batched = _batched((grad, y, bits), in_dims[:3], info.batch_size)
+    product = activation_backward(*batched, curve, _batched_order(order))
     return product.squeeze(-1) if scalars else product, 0
 
 
-def _check_saved(grad: Tensor, y: Tensor, bits: Tensor) -> None:
+def _check_saved(grad: Tensor, y: Tensor, bits: Tensor, order: Order) -> None:
     """A backend reads ``bits`` by address: nothing but the right shape may reach it."""
     if grad.shape != y.shape:
         raise ValueError(f"grad must have the shape of y, {tuple(y.shape)}; got {tuple(grad.shape)}")
-    if bits.dtype != torch.uint8 or bits.shape != packed_shape(y.shape):
+    wanted = packed_shape(permute(y, order).shape)
+    if bits.dtype != torch.uint8 or bits.shape != wanted:
         raise ValueError(
-            f"bits must be uint8 of shape {packed_shape(y.shape)} for y of shape {tuple(y.shape)}; "
+            f"bits must be uint8 of shape {wanted} for y of shape {tuple(y.shape)}; "
             f"got {bits.dtype} of shape {tuple(bits.shape)}"
         )
     if not (grad.device == y.device == bits.device):

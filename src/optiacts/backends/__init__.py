@@ -9,20 +9,26 @@ from torch import Tensor
 
 from optiacts.backends import eager
 from optiacts.curves import Curve
+from optiacts.layouts import Order
 
 
 class Backend(Protocol):
-    """What a backend module offers. ``bits`` are packed along the last dimension (see ``optiacts.bits``)."""
+    """What a backend module offers.
+
+    ``order`` is the memory order of the dimensions (see ``optiacts.layouts``). ``bits`` are packed along the last
+    dimension in that order (see ``optiacts.bits``). Backward gets its tensors permuted into it already; forward
+    does not, since PyTorch's own forward may round differently by layout.
+    """
 
     name: str
 
     def unavailable(self, device: torch.device) -> str | None:
         """Why the backend cannot serve ``device``, or None if it can."""
 
-    def activation_forward(self, x: Tensor, curve: Curve) -> tuple[Tensor, Tensor]:
+    def activation_forward(self, x: Tensor, curve: Curve, order: Order) -> tuple[Tensor, Tensor]:
         """The output and the packed side bits."""
 
-    def activation_forward_(self, x: Tensor, curve: Curve) -> Tensor:
+    def activation_forward_(self, x: Tensor, curve: Curve, order: Order) -> Tensor:
         """Overwrites ``x`` with the output; the packed side bits."""
 
     def activation_backward(self, grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> Tensor:

@@ -15,6 +15,7 @@ from optiacts.bits import pack, unpack
 from optiacts.curves import Curve
 from optiacts.curves.inverse import derivative_from_output
 from optiacts.curves.table import decode_table, table_index
+from optiacts.layouts import Order, permute
 
 name = "eager"
 
@@ -24,16 +25,20 @@ def unavailable(device: torch.device) -> str | None:
     return None
 
 
-def activation_forward(x: Tensor, curve: Curve) -> tuple[Tensor, Tensor]:
+def activation_forward(x: Tensor, curve: Curve, order: Order) -> tuple[Tensor, Tensor]:
     """PyTorch's own output, and the packed side bits."""
-    return curve.forward(x), pack(x < curve.threshold(x.dtype))
+    return curve.forward(x), _side_bits(x, curve, order)
 
 
-def activation_forward_(x: Tensor, curve: Curve) -> Tensor:
+def activation_forward_(x: Tensor, curve: Curve, order: Order) -> Tensor:
     """Overwrites ``x`` with the output and returns the packed side bits."""
-    bits = pack(x < curve.threshold(x.dtype))
+    bits = _side_bits(x, curve, order)
     curve.forward_(x)
     return bits
+
+
+def _side_bits(x: Tensor, curve: Curve, order: Order) -> Tensor:
+    return pack(permute(x, order) < curve.threshold(x.dtype))
 
 
 def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> Tensor:
