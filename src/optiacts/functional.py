@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from optiacts import autograd, curves
+from optiacts import autograd, curves, sharding
 
 _DTYPES = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
 
@@ -94,19 +94,23 @@ def saves_memory(input: Tensor) -> bool:
         and input.dtype in _DTYPES
         and input.layout is torch.strided
         and not torch.compiler.is_exporting()  # an exported program keeps to PyTorch's own ops
-        and _known_type(type(input))
+        and _passes_our_ops(input)
     )
 
 
-def _known_type(kind: type) -> bool:
-    """Plain tensors, and the subclasses that pass our ops on: fake ones (tracing, memory reports) and DTensor."""
-    return kind in (Tensor, torch.nn.Parameter) or (kind.__module__, kind.__name__) in _KNOWN_SUBCLASSES
+def _passes_our_ops(input: Tensor) -> bool:
+    """Plain tensors, fake ones (tracing, memory reports), and DTensors that can shard their bits."""
+    kind = type(input)
+    if kind in (Tensor, torch.nn.Parameter):
+        return True
+    name = f"{kind.__module__}.{kind.__name__}"
+    return name in _TRACERS or (name == "torch.distributed.tensor.DTensor" and sharding.supports(input))
 
 
-_KNOWN_SUBCLASSES = frozenset(
+_TRACERS = frozenset(
     (
-        ("torch._subclasses.fake_tensor", "FakeTensor"),
-        ("torch._subclasses.functional_tensor", "FunctionalTensor"),
-        ("torch.nn.parameter", "Buffer"),
+        "torch._subclasses.fake_tensor.FakeTensor",
+        "torch._subclasses.functional_tensor.FunctionalTensor",
+        "torch.nn.parameter.Buffer",
     )
 )

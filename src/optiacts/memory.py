@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from optiacts.sharding import local_tensors
+
 
 @dataclass(frozen=True)
 class SavedStorage:
@@ -42,7 +44,8 @@ def saved_memory(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> SavedMemo
     storage once, however many tensors or views share it. Parameters are left out, and so are the buffers of
     every module that is ``fn``, owns it as a method, or is among its arguments. Works on real and on fake
     tensors (build the model inside ``torch._subclasses.FakeTensorMode``), which takes no memory at all, and
-    on compiled functions. A Function that hides tensors outside ``save_for_backward`` is not seen.
+    on compiled functions; of a DTensor the local part counts. A Function that hides tensors outside
+    ``save_for_backward`` is not seen.
 
     Args:
         fn: a module or function.
@@ -61,17 +64,18 @@ def saved_memory(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> SavedMemo
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
         output = fn(*args, **kwargs)
 
-    left_out = {_storage_key(t) for module in _modules((fn, args, kwargs)) for t in _state(module)}
+    state = (t for module in _modules((fn, args, kwargs)) for t in _state(module))
+    left_out = {_storage_key(plain) for t in state for plain in local_tensors(t)}
     storages: dict[int, SavedStorage] = {}
     for reference in saved:
         held = reference()
         if held is None or held.is_parameter:
             continue
-        tensor = held.tensor
-        key = _storage_key(tensor)
-        if key not in left_out and key not in storages:
-            nbytes = tensor.untyped_storage().nbytes()
-            storages[key] = SavedStorage(nbytes, tuple(tensor.shape), tensor.dtype, tensor.device)
+        for tensor in local_tensors(held.tensor):
+            key = _storage_key(tensor)
+            if key not in left_out and key not in storages:
+                nbytes = tensor.untyped_storage().nbytes()
+                storages[key] = SavedStorage(nbytes, tuple(tensor.shape), tensor.dtype, tensor.device)
     largest_first = sorted(storages.values(), key=lambda storage: -storage.nbytes)
     return SavedMemory(tuple(largest_first), output)
 

@@ -1,0 +1,146 @@
+"""Two gloo processes on CPU: DDP, FSDP2, tensor and sequence parallel. Losses as on one process, savings per rank."""
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import optiacts
+from optiacts import saved_memory
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the distributed package warns about its own parts
+
+WORLD, ROWS, WIDTH, HIDDEN = 2, 8, 16, 64
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(WIDTH, HIDDEN), optiacts.GELU(), nn.Linear(HIDDEN, WIDTH))
+
+
+def inputs() -> Tensor:
+    return torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+def loss_and_gradients(net: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    loss = net(x).square().mean()
+    loss.backward()
+    return loss.detach(), [p.grad for p in net.parameters() if p.grad is not None]
+
+
+def run(rank: int, port: int, check: Callable[[int], None]) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=WORLD)
+    try:
+        check(rank)
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def ddp(rank: int) -> None:
+    wrapped = nn.parallel.DistributedDataParallel(model())
+    part = inputs().chunk(WORLD)[rank].clone()
+    loss, gradients = loss_and_gradients(wrapped, part)
+    dist.all_reduce(loss)
+    wanted, truth = loss_and_gradients(model(), inputs())
+    torch.testing.assert_close(loss / WORLD, wanted)
+    torch.testing.assert_close(gradients, truth)
+    rows = ROWS // WORLD
+    assert saved_memory(wrapped, part).bytes == rows * (WIDTH * 4 + HIDDEN * 4 + HIDDEN // 8)
+
+
+def fsdp(rank: int) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    net = model()
+    fully_shard(net, mesh=init_device_mesh("cpu", (WORLD,)))
+    part = inputs().chunk(WORLD)[rank].clone()
+    loss, gradients = loss_and_gradients(net, part)
+    dist.all_reduce(loss)
+    wanted, truth = loss_and_gradients(model(), inputs())
+    torch.testing.assert_close(loss / WORLD, wanted)
+    torch.testing.assert_close([g.full_tensor() for g in gradients], truth)  # type: ignore[attr-defined]
+
+
+def tensor_parallel(rank: int, local: bool, sequence: bool) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    net, mesh = model(), init_device_mesh("cpu", (WORLD,))
+    layout = {"input_layouts": Shard(0)} if sequence else {}
+    into = ColwiseParallel(use_local_output=local, **layout)
+    out = RowwiseParallel(**({"output_layouts": Shard(0)} if sequence else {}))
+    parallelize_module(net, mesh, {"0": into, "2": out})
+    x = inputs().chunk(WORLD)[rank] if sequence else inputs()
+
+    hidden = net[0](x)
+    assert isinstance(hidden, DTensor) != local
+    assert "Activation" in type(net[1](hidden).grad_fn).__name__
+    total = net(x).square().sum()
+    total.backward()
+    if sequence:
+        dist.all_reduce(total.detach_())
+    reference = model()
+    wanted = reference(inputs()).square().sum()
+    wanted.backward()
+    torch.testing.assert_close(total.detach(), wanted.detach())
+    torch.testing.assert_close(net[0].weight.grad.full_tensor(), reference[0].weight.grad)
+
+    share = HIDDEN // WORLD  # each rank holds its share of the hidden tensor once, and its bits
+    held = saved_memory(net[1], hidden).bytes
+    assert held == ROWS * share * 4 + ROWS * share // 8
+
+
+def awkward_shards_take_pytorchs_path(rank: int) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (WORLD,))
+    whole = torch.randn(6, 20, generator=torch.Generator().manual_seed(2))
+    for placement, ours in ((Shard(1), False), (Shard(0), True), (Replicate(), True)):
+        x = distribute_tensor(whole, mesh, [placement]).requires_grad_()
+        y = optiacts.gelu(x)
+        assert ("Activation" in type(y.grad_fn).__name__) == ours
+        y.sum().backward()
+        plain = whole.clone().requires_grad_()
+        optiacts.gelu(plain).sum().backward()
+        torch.testing.assert_close(x.grad.full_tensor(), plain.grad, rtol=0, atol=2e-4)  # type: ignore[union-attr]
+
+
+def tensor_parallel_local(rank: int) -> None:
+    tensor_parallel(rank, local=True, sequence=False)
+
+
+def tensor_parallel_dtensor(rank: int) -> None:
+    tensor_parallel(rank, local=False, sequence=False)
+
+
+def sequence_parallel_dtensor(rank: int) -> None:
+    tensor_parallel(rank, local=False, sequence=True)
+
+
+CHECKS: list[Any] = [
+    ddp,
+    fsdp,
+    tensor_parallel_local,
+    tensor_parallel_dtensor,
+    sequence_parallel_dtensor,
+    awkward_shards_take_pytorchs_path,
+]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_two_processes(check: Callable[[int], None]) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(run, args=(port, check), nprocs=WORLD)
