@@ -91,12 +91,12 @@ class _InplaceActivation(torch.autograd.Function):
 def _times_derivative(grad: Tensor, y: Tensor, bits: Tensor, curve: str, order: Order) -> Tensor:
     """``grad`` * f'(x); through a Function only where someone may differentiate it again."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return _TimesDerivative.apply(grad, y, bits, _Decoding(curve, tuple(order)))
+        return _TimesDerivative.apply(grad, y, bits, Decoding(curve, tuple(order)))
     return ops.activation_backward(grad, y, bits, curve, order)
 
 
 @dataclass(frozen=True)
-class _Decoding:
+class Decoding:
     """How to read (y, bits). One object, because vmap would take a list among the arguments apart."""
 
     curve: str
@@ -109,11 +109,11 @@ class _TimesDerivative(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad: Tensor, y: Tensor, bits: Tensor, by: _Decoding) -> Tensor:
+    def forward(grad: Tensor, y: Tensor, bits: Tensor, by: Decoding) -> Tensor:
         return ops.activation_backward(grad, y, bits, by.curve, by.order)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, _Decoding], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Decoding], output: Tensor) -> None:
         grad, y, bits, ctx.by = inputs
         ctx.save_for_backward(grad, y, bits)
         ctx.save_for_forward(grad, y, bits)
@@ -145,14 +145,14 @@ class _Bend(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(y: Tensor, bits: Tensor, by: _Decoding) -> Tensor:
+    def forward(y: Tensor, bits: Tensor, by: Decoding) -> Tensor:
         slope = ops.activation_backward(torch.ones_like(y), y, bits, by.curve, by.order).double()
         curve, left = curves.get(by.curve), restore(unpack(bits, permute(y, by.order).shape), by.order)
         bend = curve.second_derivative(inverse(curve, y.double(), left), torch) / slope
         return torch.where(slope == 0, 0.0, bend).to(torch.promote_types(y.dtype, torch.float32))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, _Decoding], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Decoding], output: Tensor) -> None:
         pass
 
     @staticmethod

@@ -94,11 +94,11 @@ def saves_memory(input: Tensor) -> bool:
         and input.dtype in _DTYPES
         and input.layout is torch.strided
         and not torch.compiler.is_exporting()  # an exported program keeps to PyTorch's own ops
-        and _passes_our_ops(input)
+        and passes_our_ops(input)
     )
 
 
-def _passes_our_ops(input: Tensor) -> bool:
+def passes_our_ops(input: Tensor) -> bool:
     """Plain tensors, fake ones (tracing, memory reports), and DTensors that can shard their bits."""
     kind = type(input)
     if kind in (Tensor, torch.nn.Parameter):
