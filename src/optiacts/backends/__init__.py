@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from optiacts.backends import eager
+from optiacts.backends import eager, native
 from optiacts.curves import Curve
 
 
@@ -31,6 +31,8 @@ class Backend(Protocol):
 
 def select(x: Tensor) -> Backend:
     """The fastest backend that serves the device and dtype of ``x``."""
+    if x.is_cpu and x.dtype in native.dtypes and native.unavailable(x.device) is None:
+        return native
     return eager
 
 

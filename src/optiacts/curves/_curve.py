@@ -22,6 +22,7 @@ class Curve:
 
     ``forward`` and ``forward_`` are PyTorch's own ops (out of place, in place): the forward is theirs
     to the bit. ``function``, ``derivative`` and ``second_derivative`` are the mathematics.
+    ``forward_out(x, y)`` is the same forward into ``y``, of the layout of ``x``; it returns ``y``.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Curve:
     function: Formula
     derivative: Formula
     second_derivative: Formula
+    forward_out: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
     def coefficients(self) -> Coefficients:
