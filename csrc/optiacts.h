@@ -33,7 +33,8 @@ typedef struct {
     float polynomials[OPTIACTS_DEGREE + 1][OPTIACTS_PIECES];
 } optiacts_curve;
 
-/* Instruction sets, each with its own build of the kernels. All of them give the same bits. */
+/* Instruction sets, each with its own build of the kernels. In 16-bit dtypes all of them give the same bits, in
+ * float32 those that have fused multiply-adds: all but the portable level of x86. */
 enum { OPTIACTS_PORTABLE = 0, OPTIACTS_AVX2 = 1, OPTIACTS_AVX512 = 2 };
 
 /* The highest level that this CPU and this build have. */

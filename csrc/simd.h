@@ -48,6 +48,20 @@ inline void store(Element* to, Vector v) {
 inline Floats all(float value) { return value - Floats{}; }
 inline Ints all(int32_t value) { return value - Ints{}; }
 
+// a * b + c, rounded once where the CPU can.
+inline Floats multiply_add(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+    return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+    for (int i = 0; i < LANES; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return c;
+#else
+    return a * b + c;
+#endif
+}
+
 // The mask of the lanes whose bit is set in the next LANES / 8 bytes.
 inline Ints lanes_of(const uint8_t* bytes) {
     LaneBits packed;

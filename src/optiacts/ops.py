@@ -93,8 +93,9 @@ def _check_saved(grad: Tensor, y: Tensor, bits: Tensor) -> None:
             f"bits must be uint8 of shape {packed_shape(y.shape)} for y of shape {tuple(y.shape)}; "
             f"got {bits.dtype} of shape {tuple(bits.shape)}"
         )
-    if not (grad.device == y.device == bits.device):
-        raise ValueError(f"grad, y and bits must be on one device; got {grad.device}, {y.device}, {bits.device}")
+    device = y.device
+    if grad.device != device or bits.device != device:
+        raise ValueError(f"grad, y and bits must be on one device; got {grad.device}, {device}, {bits.device}")
 
 
 activation_forward = torch.ops.optiacts.activation_forward.default
