@@ -38,7 +38,7 @@ def run(function: type[torch.autograd.Function], input: Tensor, *args: Any) -> A
     """
     if torch._C._are_functorch_transforms_active() or torch._C._functorch.is_functorch_wrapped_tensor(input):
         return function.apply(input, *args)
-    return super(torch.autograd.Function, function).apply(input, *args)
+    return super(torch.autograd.Function, function).apply(input, *args)  # type: ignore[misc]
 
 
 class _Activation(torch.autograd.Function):

@@ -86,11 +86,12 @@ def _(info: Any, in_dims: tuple[int | None, ...], grad: Tensor, y: Tensor, bits:
 
 def _check_saved(grad: Tensor, y: Tensor, bits: Tensor) -> None:
     """A backend reads ``bits`` by address: nothing but the right shape may reach it."""
-    if grad.shape != y.shape:
-        raise ValueError(f"grad must have the shape of y, {tuple(y.shape)}; got {tuple(grad.shape)}")
-    if bits.dtype != torch.uint8 or bits.shape != packed_shape(y.shape):
+    shape = y.shape
+    if grad.shape != shape:
+        raise ValueError(f"grad must have the shape of y, {tuple(shape)}; got {tuple(grad.shape)}")
+    if bits.dtype != torch.uint8 or bits.shape != packed_shape(shape):
         raise ValueError(
-            f"bits must be uint8 of shape {packed_shape(y.shape)} for y of shape {tuple(y.shape)}; "
+            f"bits must be uint8 of shape {packed_shape(shape)} for y of shape {tuple(shape)}; "
             f"got {bits.dtype} of shape {tuple(bits.shape)}"
         )
     device = y.device

@@ -29,6 +29,9 @@ class Backend(Protocol):
         """``grad`` * f'(x) from the output and the side bits."""
 
 
+BACKENDS: tuple[Backend, ...] = (native, eager)  # fastest first
+
+
 def select(x: Tensor) -> Backend:
     """The fastest backend that serves the device and dtype of ``x``."""
     if x.is_cpu and x.dtype in native.dtypes and native.unavailable(x.device) is None:
@@ -36,4 +39,4 @@ def select(x: Tensor) -> Backend:
     return eager
 
 
-__all__ = ["Backend", "select"]
+__all__ = ["BACKENDS", "Backend", "select"]

@@ -18,7 +18,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,24 +131,20 @@ class _Kernels:
     first: int
     span: int
     backward: Callable[..., None]
-    decoder: int
-    keeps: Any  # owns the memory at ``decoder``
+    decoder: int  # the address of
+    decoder_owner: _Struct | Tensor
 
 
 @functools.cache
 def _kernels(curve: str, dtype: torch.dtype) -> _Kernels:
     known = curves.get(curve)
     library = _library()
-    if dtype == torch.float32:
-        struct = _struct(known.coefficients)
-        decoder, keeps = ctypes.addressof(struct), struct
-    else:
-        table = decode_table(curve, dtype)
-        decoder, keeps = table.data_ptr(), table
+    decoder = _struct(known.coefficients) if dtype == torch.float32 else decode_table(curve, dtype)
+    address = decoder.data_ptr() if isinstance(decoder, Tensor) else ctypes.addressof(decoder)
     first, span = _left_patterns(known.threshold(dtype), dtype)
     pack = library.optiacts_pack32 if dtype.itemsize == 4 else library.optiacts_pack16
     backward = getattr(library, f"optiacts_backward_{str(dtype).removeprefix('torch.')}")
-    return _Kernels(pack, first, span, backward, decoder, keeps)
+    return _Kernels(pack, first, span, backward, address, decoder)
 
 
 def _left_patterns(threshold: float, dtype: torch.dtype) -> tuple[int, int]:
@@ -195,13 +190,22 @@ def _library() -> ctypes.CDLL:
 def _load() -> ctypes.CDLL | str:
     """The library, or why there is none. It lies in the package, be that installed, editable or a source tree."""
     folders = [Path(folder) for folder in sys.modules["optiacts"].__path__]
-    found = [folder / FILE for folder in folders if (folder / FILE).exists()]
-    if not found:
+    built = [folder / FILE for folder in folders if (folder / FILE).exists()]
+    if not built:
         return f"{FILE} was not built (no C++17 compiler at installation?); looked in {', '.join(map(str, folders))}"
+    newest = max(built, key=lambda path: path.stat().st_mtime)  # an editable install and `make native` both make one
     try:
-        library = ctypes.CDLL(str(found[0]))
-    except OSError as error:
-        return f"{found[0]} does not load: {error}"
+        library = _declared(ctypes.CDLL(str(newest)))
+    except (OSError, AttributeError) as error:
+        return f"{newest} does not load: {error}"
+    wanted = os.environ.get("OPTIACTS_CPU_LEVEL")
+    if wanted:
+        _use_level(library, wanted, "OPTIACTS_CPU_LEVEL")
+    return library
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """The library with the signatures of csrc/optiacts.h; ``AttributeError`` if it is that of another version."""
     address, size, count, whole = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_uint32
     backward = [address, address, address, address, size, size, address, count]
     signatures = {
@@ -219,9 +223,6 @@ def _load() -> ctypes.CDLL | str:
     for function, arguments in signatures.items():
         getattr(library, function).argtypes = arguments
         getattr(library, function).restype = count if arguments in ([], [count]) else None
-    wanted = os.environ.get("OPTIACTS_CPU_LEVEL")
-    if wanted:
-        _use_level(library, wanted, "OPTIACTS_CPU_LEVEL")
     return library
 
 
@@ -229,7 +230,8 @@ def _use_level(library: ctypes.CDLL, wanted: str, argument: str) -> None:
     if wanted not in LEVELS:
         raise ValueError(f"{argument} must be one of {', '.join(LEVELS)}; got {wanted!r}")
     if library.optiacts_use_level(LEVELS.index(wanted)):
-        raise ValueError(f"{argument}: this machine has nothing above {best_level()}; got {wanted!r}")
+        best = LEVELS[library.optiacts_best_level()]
+        raise ValueError(f"{argument} must be at most {best} on this machine; got {wanted!r}")
 
 
 _in_forked_child = False
