@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint fit clean
+.PHONY: demo test lint fit bench native clean
 
 demo: $(VENV)/.installed
 	$(BIN)/optiacts demo
@@ -19,10 +19,19 @@ lint: $(VENV)/.installed
 fit: $(VENV)/.installed
 	$(BIN)/python tools/fit_curves.py
 
-clean:
-	rm -rf $(VENV) build out
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# Builds the CPU kernels into the source tree, for PYTHONPATH=src and after changes in csrc/; needs CMake.
+native:
+	cmake -S csrc -B build/native
+	cmake --build build/native
+	cmake --install build/native --prefix src
+
+clean:
+	rm -rf $(VENV) build out src/optiacts/_native.so
+
+$(VENV)/.installed: pyproject.toml constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@

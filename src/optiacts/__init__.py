@@ -1,5 +1,6 @@
 """Activation functions that keep their output, and at most one bit per element, for the backward pass."""
 
+from optiacts.doctor import Diagnosis, doctor
 from optiacts.functional import gelu, mish, quick_gelu, silu
 from optiacts.functional_gated import gated, geglu, reglu, swiglu
 from optiacts.memory import SavedMemory, SavedStorage, saved_memory
@@ -11,6 +12,7 @@ __version__ = "0.1.0"
 __all__ = [
     "GEGLU",
     "GELU",
+    "Diagnosis",
     "Mish",
     "QuickGELU",
     "ReGLU",
@@ -18,6 +20,7 @@ __all__ = [
     "SavedStorage",
     "SiLU",
     "SwiGLU",
+    "doctor",
     "gated",
     "geglu",
     "gelu",

@@ -19,15 +19,27 @@ from optiacts.layouts import Order, memory_order, permute, restore
 
 def activation(input: Tensor, curve: str) -> Tensor:
     """The activation with its output and side bits saved for backward."""
-    function = _Activation if torch.compiler.is_compiling() else _DualActivation
-    return function.apply(input, curve)[0]
+    if torch.compiler.is_compiling():
+        return _Activation.apply(input, curve)[0]
+    return run(_DualActivation, input, curve)[0]
 
 
 def activation_(input: Tensor, curve: str) -> Tensor:
     """The same in the storage of ``input``."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return input.copy_(activation(input, curve))  # tracers want the meaning; they reuse storage on their own
-    return _InplaceActivation.apply(input, curve)
+    return run(_InplaceActivation, input, curve)
+
+
+def run(function: type[torch.autograd.Function], input: Tensor, *args: Any) -> Any:
+    """``function.apply(input, *args)`` for eager mode, faster outside torch.func.
+
+    ``Function.apply`` binds default arguments with ``inspect`` on every call, which takes half as long as a whole
+    small activation. Outside transforms nothing else happens before its base class's ``apply``.
+    """
+    if torch._C._are_functorch_transforms_active() or torch._C._functorch.is_functorch_wrapped_tensor(input):
+        return function.apply(input, *args)
+    return super(torch.autograd.Function, function).apply(input, *args)  # type: ignore[misc]
 
 
 class _Activation(torch.autograd.Function):

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 def packed_shape(shape: torch.Size | tuple[int, ...]) -> tuple[int, ...]:
     """The shape of the packed bits of a tensor: ``(*shape[:-1], ceil(shape[-1] / 8))``; ``(1,)`` for 0-dim."""
-    return (*shape[:-1], (shape[-1] + 7) // 8) if len(shape) else (1,)
+    return (*shape[:-1], (shape[-1] + 7) // 8) if shape else (1,)
 
 
 def pack(flags: Tensor) -> Tensor:

@@ -110,16 +110,18 @@ def _(
 
 def _check_saved(grad: Tensor, y: Tensor, bits: Tensor, order: Order) -> None:
     """A backend reads ``bits`` by address: nothing but the right shape may reach it."""
-    if grad.shape != y.shape:
-        raise ValueError(f"grad must have the shape of y, {tuple(y.shape)}; got {tuple(grad.shape)}")
-    wanted = packed_shape(permute(y, order).shape)
+    shape = y.shape
+    if grad.shape != shape:
+        raise ValueError(f"grad must have the shape of y, {tuple(shape)}; got {tuple(grad.shape)}")
+    wanted = packed_shape(permute(y, order).shape if order else shape)
     if bits.dtype != torch.uint8 or bits.shape != wanted:
         raise ValueError(
-            f"bits must be uint8 of shape {wanted} for y of shape {tuple(y.shape)}; "
+            f"bits must be uint8 of shape {wanted} for y of shape {tuple(shape)}; "
             f"got {bits.dtype} of shape {tuple(bits.shape)}"
         )
-    if not (grad.device == y.device == bits.device):
-        raise ValueError(f"grad, y and bits must be on one device; got {grad.device}, {y.device}, {bits.device}")
+    device = y.device
+    if grad.device != device or bits.device != device:
+        raise ValueError(f"grad, y and bits must be on one device; got {grad.device}, {device}, {bits.device}")
 
 
 @torch.library.impl(_library, "gated_forward", "CompositeExplicitAutograd")

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from optiacts.backends import eager
+from optiacts.backends import eager, native
 from optiacts.curves import Curve
 from optiacts.layouts import Order
 
@@ -43,9 +43,14 @@ class Backend(Protocol):
         """Writes the gradients into ``grad_gate`` and ``grad_up``, whose rows may be halves of longer ones."""
 
 
+BACKENDS: tuple[Backend, ...] = (native, eager)  # fastest first
+
+
 def select(x: Tensor) -> Backend:
     """The fastest backend that serves the device and dtype of ``x``."""
+    if x.is_cpu and x.dtype in native.dtypes and native.unavailable(x.device) is None:
+        return native
     return eager
 
 
-__all__ = ["Backend", "select"]
+__all__ = ["BACKENDS", "Backend", "select"]

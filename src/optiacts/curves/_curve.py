@@ -24,6 +24,7 @@ class Curve:
     ``forward`` and ``forward_`` are PyTorch's own ops (out of place, in place): the forward is theirs
     to the bit. ``function``, ``derivative`` and ``second_derivative`` are the mathematics.
     The one curve with ``unimodal=False``, ReLU, has no coefficients; its left branch is where it is 0.
+    ``forward_out(x, y)`` is the same forward into ``y``, of the layout of ``x``; it returns ``y``.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Curve:
     derivative: Formula
     second_derivative: Formula
     unimodal: bool = True
+    forward_out: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
     def coefficients(self) -> Coefficients:

@@ -2,6 +2,7 @@
 
 import functools
 
+import torch
 from torch.nn import functional
 
 from optiacts.curves._curve import Curve
@@ -29,4 +30,5 @@ CURVE = Curve(
     function=lambda x, m: x * _gate(x, m),
     derivative=_derivative,
     second_derivative=_second_derivative,
+    forward_out=lambda x, y: torch.ops.aten.mish.out(x, out=y),
 )

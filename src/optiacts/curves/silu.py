@@ -2,6 +2,7 @@
 
 import functools
 
+import torch
 from torch.nn import functional
 
 from optiacts.curves import _logistic
@@ -14,4 +15,5 @@ CURVE = Curve(
     function=_logistic.function(1.0),
     derivative=_logistic.derivative(1.0),
     second_derivative=_logistic.second_derivative(1.0),
+    forward_out=lambda x, y: torch.ops.aten.silu.out(x, out=y),
 )

@@ -1,0 +1,1 @@
+"""CPU benchmarks against PyTorch: `python -m benchmarks`."""

@@ -1,0 +1,52 @@
+"""Alternating measurements in one process: only ratios within a run mean anything."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one contender, in the order they were measured."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def best(self) -> float:
+        """The least: what the machine does when nobody else uses it."""
+        return min(self.seconds)
+
+
+def alternate(contenders: dict[str, Callable[[], object]], budget: float) -> dict[str, Times]:
+    """Runs the contenders in turn, A B C A B C ..., for about ``budget`` seconds in all, at least 7 rounds."""
+    for run in contenders.values():
+        for _ in range(3):
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    end = time.perf_counter() + budget
+    rounds = 0
+    while rounds < 7 or time.perf_counter() < end:
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            result = run()
+            seconds[name].append(time.perf_counter() - start)
+            del result  # frees the memory outside the measurement, for all alike
+        rounds += 1
+    return {name: Times(tuple(values)) for name, values in seconds.items()}
+
+
+def copy_bandwidth(elements: int, dtype: torch.dtype) -> float:
+    """Bytes per second, read plus written, of copying a tensor of that size into memory that is there already."""
+    source = torch.ones(elements, dtype=dtype)
+    target = torch.empty_like(source)
+    times = alternate({"copy": lambda: target.copy_(source)}, budget=0.3)
+    return 2 * source.nbytes / times["copy"].best

@@ -1,0 +1,3 @@
+#include "kernels.inc"
+
+extern const Kernels kernels_portable = KERNELS;

@@ -1,0 +1,78 @@
+/* The C interface of the CPU kernels. No torch, no Python: backends/native.py calls it with ctypes.
+ *
+ * A tensor is `rows` x `cols` elements, contiguous. Side bits are packed 8 to a byte along each row, lowest bit
+ * first: row r starts at byte r * ceil(cols / 8), and the padding bits of its last byte are 0.
+ * `threads` is the most threads a call may use; small tensors use one. Every function may be called from
+ * several threads at once, and none of them allocates.
+ */
+#ifndef OPTIACTS_H
+#define OPTIACTS_H
+
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define OPTIACTS_API __attribute__((visibility("default")))
+#else
+#define OPTIACTS_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { OPTIACTS_PIECES = 4, OPTIACTS_DEGREE = 8 };
+
+/* The generated decoder of one curve: src/optiacts/curves/_format.py says what the fields mean. */
+typedef struct {
+    float y_min_high, y_min_low, least;
+    float per_depth; /* -1 / y_min */
+    float limits[2];
+    float breaks[2];
+    float scale[OPTIACTS_PIECES];
+    float shift[OPTIACTS_PIECES];
+    float polynomials[OPTIACTS_DEGREE + 1][OPTIACTS_PIECES];
+} optiacts_curve;
+
+/* Instruction sets, each with its own build of the kernels. In 16-bit dtypes all of them give the same bits, in
+ * float32 those that have fused multiply-adds: all but the portable level of x86. */
+enum { OPTIACTS_PORTABLE = 0, OPTIACTS_AVX2 = 1, OPTIACTS_AVX512 = 2 };
+
+/* The highest level that this CPU and this build have. */
+OPTIACTS_API int optiacts_best_level(void);
+
+/* The level in use: the best one, unless optiacts_use_level chose a lower one. */
+OPTIACTS_API int optiacts_level(void);
+
+/* Chooses a level; 0, or -1 (and no change) if this machine does not have it. */
+OPTIACTS_API int optiacts_use_level(int level);
+
+/* 1 if the process has an OpenMP runtime to share; without one every call runs on one thread. */
+OPTIACTS_API int optiacts_has_threads(void);
+
+/* Asks for huge pages for the whole pages of a fresh buffer. A wish: no effect where the system has none. */
+OPTIACTS_API void optiacts_huge_pages(void* buffer, int64_t bytes);
+
+/* bit = first <= x <= first + span, of the values' unsigned bit patterns. That is x < threshold for any negative
+ * threshold: below it lie the patterns from the next one after the threshold's up to that of -infinity. */
+OPTIACTS_API void optiacts_pack32(const uint32_t* x, uint8_t* bits, int64_t rows, int64_t cols, uint32_t first,
+                                  uint32_t span, int threads);
+OPTIACTS_API void optiacts_pack16(const uint16_t* x, uint8_t* bits, int64_t rows, int64_t cols, uint16_t first,
+                                  uint16_t span, int threads);
+
+/* out = grad * f'(x), with f' decoded from y and the bits. `out` may be `grad`. */
+OPTIACTS_API void optiacts_backward_float32(const float* grad, const float* y, const uint8_t* bits, float* out,
+                                            int64_t rows, int64_t cols, const optiacts_curve* curve, int threads);
+
+/* The same for 16-bit values: f' = table[pattern of y + 65536 * bit]. */
+OPTIACTS_API void optiacts_backward_bfloat16(const uint16_t* grad, const uint16_t* y, const uint8_t* bits,
+                                             uint16_t* out, int64_t rows, int64_t cols, const float* table,
+                                             int threads);
+OPTIACTS_API void optiacts_backward_float16(const uint16_t* grad, const uint16_t* y, const uint8_t* bits,
+                                            uint16_t* out, int64_t rows, int64_t cols, const float* table,
+                                            int threads);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

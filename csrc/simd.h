@@ -1,0 +1,191 @@
+// Vectors of LANES 32-bit values, in GCC's and clang's vector extension, which has the arithmetic, the comparisons
+// (true = all bits set) and `mask ? a : b`. Here stands only what it has not, written for the instruction set that
+// the including file is compiled for. Everything is local to that file: a function with external linkage could be
+// merged by the linker with another instruction set's.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+using LaneBits = uint16_t;
+#else
+constexpr int LANES = 8;
+using LaneBits = uint8_t;
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Shorts __attribute__((vector_size(2 * LANES)));
+
+template <class To, class From>
+inline To same_bits(From from) {
+    static_assert(sizeof(To) == sizeof(From), "same size");
+    To to;
+    memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+template <class Vector, class Element>
+inline Vector load(const Element* from) {
+    Vector v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+template <class Vector, class Element>
+inline void store(Element* to, Vector v) {
+    memcpy(to, &v, sizeof v);
+}
+
+inline Floats all(float value) { return value - Floats{}; }
+inline Ints all(int32_t value) { return value - Ints{}; }
+
+// a * b + c, rounded once where the CPU can.
+inline Floats multiply_add(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+    return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+    for (int i = 0; i < LANES; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return c;
+#else
+    return a * b + c;
+#endif
+}
+
+// The mask of the lanes whose bit is set in the next LANES / 8 bytes.
+inline Ints lanes_of(const uint8_t* bytes) {
+    LaneBits packed;
+    memcpy(&packed, bytes, sizeof packed);
+#if defined(__AVX512F__)
+    return same_bits<Ints>(_mm512_movm_epi32(packed));
+#else
+    const Ints position = {1, 2, 4, 8, 16, 32, 64, 128};
+    return (all(int32_t{packed}) & position) != 0;
+#endif
+}
+
+inline Floats square_root(Floats v) {
+#if defined(__AVX512F__)
+    return _mm512_sqrt_ps(v);
+#elif defined(__AVX2__)
+    return _mm256_sqrt_ps(v);
+#else
+    for (int i = 0; i < LANES; ++i) v[i] = __builtin_sqrtf(v[i]);
+    return v;
+#endif
+}
+
+// table[i] of a table of four.
+inline Floats one_of_four(const float* table, Ints i) {
+#if defined(__AVX512F__)
+    return _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(table)), same_bits<__m512i>(i));
+#elif defined(__AVX2__)
+    return _mm256_permutevar_ps(_mm256_broadcast_ps(reinterpret_cast<const __m128*>(table)), same_bits<__m256i>(i));
+#else
+    Floats v;
+    for (int lane = 0; lane < LANES; ++lane) v[lane] = table[i[lane]];
+    return v;
+#endif
+}
+
+// table[i] of a table of any size.
+inline Floats lookup(const float* table, Ints i) {
+#if defined(__AVX512F__)
+    return _mm512_i32gather_ps(same_bits<__m512i>(i), table, 4);
+#elif defined(__AVX2__)
+    return _mm256_i32gather_ps(table, same_bits<__m256i>(i), 4);
+#else
+    Floats v;
+    for (int lane = 0; lane < LANES; ++lane) v[lane] = table[i[lane]];
+    return v;
+#endif
+}
+
+inline Ints widen(Shorts v) { return __builtin_convertvector(v, Ints); }
+inline Shorts narrow(Ints v) { return __builtin_convertvector(v, Shorts); }
+
+// One octet of bits: bit i says whether first <= x[i] <= first + span.
+template <class Word>
+inline uint8_t in_range_octet(const Word* x, int count, Word first, Word span) {
+    unsigned octet = 0;
+    for (int i = 0; i < count; ++i) octet |= unsigned{Word(x[i] - first) <= span} << i;
+    return uint8_t(octet);
+}
+
+inline uint8_t in_range8(const uint32_t* x, uint32_t first, uint32_t span) {
+#if defined(__AVX512F__)
+    const __m256i shifted = _mm256_sub_epi32(load<__m256i>(x), _mm256_set1_epi32(int32_t(first)));
+    return _mm256_cmple_epu32_mask(shifted, _mm256_set1_epi32(int32_t(span)));
+#elif defined(__AVX2__)
+    const __m256i shifted = _mm256_sub_epi32(load<__m256i>(x), _mm256_set1_epi32(int32_t(first)));
+    const __m256i clipped = _mm256_min_epu32(shifted, _mm256_set1_epi32(int32_t(span)));
+    return uint8_t(_mm256_movemask_ps(same_bits<__m256>(_mm256_cmpeq_epi32(clipped, shifted))));
+#else
+    return in_range_octet(x, 8, first, span);
+#endif
+}
+
+inline uint8_t in_range8(const uint16_t* x, uint16_t first, uint16_t span) {
+#if defined(__AVX512F__)
+    const __m128i shifted = _mm_sub_epi16(load<__m128i>(x), _mm_set1_epi16(int16_t(first)));
+    return _mm_cmple_epu16_mask(shifted, _mm_set1_epi16(int16_t(span)));
+#elif defined(__AVX2__)
+    const __m128i shifted = _mm_sub_epi16(load<__m128i>(x), _mm_set1_epi16(int16_t(first)));
+    const __m128i inside = _mm_cmpeq_epi16(_mm_min_epu16(shifted, _mm_set1_epi16(int16_t(span))), shifted);
+    return uint8_t(_mm_movemask_epi8(_mm_packs_epi16(inside, inside)));
+#else
+    return in_range_octet(x, 8, first, span);
+#endif
+}
+
+// The 16-bit formats: to float exactly, from float rounded to nearest even, a NaN staying one.
+struct BFloat16 {
+    static Floats decode(Shorts v) { return same_bits<Floats>(widen(v) << 16); }
+    static Shorts encode(Floats v) {
+        const Ints pattern = same_bits<Ints>(v);
+        const Ints rounded = pattern + 0x7fff + ((pattern >> 16) & 1);
+        return narrow((v == v ? rounded : all(0x7fc00000)) >> 16);
+    }
+};
+
+struct Float16 {
+    static Floats decode(Shorts v) {
+#if defined(__AVX512F__)
+        return _mm512_cvtph_ps(same_bits<__m256i>(v));
+#elif defined(__AVX2__)
+        return _mm256_cvtph_ps(same_bits<__m128i>(v));
+#else
+        const Ints wide = widen(v), magnitude = (wide & 0x7fff) << 13;
+        const Ints finite = same_bits<Ints>(same_bits<Floats>(magnitude) * 0x1p112f);
+        const Ints special = magnitude | 0x7f800000;
+        return same_bits<Floats>((magnitude < (0x7c00 << 13) ? finite : special) | ((wide & 0x8000) << 16));
+#endif
+    }
+    static Shorts encode(Floats v) {
+#if defined(__AVX512F__)
+        return same_bits<Shorts>(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__AVX2__)
+        return same_bits<Shorts>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#else
+        const Ints pattern = same_bits<Ints>(v), magnitude = pattern & 0x7fffffff;
+        const Ints normal = (magnitude - (112 << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+        // Adding 0.5 leaves a float whose last place is that of a subnormal half: the addition rounds.
+        const Ints subnormal = same_bits<Ints>(same_bits<Floats>(magnitude) + 0.5f) - 0x3f000000;
+        const Ints special = magnitude > 0x7f800000 ? all(0x7e00) : all(0x7c00);
+        const Ints finite = magnitude < 0x38800000 ? subnormal : normal;
+        return narrow((magnitude < 0x47800000 ? finite : special) | ((pattern >> 16) & 0x8000));
+#endif
+    }
+};
+
+}  // namespace

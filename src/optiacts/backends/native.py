@@ -1,0 +1,250 @@
+"""The CPU backend: the kernels of csrc/, called with ctypes. Loaded on first use, never on import.
+
+The forward is PyTorch's own kernel, followed by one pass that packs the side bits. The backward is one pass
+over gradient, output and bits: float32 by the generated polynomials, bfloat16 and float16 by the exhaustive
+tables. In 16-bit dtypes every instruction set gives the bits of the eager backend; in float32 AVX2 and AVX-512
+agree to the bit, and all are within a few units in the last place of each other and of eager.
+
+Environment: ``OPTIACTS_CPU_LEVEL`` = portable, avx2 or avx512 chooses a lower level than the best one,
+``OPTIACTS_HUGE_PAGES=0`` leaves the pages of large results as the system makes them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from optiacts import curves
+from optiacts.backends import eager
+from optiacts.backends.eager import gated_backward as gated_backward
+from optiacts.backends.eager import gated_forward as gated_forward
+from optiacts.bits import packed_shape
+from optiacts.curves import Curve
+from optiacts.curves._format import DEGREE, PIECES, Coefficients
+from optiacts.curves.table import decode_table
+from optiacts.layouts import Order, permute
+
+name = "native"
+dtypes = frozenset((torch.float32, torch.bfloat16, torch.float16))
+LEVELS = ("portable", "avx2", "avx512")
+FILE = "_native.so"
+
+# A buffer of more than 32 MiB is mapped afresh by malloc each time (glibc's largest threshold for that), and
+# then costs more in page faults than in arithmetic. 512 times larger pages take most of that away.
+_HUGE_PAGES_FROM = 32 << 20 if os.environ.get("OPTIACTS_HUGE_PAGES", "1") != "0" else sys.maxsize
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Why this backend cannot serve ``device``, or None if it can."""
+    if device.type != "cpu":
+        return "serves CPU only"
+    loaded = _load()
+    return loaded if isinstance(loaded, str) else None
+
+
+def activation_forward(x: Tensor, curve: Curve, order: Order) -> tuple[Tensor, Tensor]:
+    """PyTorch's own output, and the packed side bits."""
+    kernels = _kernels(curve.name, x.dtype)
+    if curve.forward_out is not None and x.nbytes >= _HUGE_PAGES_FROM and x.is_contiguous():
+        y = curve.forward_out(x.detach(), _result_like(x))
+    else:
+        y = curve.forward(x)
+    return y, _pack(permute(x, order), kernels)
+
+
+def activation_forward_(x: Tensor, curve: Curve, order: Order) -> Tensor:
+    """Overwrites ``x`` with the output and returns the packed side bits."""
+    bits = _pack(permute(x, order), _kernels(curve.name, x.dtype))
+    curve.forward_(x)
+    return bits
+
+
+def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> Tensor:
+    """``grad`` * f'(x), in the dtype of ``y``."""
+    if grad.dtype != y.dtype:
+        return eager.activation_backward(grad, y, bits, curve)
+    kernels = _kernels(curve.name, y.dtype)
+    grad, y_read, bits = grad.contiguous(), y.contiguous(), bits.contiguous()
+    out = _result_like(y_read)
+    kernels.backward(
+        grad.data_ptr(), y_read.data_ptr(), bits.data_ptr(), out.data_ptr(), *_rows(y), kernels.decoder, threads()
+    )
+    return out if y_read is y else torch.empty_like(y).copy_(out)
+
+
+def threads() -> int:
+    """How many threads a kernel may use: torch's number, but one in a forked child, whose pool is not alive."""
+    return 1 if _in_forked_child else torch.get_num_threads()
+
+
+def best_level() -> str:
+    """The best instruction set that this machine and this build have."""
+    return LEVELS[_library().optiacts_best_level()]
+
+
+def level() -> str:
+    """The instruction set in use."""
+    return LEVELS[_library().optiacts_level()]
+
+
+def use_level(wanted: str) -> None:
+    """Chooses the instruction set for this process; ``ValueError`` if it is unknown or this machine lacks it."""
+    _use_level(_library(), wanted, "level")
+
+
+def has_threads() -> bool:
+    """Whether torch's OpenMP runtime was found, so that large tensors are shared out to threads."""
+    return bool(_library().optiacts_has_threads())
+
+
+def _rows(x: Tensor) -> tuple[int, int]:
+    """Rows and columns of a contiguous tensor: the bits of each row start at a new byte."""
+    shape = x.shape
+    cols = shape[-1] if shape else 1
+    return (x.numel() // cols, cols) if cols else (0, 0)
+
+
+def _pack(x: Tensor, kernels: _Kernels) -> Tensor:
+    bits = torch.empty(packed_shape(x.shape), dtype=torch.uint8)
+    x = x.contiguous()
+    kernels.pack(x.data_ptr(), bits.data_ptr(), *_rows(x), kernels.first, kernels.span, threads())
+    return bits
+
+
+def _result_like(x: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    if out.nbytes >= _HUGE_PAGES_FROM:
+        _library().optiacts_huge_pages(out.data_ptr(), out.nbytes)
+    return out
+
+
+@dataclass(frozen=True)
+class _Kernels:
+    """The C functions for one curve and dtype, and their constant arguments."""
+
+    pack: Callable[..., None]
+    first: int
+    span: int
+    backward: Callable[..., None]
+    decoder: int  # the address of
+    decoder_owner: _Struct | Tensor
+
+
+@functools.cache
+def _kernels(curve: str, dtype: torch.dtype) -> _Kernels:
+    known = curves.get(curve)
+    library = _library()
+    decoder = _struct(known.coefficients) if dtype == torch.float32 else decode_table(curve, dtype)
+    address = decoder.data_ptr() if isinstance(decoder, Tensor) else ctypes.addressof(decoder)
+    first, span = _left_patterns(known.threshold(dtype), dtype)
+    pack = library.optiacts_pack32 if dtype.itemsize == 4 else library.optiacts_pack16
+    backward = getattr(library, f"optiacts_backward_{str(dtype).removeprefix('torch.')}")
+    return _Kernels(pack, first, span, backward, address, decoder)
+
+
+def _left_patterns(threshold: float, dtype: torch.dtype) -> tuple[int, int]:
+    """First unsigned bit pattern of the values below a negative ``threshold``, and how many follow it."""
+    if not threshold < 0:
+        raise ValueError(f"the threshold of a native curve must be negative; got {threshold}")
+    integer = torch.int32 if dtype.itemsize == 4 else torch.int16
+    at_threshold, at_infinity = torch.tensor([threshold, -torch.inf], dtype=dtype).view(integer).tolist()
+    return (at_threshold + 1) % (1 << 8 * dtype.itemsize), at_infinity - at_threshold - 1
+
+
+class _Struct(ctypes.Structure):
+    """``optiacts_curve`` of csrc/optiacts.h."""
+
+    _fields_ = [
+        ("y_min_high", ctypes.c_float),
+        ("y_min_low", ctypes.c_float),
+        ("least", ctypes.c_float),
+        ("per_depth", ctypes.c_float),
+        ("limits", ctypes.c_float * 2),
+        ("breaks", ctypes.c_float * 2),
+        ("scale", ctypes.c_float * PIECES),
+        ("shift", ctypes.c_float * PIECES),
+        ("polynomials", ctypes.c_float * PIECES * (DEGREE + 1)),
+    ]
+
+
+def _struct(c: Coefficients) -> _Struct:
+    rows = tuple((ctypes.c_float * PIECES)(*row) for row in c.polynomials)
+    return _Struct(
+        c.y_min_high, c.y_min_low, c.least, -1 / c.y_min, c.limits, c.breaks, c.scale, c.shift, rows
+    )  # fmt: skip
+
+
+def _library() -> ctypes.CDLL:
+    loaded = _load()
+    if isinstance(loaded, str):
+        raise RuntimeError(f"the native CPU kernels are not available: {loaded}")
+    return loaded
+
+
+@functools.cache
+def _load() -> ctypes.CDLL | str:
+    """The library, or why there is none. It lies in the package, be that installed, editable or a source tree."""
+    folders = [Path(folder) for folder in sys.modules["optiacts"].__path__]
+    built = [folder / FILE for folder in folders if (folder / FILE).exists()]
+    if not built:
+        return f"{FILE} was not built (no C++17 compiler at installation?); looked in {', '.join(map(str, folders))}"
+    newest = max(built, key=lambda path: path.stat().st_mtime)  # an editable install and `make native` both make one
+    try:
+        library = _declared(ctypes.CDLL(str(newest)))
+    except (OSError, AttributeError) as error:
+        return f"{newest} does not load: {error}"
+    wanted = os.environ.get("OPTIACTS_CPU_LEVEL")
+    if wanted:
+        _use_level(library, wanted, "OPTIACTS_CPU_LEVEL")
+    return library
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """The library with the signatures of csrc/optiacts.h; ``AttributeError`` if it is that of another version."""
+    address, size, count, whole = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_uint32
+    backward = [address, address, address, address, size, size, address, count]
+    signatures = {
+        "optiacts_best_level": [],
+        "optiacts_level": [],
+        "optiacts_use_level": [count],
+        "optiacts_has_threads": [],
+        "optiacts_huge_pages": [address, size],
+        "optiacts_pack32": [address, address, size, size, whole, whole, count],
+        "optiacts_pack16": [address, address, size, size, ctypes.c_uint16, ctypes.c_uint16, count],
+        "optiacts_backward_float32": backward,
+        "optiacts_backward_bfloat16": backward,
+        "optiacts_backward_float16": backward,
+    }
+    for function, arguments in signatures.items():
+        getattr(library, function).argtypes = arguments
+        getattr(library, function).restype = count if arguments in ([], [count]) else None
+    return library
+
+
+def _use_level(library: ctypes.CDLL, wanted: str, argument: str) -> None:
+    if wanted not in LEVELS:
+        raise ValueError(f"{argument} must be one of {', '.join(LEVELS)}; got {wanted!r}")
+    if library.optiacts_use_level(LEVELS.index(wanted)):
+        best = LEVELS[library.optiacts_best_level()]
+        raise ValueError(f"{argument} must be at most {best} on this machine; got {wanted!r}")
+
+
+_in_forked_child = False
+
+
+def _note_fork() -> None:
+    """An OpenMP runtime believes its threads to be alive in the child, and would wait for them for ever."""
+    global _in_forked_child
+    _in_forked_child = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)

@@ -1,0 +1,381 @@
+"""The CPU kernels at every instruction set: exhaustively in 16-bit dtypes, in bit space in float32."""
+
+import functools
+import itertools
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+import torch
+
+import optiacts
+from optiacts import backends, curves, ops
+from optiacts.backends import eager, native
+from optiacts.bits import pack, unpack
+from optiacts.curves.inverse import derivative_from_output
+from optiacts.curves.table import decode_table, every_value
+
+CPU = torch.device("cpu")
+if native.unavailable(CPU):
+    pytest.skip(f"no native kernels here: {native.unavailable(CPU)}", allow_module_level=True)
+
+LEVELS = native.LEVELS[: native.LEVELS.index(native.best_level()) + 1]
+CURVES = list(curves.CURVES.values())
+HALVES = (torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, *HALVES)
+name_of = {"ids": lambda value: getattr(value, "name", None) or str(value).removeprefix("torch.")}
+
+
+@pytest.fixture(params=LEVELS)
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
+    native.use_level(request.param)
+    yield request.param
+    native.use_level(native.best_level())
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal to the bit, but for the payload of NaNs."""
+    integer = torch.int16 if a.dtype.itemsize == 2 else torch.int32
+    numbers = ~a.isnan()
+    return torch.equal(numbers, ~b.isnan()) and torch.equal(a[numbers].view(integer), b[numbers].view(integer))
+
+
+def bit_space(count: int, curve: curves.Curve) -> torch.Tensor:
+    """float32 values of random bit patterns (NaNs, infinities, subnormals), of N(0, 1), and about the minimum."""
+    generator = torch.Generator().manual_seed(0)
+    patterns = torch.randint(-(2**31), 2**31, (count,), generator=generator).to(torch.int32).view(torch.float32)
+    normal = torch.randn(count, generator=generator)
+    special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-45, -1e-45, 3.4e38, -3.4e38])
+    return torch.cat([patterns, normal, curve.x_min + torch.linspace(-0.2, 0.2, count), special])
+
+
+@pytest.mark.parametrize("curve", CURVES, **name_of)
+@pytest.mark.parametrize("dtype", HALVES, **name_of)
+def test_16bit_results_are_those_of_eager_for_every_input(curve, dtype, level):
+    x = every_value(dtype)
+    y, bits = native.activation_forward(x, curve, [])
+    expected_y, expected_bits = eager.activation_forward(x, curve, [])
+    assert same_bits(y, expected_y) and torch.equal(bits, expected_bits)
+    shuffled = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(1))]
+    for grad in (torch.ones_like(y), shuffled):
+        expected = eager.activation_backward(grad, y, bits, curve)
+        assert same_bits(native.activation_backward(grad, y, bits, curve), expected)
+
+
+@pytest.mark.parametrize("curve", CURVES, **name_of)
+@pytest.mark.parametrize("dtype", HALVES, **name_of)
+def test_16bit_decode_rounds_the_table_once(curve, dtype, level):
+    y = every_value(dtype)
+    for left in (False, True):
+        bits = pack(torch.full_like(y, left, dtype=torch.bool))
+        slope = native.activation_backward(torch.ones_like(y), y, bits, curve)
+        table = decode_table(curve.name, dtype).view(2, -1)[int(left)]
+        assert same_bits(slope, table.double().to(dtype))
+
+
+@functools.cache
+def reference(curve: curves.Curve) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Inputs, and f' in float64: of the input that PyTorch's float32 output stands for, and of the input itself."""
+    x = bit_space(40_000, curve)
+    left = x < curve.threshold(torch.float32)
+    return x, derivative_from_output(curve, curve.forward(x).double(), left), curve.derivative(x.double(), torch)
+
+
+@pytest.mark.parametrize("curve", CURVES, **name_of)
+def test_float32_decode_against_float64(curve, level):
+    x, of_output, of_input = reference(curve)
+    y, bits = native.activation_forward(x, curve, [])
+    left = x < curve.threshold(torch.float32)
+    assert torch.equal(bits, pack(left))
+    slope = native.activation_backward(torch.ones_like(y), y, bits, curve)
+    assert torch.equal(slope.isnan(), y.isnan())  # of a NaN, and of -inf where PyTorch's own forward has one
+    kept = ~slope.isnan()
+    away = (x - curve.x_min).abs() > 0.1
+    assert (slope - of_output).abs()[kept & away].max() <= 2e-6
+    assert (slope - of_input).abs()[kept & x.isfinite()].max() <= 1.2e-4
+    assert (slope - eager.decode(y, left, curve)).abs()[kept].max() <= 4 * 2.0**-23
+
+
+@pytest.mark.parametrize("curve", CURVES, **name_of)
+def test_float32_levels_with_fused_multiply_add_agree_to_the_bit(curve):
+    fused = [name for name in LEVELS if name != "portable"]
+    if len(fused) < 2:
+        pytest.skip("needs a CPU with AVX2 and AVX-512")
+    x = bit_space(50_000, curve)
+    y, bits = native.activation_forward(x, curve, [])
+    results = []
+    for name in fused:
+        native.use_level(name)
+        results.append(native.activation_backward(torch.ones_like(y), y, bits, curve))
+    assert same_bits(*results)
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (0,), (1,), (7,), (8,), (13, 0), (3, 5), (2, 3, 17), (129, 1), (40_003,), (5, 9001)]
+)
+@pytest.mark.parametrize("dtype", DTYPES, **name_of)
+def test_every_shape_splits_right(shape, dtype, level):
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(shape, generator=generator).to(dtype)
+    grad = torch.randn(shape, generator=generator).to(dtype)
+    curve = curves.get("gelu")
+    y, bits = native.activation_forward(x, curve, [])
+    assert torch.equal(bits, pack(x < curve.threshold(dtype)))
+    result = native.activation_backward(grad, y, bits, curve)
+    assert result.shape == x.shape and result.dtype == dtype
+    # one element at a time: neither the position nor the thread may matter
+    flat = [t.reshape(-1)[:: max(1, x.numel() // 97)] for t in (grad, y, unpack(bits, x.shape), result)]
+    for g, o, left, expected in zip(*flat, strict=True):
+        assert same_bits(native.activation_backward(g, o, pack(left), curve), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, **name_of)
+def test_strided_inputs_and_results(dtype):
+    curve = curves.get("silu")
+    base = torch.randn(6, 10, 20, generator=torch.Generator().manual_seed(3)).to(dtype)
+    for x in (base.transpose(0, 2), base[:, ::2], base[..., 3:16], base[:, :1].expand(6, 10, 20)):
+        y, bits = native.activation_forward(x, curve, [])
+        expected = curve.forward(x)
+        assert same_bits(y, expected) and y.stride() == expected.stride()
+        assert torch.equal(bits, pack(x < curve.threshold(dtype)))
+        grad = x * 3
+        result = native.activation_backward(grad, y, bits, curve)
+        assert same_bits(result, native.activation_backward(grad.contiguous(), y.contiguous(), bits, curve))
+        assert result.stride() == torch.empty_like(y).stride()
+
+
+def test_a_gradient_of_another_dtype_is_not_rounded_first():
+    curve = curves.get("gelu")
+    y, bits = native.activation_forward(every_value(torch.bfloat16), curve, [])
+    grad = torch.linspace(-3, 3, len(y))
+    assert same_bits(
+        native.activation_backward(grad, y, bits, curve), eager.activation_backward(grad, y, bits, curve)
+    )
+
+
+@pytest.mark.parametrize("curve", CURVES, **name_of)
+@pytest.mark.parametrize("dtype", DTYPES, **name_of)
+def test_large_results_in_huge_pages_are_the_same(curve, dtype, monkeypatch):
+    x = bit_space(100_000, curve).to(dtype)
+    expected = native.activation_forward(x, curve, [])
+    grad = native.activation_backward(x, *expected, curve)
+    monkeypatch.setattr(native, "_HUGE_PAGES_FROM", 1)
+    y, bits = native.activation_forward(x, curve, [])
+    assert same_bits(y, expected[0]) and torch.equal(bits, expected[1])
+    assert same_bits(native.activation_backward(x, y, bits, curve), grad)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, **name_of)
+def test_inplace(dtype):
+    curve = curves.get("mish")
+    x = torch.randn(1001).to(dtype)
+    y, bits = native.activation_forward(x, curve, [])
+    assert torch.equal(native.activation_forward_(x, curve, []), bits)
+    assert same_bits(x, y)
+
+
+def test_the_backend_is_chosen_by_dtype():
+    assert [backends.select(torch.empty(2, dtype=dtype)).name for dtype in DTYPES] == ["native"] * 3
+    assert backends.select(torch.empty(2, dtype=torch.float64)).name == "eager"
+    assert backends.select(torch.empty(2, device="meta")).name == "eager"
+
+
+def test_nothing_is_loaded_by_the_import():
+    code = "import optiacts.backends.native as n; print(n._load.cache_info().currsize)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "0\n"
+
+
+def run(code: str, **environment: str) -> str:
+    path = os.pathsep.join(sys.path)
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": path, **environment},
+    )
+    return (process.stdout + process.stderr).strip()
+
+
+@pytest.mark.parametrize("wanted", LEVELS)
+def test_the_environment_chooses_the_level(wanted):
+    code = "import optiacts; print(optiacts.doctor().cpu['instruction set'])"
+    assert run(code, OPTIACTS_CPU_LEVEL=wanted).startswith(wanted)
+
+
+def test_an_unknown_level_is_refused():
+    code = "import torch, optiacts; optiacts.gelu(torch.ones(2, requires_grad=True))"
+    output = run(code, OPTIACTS_CPU_LEVEL="sse9")
+    assert "ValueError: OPTIACTS_CPU_LEVEL must be one of portable, avx2, avx512; got 'sse9'" in output
+    with pytest.raises(ValueError, match="level must be one of portable, avx2, avx512; got 'best'"):
+        native.use_level("best")
+
+
+def test_without_a_library_eager_serves_and_doctor_says_why(monkeypatch):
+    monkeypatch.setattr(native, "FILE", "_absent.so")
+    native._load.cache_clear()
+    try:
+        report = optiacts.doctor().devices[0]
+        assert (report.device, report.backend) == ("cpu", "eager")
+        assert report.not_used["native"].startswith("_absent.so was not built")
+        assert backends.select(torch.empty(2)).name == "eager"
+        with pytest.raises(RuntimeError, match=r"native CPU kernels are not available: _absent\.so was not built"):
+            native.level()
+    finally:
+        native._load.cache_clear()
+
+
+def test_one_openmp_runtime_in_the_process():
+    x = torch.randn(1 << 18, requires_grad=True)
+    optiacts.gelu(x).sum().backward()
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("needs /proc")
+    runtimes = set(re.findall(r"\S*/lib(?:gomp|iomp5|omp)\S*\.so\S*", maps.read_text()))
+    assert len(runtimes) == 1, runtimes
+    assert native.has_threads()
+
+
+def gradient(x: torch.Tensor) -> torch.Tensor:
+    x = x.clone().requires_grad_()
+    optiacts.gelu(x).sum().backward()
+    assert x.grad is not None
+    return x.grad
+
+
+def large() -> torch.Tensor:
+    return torch.randn(1 << 18, generator=torch.Generator().manual_seed(4))
+
+
+def sum_in_child(connection: Connection) -> None:
+    torch.set_num_threads(1)  # as DataLoader's workers do: PyTorch's own kernels would hang with more
+    connection.send(gradient(large()).double().sum().item())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_of_a_threaded_parent():
+    expected = gradient(large()).double().sum().item()  # starts the parent's thread pool
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=sum_in_child, args=(sender,))
+    process.start()
+    assert receiver.poll(50), "the child hangs"
+    assert receiver.recv() == pytest.approx(expected, rel=1e-12)
+    process.join(10)
+    assert process.exitcode == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_our_kernels_use_one_thread_in_a_forked_child_by_themselves():
+    x = large()
+    y, bits = native.activation_forward(x, curves.get("gelu"), [])
+    out = torch.empty_like(x)
+    native.activation_backward(x, y, bits, curves.get("gelu"))
+    kernels, library = native._kernels("gelu", torch.float32), native._library()
+    pid = os.fork()
+    if pid == 0:  # nothing of torch here that could start threads
+        addresses = (tensor.data_ptr() for tensor in (x, y, bits, out))
+        library.optiacts_backward_float32(*addresses, 1, x.numel(), kernels.decoder, native.threads())
+        os._exit(native.threads())
+    for _ in range(500):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(pid, signal.SIGKILL)
+        pytest.fail("the child hangs")
+    assert os.WIFEXITED(status) and os.WEXITSTATUS(status) == 1
+
+
+class Gradients(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return gradient(large())
+
+
+def test_inside_dataloader_workers():
+    expected = gradient(large())
+    loader = torch.utils.data.DataLoader(Gradients(), batch_size=None, num_workers=2, timeout=50)
+    assert all(torch.equal(result, expected) for result in loader)
+
+
+def test_from_several_threads_at_once():
+    expected, results = gradient(large()), []
+    threads = [threading.Thread(target=lambda: results.extend(gradient(large()) for _ in range(5))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 20 and all(torch.equal(result, expected) for result in results)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, **name_of)
+def test_nothing_is_allocated_beyond_the_results(dtype):
+    curve = curves.get("silu")
+    x = torch.randn(256, 1024).to(dtype)
+    y, bits = native.activation_forward(x, curve, [])  # makes the tables
+    with torch.profiler.profile(profile_memory=True) as profile:
+        native.activation_forward(x, curve, [])
+        native.activation_backward(x, y, bits, curve)
+    allocated = [e.self_cpu_memory_usage for e in profile.events() if e.self_cpu_memory_usage > 0]
+    assert sorted(allocated) == sorted([x.nbytes, x.nbytes, x.numel() // 8])
+
+
+def disassembly(library: Path) -> Iterator[tuple[str, str]]:
+    """(function, instruction) of the code in a library."""
+    text = subprocess.run(
+        ["objdump", "--disassemble", "--demangle", "--no-show-raw-insn", str(library)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    function = ""
+    for line in text.splitlines():
+        if heading := re.match(r"[0-9a-f]+ <(.*)>:$", line):
+            function = heading[1]
+        elif instruction := re.match(r"\s+[0-9a-f]+:\s+(.*)", line):
+            yield function, instruction[1]
+
+
+@pytest.mark.skipif("avx2" not in LEVELS, reason="needs x86-64 with more than one level")
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="needs objdump")
+def test_no_instruction_beyond_the_baseline_outside_the_dispatched_kernels():
+    # In AT&T syntax every instruction that needs AVX starts with v or names a ymm, zmm or mask register.
+    advanced = re.compile(r"v[a-z]|k(mov|or|and|test|shift|unpck)|.*%([yz]mm|k[0-7])")
+    functions = [
+        (name, any(advanced.match(instruction) for _, instruction in instructions))
+        for name, instructions in itertools.groupby(
+            disassembly(Path(native._library()._name)), key=lambda pair: pair[0]
+        )
+    ]
+    kernels = re.compile(r".*\(anonymous namespace\)::(backward_|pack<)")
+    # each kernel once for every CPU, and twice for the better ones; nothing else needs more than the baseline
+    for kernel in (
+        "backward_float32",
+        "backward_16bit<.*::BFloat16>",
+        "backward_16bit<.*::Float16>",
+        "pack<unsigned int>",
+    ):
+        needs = [beyond for name, beyond in functions if re.search(rf"::{kernel}\(", name)]
+        assert sorted(needs) == [False, True, True], (kernel, needs)
+    assert not [name for name, beyond in functions if beyond and not kernels.match(name)]
+
+
+def test_ops_reach_the_native_kernels():
+    x = every_value(torch.bfloat16)
+    y, bits = ops.activation_forward(x, "silu", [])
+    expected = native.activation_forward(x, curves.get("silu"), [])
+    assert same_bits(y, expected[0]) and torch.equal(bits, expected[1])
