@@ -58,16 +58,28 @@ def _speech() -> dict[str, Tensor]:
     return {"input_values": torch.randn(BATCH, 1600)}
 
 
-_IDS: dict[str, Any] = dict(vocab_size=VOCABULARY, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+_IDS: dict[str, Any] = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _BERT: dict[str, Any] = dict(
-    **_IDS, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, max_position_embeddings=64
+    **_IDS,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=128,
+    max_position_embeddings=64,
 )
 _LLAMA: dict[str, Any] = dict(**_BERT, num_key_value_heads=2, use_cache=False)
 _GEMMA: dict[str, Any] = dict(**_LLAMA, head_dim=8)
-_MOE: dict[str, Any] = dict(num_experts_per_tok=2, moe_intermediate_size=48, decoder_sparse_step=1)
-_T5: dict[str, Any] = dict(
-    vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=128, num_layers=2, num_heads=4, use_cache=False, pad_token_id=0
-)
+_MOE: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 48, "decoder_sparse_step": 1}
+_T5: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 128,
+    "num_layers": 2,
+    "num_heads": 4,
+    "use_cache": False,
+    "pad_token_id": 0,
+}
 _SEQ2SEQ: dict[str, Any] = dict(
     **_IDS,
     decoder_start_token_id=2,
@@ -80,7 +92,12 @@ _SEQ2SEQ: dict[str, Any] = dict(
     decoder_ffn_dim=128,
     use_cache=False,
 )
-_TOWER: dict[str, Any] = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128)
+_TOWER: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+}
 _VISION: dict[str, Any] = dict(**_TOWER, image_size=32, patch_size=8)
 _TEXT: dict[str, Any] = dict(**_IDS, **_TOWER, max_position_embeddings=64)
 
@@ -129,7 +146,12 @@ def _dit() -> nn.Module:
     from diffusers import DiTTransformer2DModel
 
     return DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=16, in_channels=4, num_layers=2, sample_size=8, num_embeds_ada_norm=10
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        num_layers=2,
+        sample_size=8,
+        num_embeds_ada_norm=10,
     )
 
 
@@ -160,11 +182,21 @@ ZOO: tuple[Entry, ...] = (
     Entry(
         "DistilBERT",
         _transformers(
-            "DistilBert", vocab_size=VOCABULARY, dim=32, hidden_dim=128, n_layers=2, n_heads=4, max_position_embeddings=64
+            "DistilBert",
+            vocab_size=VOCABULARY,
+            dim=32,
+            hidden_dim=128,
+            n_layers=2,
+            n_heads=4,
+            max_position_embeddings=64,
         ),
         _tokens,
     ),
-    Entry("GPT-2", _transformers("GPT2", **_IDS, n_embd=32, n_layer=2, n_head=4, n_positions=64, use_cache=False), _tokens),
+    Entry(
+        "GPT-2",
+        _transformers("GPT2", **_IDS, n_embd=32, n_layer=2, n_head=4, n_positions=64, use_cache=False),
+        _tokens,
+    ),
     Entry("GPT-NeoX", _transformers("GPTNeoX", **_BERT, use_cache=False), _tokens),
     Entry("Falcon", _transformers("Falcon", **_BERT, use_cache=False), _tokens),
     Entry("Phi", _transformers("Phi", **_BERT, use_cache=False), _tokens),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ from optiacts.convert.report import Conversion, ConversionReport
 from optiacts.convert.rewritten import Recipe, Rewritten, install, uninstall
 from optiacts.convert.selection import Selection, Selector
 from optiacts.convert.source import function_source
-from optiacts.convert.tracing import Untraceable, trace
+from optiacts.convert.tracing import UntraceableError, trace
 
 
 def convert(
@@ -109,10 +110,11 @@ class _Conversion:
 
     def _look_along(self, sequence: Sequential) -> None:
         """In a Sequential, what follows an activation is known without a trace."""
-        children = list(sequence)
-        for child, follower in zip(children, children[1:], strict=False):
-            if getattr(follower, "inplace", False):
-                self._reasons[id(child)] = f"its output is changed in place by the {type(follower).__name__} after it"
+        for child, follower in itertools.pairwise(sequence):
+            curve = curve_of(child)
+            reason = curve and graphs.why_not_before(follower, curve)
+            if reason:
+                self._reasons[id(child)] = reason
 
     def _rewrite(self, path: str, module: Module, kind: str) -> Iterator[Conversion]:
         """Rewrites the forward where there is something to rewrite; its helper methods if it cannot be traced."""
@@ -120,11 +122,11 @@ class _Conversion:
         untraceable = None
         try:
             attempts.append(self._attempt(path, module, "forward"))
-        except Untraceable as reason:
+        except UntraceableError as reason:
             untraceable = reason
             self._distrust(module)
             for method in helpers(module):
-                with contextlib.suppress(Untraceable):
+                with contextlib.suppress(UntraceableError):
                     attempts.append(self._attempt(path, module, method))
         rewritten = [attempt for attempt in attempts if attempt.source]
         if rewritten:
@@ -136,13 +138,15 @@ class _Conversion:
             what = ", ".join(dict.fromkeys(rewrite.what for rewrite in attempt.done if not rewrite.reason))
             if what:
                 yield Conversion(path, kind, what + where)
-            for text in dict.fromkeys(f"{rewrite.what}{where}: {rewrite.reason}" for rewrite in attempt.done if rewrite.reason):
+            for text in dict.fromkeys(
+                f"{rewrite.what}{where}: {rewrite.reason}" for rewrite in attempt.done if rewrite.reason
+            ):
                 yield Conversion(path, kind, reason=text)
         if untraceable and path in self._selection and multiplies(module):
             yield Conversion(path, kind, reason=f"its forward {untraceable}")
 
     def _attempt(self, path: str, module: Module, method: str) -> _Attempt:
-        """Traces one method and rewrites what is in it; ``Untraceable`` if that cannot be."""
+        """Traces one method and rewrites what is in it; ``UntraceableError`` if that cannot be."""
         whole = path in self._selection
 
         def chosen(child: str) -> bool:
@@ -162,8 +166,10 @@ class _Conversion:
     def _note_reasons(self, graph: fx.Graph, module: Module) -> None:
         """What follows an activation module in a graph may speak against converting it."""
         for node in graph.nodes:
-            if node.op == "call_module" and curve_of(child := module.get_submodule(str(node.target))) is not None:
-                reason = graphs.why_not(node, module)
+            if node.op == "call_module":
+                child = module.get_submodule(str(node.target))
+                curve = curve_of(child)
+                reason = curve and graphs.why_not(node, module, curve)
                 if reason:
                     self._reasons[id(child)] = reason
 

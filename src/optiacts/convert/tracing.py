@@ -7,7 +7,7 @@ for the only one, and forgets contexts. Here
 - optional arguments stand at their defaults, and attributes at the values they have: both are recorded as
   guards, conditions under which the trace holds;
 - what can be neither recorded nor followed (a loop over a tensor, a context entered, a random draw, an attribute
-  written, a mutable object read) raises ``Untraceable`` with the reason.
+  written, a mutable object read) raises ``UntraceableError`` with the reason.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from optiacts.convert.known import gate_of
 MOST_PATHS = 8
 
 
-class Untraceable(Exception):
+class UntraceableError(Exception):
     """Why a forward cannot be traced faithfully."""
 
 
@@ -51,7 +51,7 @@ class Trace:
 
 
 def trace(module: Module, method: str = "forward") -> Trace:
-    """Traces the forward, or another method, of ``type(module)``; ``Untraceable`` says why it cannot be."""
+    """Traces the forward, or another method, of ``type(module)``; ``UntraceableError`` says why it cannot be."""
     signature, required = _signature(getattr(type(module), method))
     watch = _Watch(module)
     graphs: list[fx.Graph] = []
@@ -61,7 +61,7 @@ def trace(module: Module, method: str = "forward") -> Trace:
         graphs.append(_run(tracer, module, watch))
         pending += [(*tracer.decisions[:depth], True) for depth in range(tracer.given, len(tracer.decisions))]
         if len(graphs) + len(pending) > MOST_PATHS:
-            raise Untraceable("branches too often")
+            raise UntraceableError("branches too often")
     return Trace(method, signature, graphs, [*_argument_guards(signature), *watch.guards], watch.names)
 
 
@@ -70,15 +70,15 @@ def _run(tracer: _Tracer, module: Module, watch: _Watch) -> fx.Graph:
     try:
         with watch.recording():
             graph = tracer.trace(module)
-    except Untraceable:
+    except UntraceableError:
         raise
     except Exception as error:
         line = str(error).strip().split("\n")[0][:100]
-        raise Untraceable(f"cannot be traced: {line or type(error).__name__}") from error
+        raise UntraceableError(f"cannot be traced: {line or type(error).__name__}") from error
     if random.getstate() != dice[0] or not torch.equal(torch.random.get_rng_state(), dice[1]):
         random.setstate(dice[0])
         torch.random.set_rng_state(dice[1])
-        raise Untraceable("draws random numbers")
+        raise UntraceableError("draws random numbers")
     return graph
 
 
@@ -89,7 +89,7 @@ def _signature(function: Callable[..., Any]) -> tuple[inspect.Signature, list[st
     required = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     others = [p for p in parameters if p.name not in required]
     if any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in others):
-        raise Untraceable("has a signature that we do not handle")
+        raise UntraceableError("has a signature that we do not handle")
     return inspect.Signature(parameters), required
 
 
@@ -101,7 +101,7 @@ def _argument_guards(signature: inspect.Signature) -> Iterator[str]:
         elif p.default is not p.empty:
             condition = constant_condition(p.name, p.default)
             if condition is None:
-                raise Untraceable(f"the default of its argument {p.name} is no constant")
+                raise UntraceableError(f"the default of its argument {p.name} is no constant")
             yield condition
 
 
@@ -125,7 +125,7 @@ class _Proxy(fx.Proxy):
             return _Proxy
         if self.node.op == "get_attr":
             return torch.nn.Parameter
-        raise Untraceable("asks for the type of a tensor")
+        raise UntraceableError("asks for the type of a tensor")
 
 
 class _Tracer(fx.Tracer):
@@ -151,14 +151,14 @@ class _Tracer(fx.Tracer):
             return super().call_module(m, forward, args, kwargs)
         if next(m.parameters(), None) is None and next(m.buffers(), None) is None and gate_of(m) is not None:
             return forward(*args, **kwargs)  # a global activation object, as transformers.activations.gelu
-        raise Untraceable(f"calls a {type(m).__name__} that it does not own")
+        raise UntraceableError(f"calls a {type(m).__name__} that it does not own")
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _context() != self._context:
-            raise Untraceable("enters a context (autocast, no_grad, ...)")
+            raise UntraceableError("enters a context (autocast, no_grad, ...)")
         return super().create_node(*args, **kwargs)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
@@ -210,13 +210,17 @@ class _Watch:
 
         def getattribute(module: Module, name: str) -> Any:
             value = object.__getattribute__(module, name)
-            if name not in _INTERNAL and not name.startswith("__") and name in object.__getattribute__(module, "__dict__"):
+            if (
+                name not in _INTERNAL
+                and not name.startswith("__")
+                and name in object.__getattribute__(module, "__dict__")
+            ):
                 self._read(module, name, value)
             return value
 
         def setattr_(module: Module, name: str, value: Any) -> None:
             if id(module) in self._paths:
-                raise Untraceable(f"writes the attribute {name}")
+                raise UntraceableError(f"writes the attribute {name}")
             set_attribute(module, name, value)
 
         Module.__getattribute__ = getattribute  # type: ignore[method-assign]
@@ -238,5 +242,5 @@ class _Watch:
             self.names[known_as] = value
             condition = f"{expression} is {known_as}"
         if condition is None:
-            raise Untraceable(f"reads {expression}, which may change ({type(value).__name__})")
+            raise UntraceableError(f"reads {expression}, which may change ({type(value).__name__})")
         self._conditions[expression] = condition
