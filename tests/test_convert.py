@@ -9,12 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-import optiacts
 import pytest
 import torch
-from optiacts import curves
 from torch import Tensor, nn
 from torch.nn import functional
+
+import optiacts
+from optiacts import curves
 
 
 class Gated(nn.Module):
@@ -75,7 +76,9 @@ def _input(*shape: int) -> Tensor:
 def _run(model: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     torch.manual_seed(6)
     y = model(x)
-    return y, list(torch.autograd.grad(y.square().sum(), [x, *model.parameters()], allow_unused=True, materialize_grads=True))
+    return y, list(
+        torch.autograd.grad(y.square().sum(), [x, *model.parameters()], allow_unused=True, materialize_grads=True)
+    )
 
 
 def _agrees(model: nn.Module, original: nn.Module, x: Tensor) -> None:
@@ -174,7 +177,9 @@ def test_transformers_modules_keep_every_bit(name: str, curve: str, dtype: torch
     torch.testing.assert_close(y, original(x), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("name", ["laplace", "relu2", "sqrtsoftplus", "gelu_10", "leaky_relu", "prelu", "relu", "tanh"])
+@pytest.mark.parametrize(
+    "name", ["laplace", "relu2", "sqrtsoftplus", "gelu_10", "leaky_relu", "prelu", "relu", "tanh"]
+)
 def test_other_activations_are_left_with_a_reason(name: str) -> None:
     from transformers.activations import ACT2FN
 
@@ -213,7 +218,7 @@ def test_timm_is_known_by_name() -> None:
 
 @pytest.mark.parametrize("name", curves.VARIANTS)
 def test_variants_meet_the_accuracy_contract(name: str) -> None:
-    """float32: 2e-6 away from the minimum, 1.2e-4 near it; 16 bits: the mean of f' over what gives the same output."""
+    """float32: 2e-6 away from the minimum, 1.2e-4 near it; 16 bits: 1.1 x the floor, and rounding."""
     curve = curves.get(name)
     x = torch.linspace(-5, 20, 200_001, requires_grad=True)
     y = optiacts.functional.apply(name, x)
@@ -229,11 +234,15 @@ def test_variants_meet_the_accuracy_contract(name: str) -> None:
         truth = curve.derivative(x.detach().double(), torch)
         # the floor: half the spread of f' over the inputs that one (output, side bit) stands for
         key = (y.detach().view(torch.int16).int() & 0xFFFF) + (x < curve.threshold(dtype)).int() * 65536
-        highest = torch.zeros(1 << 17, dtype=torch.float64).scatter_reduce(0, key.long(), truth, "amax", include_self=False)
-        lowest = torch.zeros(1 << 17, dtype=torch.float64).scatter_reduce(0, key.long(), truth, "amin", include_self=False)
+        highest = torch.zeros(1 << 17, dtype=torch.float64).scatter_reduce(
+            0, key.long(), truth, "amax", include_self=False
+        )
+        lowest = torch.zeros(1 << 17, dtype=torch.float64).scatter_reduce(
+            0, key.long(), truth, "amin", include_self=False
+        )
         floor = ((highest - lowest) / 2).max()
-        rounding = torch.finfo(dtype).eps
-        assert (slope - truth).abs().max() <= 1.1 * floor + rounding * 1.2
+        rounding = torch.finfo(dtype).eps / 2 * 1.2  # f' is at most 1.13, and backward rounds it to the dtype
+        assert (slope - truth).abs().max() <= 1.1 * floor + rounding
 
 
 class TestFaithfulness:

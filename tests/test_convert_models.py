@@ -4,11 +4,12 @@ import copy
 from collections.abc import Iterator
 
 import model_zoo
-import optiacts
 import pytest
 import torch
 from model_zoo import ZOO, Entry
 from torch import Tensor, nn
+
+import optiacts
 
 EVERY = pytest.mark.parametrize("entry", ZOO, ids=[entry.name for entry in ZOO])
 # What a 16-bit copy costs in time is spent on one model of each kind of rewriting.
