@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch.nn import Module
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from optiacts.convert.known import gate_of
 
@@ -68,18 +69,17 @@ def trace(module: Module, method: str = "forward") -> Trace:
 
 
 def _run(tracer: _Tracer, module: Module, watch: _Watch) -> fx.Graph:
-    dice = random.getstate(), torch.random.get_rng_state()
+    dice = random.getstate()
     try:
-        with torch.enable_grad(), watch.recording():
+        with torch.enable_grad(), watch.recording(), _NoRealTensors():
             graph = tracer.trace(module)
     except UntraceableError:
         raise
     except Exception as error:
         line = str(error).strip().split("\n")[0][:100]
         raise UntraceableError(f"cannot be traced: {line or type(error).__name__}") from error
-    if random.getstate() != dice[0] or not torch.equal(torch.random.get_rng_state(), dice[1]):
-        random.setstate(dice[0])
-        torch.random.set_rng_state(dice[1])
+    if random.getstate() != dice:
+        random.setstate(dice)
         raise UntraceableError("draws random numbers")
     return graph
 
@@ -171,6 +171,13 @@ class _Tracer(fx.Tracer):
         self._forks += 1
         self.create_node("call_function", fork, (obj.node, taken), {})
         return taken
+
+
+class _NoRealTensors(TorchDispatchMode):
+    """Forbids what fx would run once and take for a constant: ``torch.rand``, ``torch.tensor`` and the like."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise UntraceableError(f"computes with tensors that do not depend on its arguments ({func})")
 
 
 def _context() -> tuple[Any, ...]:
