@@ -1,5 +1,6 @@
 """Activation functions that keep their output, and at most one bit per element, for the backward pass."""
 
+from optiacts.convert import Conversion, ConversionReport, convert, revert
 from optiacts.doctor import Diagnosis, doctor
 from optiacts.functional import gelu, mish, quick_gelu, silu
 from optiacts.functional_gated import gated, geglu, reglu, swiglu
@@ -12,6 +13,8 @@ __version__ = "0.1.0"
 __all__ = [
     "GEGLU",
     "GELU",
+    "Conversion",
+    "ConversionReport",
     "Diagnosis",
     "Mish",
     "QuickGELU",
@@ -20,6 +23,7 @@ __all__ = [
     "SavedStorage",
     "SiLU",
     "SwiGLU",
+    "convert",
     "doctor",
     "gated",
     "geglu",
@@ -27,6 +31,7 @@ __all__ = [
     "mish",
     "quick_gelu",
     "reglu",
+    "revert",
     "saved_memory",
     "silu",
     "swiglu",
