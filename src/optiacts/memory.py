@@ -51,41 +51,71 @@ def saved_memory(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> SavedMemo
     Returns:
         ``SavedMemory``: ``.bytes``, ``.storages``, and the ``.output`` of ``fn``.
     """
-    saved: list[weakref.ref[_Held]] = []
-
-    def pack(tensor: Tensor) -> _Held:
-        held = _Held(tensor)
-        saved.append(weakref.ref(held))
-        return held
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
+    record = SavedTensors()
+    with record:
         output = fn(*args, **kwargs)
 
-    left_out = {_storage_key(t) for module in _modules((fn, args, kwargs)) for t in _state(module)}
     storages: dict[int, SavedStorage] = {}
-    for reference in saved:
-        held = reference()
-        if held is None or _is_parameter(held.tensor):
-            continue
+    for held in record.held(left_out=(fn, args, kwargs)):
         tensor = held.tensor
-        key = _storage_key(tensor)
-        if key not in left_out and key not in storages:
-            nbytes = tensor.untyped_storage().nbytes()
-            storages[key] = SavedStorage(nbytes, tuple(tensor.shape), tensor.dtype, tensor.device)
+        nbytes = tensor.untyped_storage().nbytes()
+        storages.setdefault(
+            storage_key(tensor), SavedStorage(nbytes, tuple(tensor.shape), tensor.dtype, tensor.device)
+        )
     largest_first = sorted(storages.values(), key=lambda storage: -storage.nbytes)
     return SavedMemory(tuple(largest_first), output)
 
 
-class _Held:
+class SavedTensors:
+    """Sees every tensor that autograd saves while it is entered (``with record: ...``).
+
+    Args:
+        where: called at each save; what it returns is kept as ``HeldTensor.where``.
+    """
+
+    def __init__(self, where: Callable[[], Any] = lambda: None) -> None:
+        self._where = where
+        self._references: list[weakref.ref[HeldTensor]] = []
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+        self.unpacked: Callable[[HeldTensor], None] | None = None
+
+    def __enter__(self) -> SavedTensors:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)
+
+    def held(self, left_out: Any = ()) -> Iterator[HeldTensor]:
+        """What a graph still holds, without parameters and the state of the modules in ``left_out``."""
+        state = {storage_key(t) for module in _modules(left_out) for t in _state(module)}
+        for reference in self._references:
+            held = reference()
+            if held is not None and not _is_parameter(held.tensor) and storage_key(held.tensor) not in state:
+                yield held
+
+    def _pack(self, tensor: Tensor) -> HeldTensor:
+        held = HeldTensor(tensor, self._where())
+        self._references.append(weakref.ref(held))
+        return held
+
+    def _unpack(self, held: HeldTensor) -> Tensor:
+        if self.unpacked is not None:
+            self.unpacked(held)
+        return held.tensor
+
+
+class HeldTensor:
     """A saved tensor in the keeping of the graph: it goes when the graph lets go of it."""
 
-    __slots__ = ("__weakref__", "tensor")
+    __slots__ = ("__weakref__", "tensor", "where")
 
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: Tensor, where: Any) -> None:
         self.tensor = tensor
+        self.where = where
 
 
-def _storage_key(tensor: Tensor) -> int:
+def storage_key(tensor: Tensor) -> int:
     """The identity of a storage. Fake storages have no address, but an identity of the C++ object."""
     return tensor.untyped_storage()._cdata
 

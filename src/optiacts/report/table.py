@@ -1,0 +1,167 @@
+"""The report for people: as tables in a terminal (rich) and as Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from optiacts.report.data import MemoryReport, Stage
+from optiacts.report.sharing import ActivationSite
+
+GIB = 2**30
+
+
+class Section(NamedTuple):
+    """One table: a title, the names of the columns, the rows."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def sections(report: MemoryReport, all_layers: bool = True) -> list[Section]:
+    """The tables of ``report``."""
+    found = [_held(report), _card(report)]
+    if all_layers:
+        found.append(_layers(report))
+    if report.sites:
+        found.append(_activations(report))
+    if report.measured:
+        found.append(_measured(report))
+    return found
+
+
+def headline(report: MemoryReport) -> str:
+    """One sentence with the result."""
+    best = report.stages[-1]
+    setting = ", ".join(
+        f"{value}" if key in ("batch", "model") else f"{key} {value}" for key, value in report.setting.items()
+    )
+    return (
+        f"{report.name}{f' ({setting})' if setting else ''}: {gib(report.now.bytes)} -> {gib(best.bytes)} GiB of "
+        f"activations held for backward, {report.change(best):+.1%}"
+    )
+
+
+def markdown(report: MemoryReport, all_layers: bool = True) -> str:
+    """The report as Markdown."""
+    parts = [headline(report)]
+    for section in sections(report, all_layers):
+        lines = [
+            f"**{section.title}**",
+            "",
+            "| " + " | ".join(section.columns) + " |",
+            "|---|" + "---:|" * (len(section.columns) - 1),
+            *("| " + " | ".join(row) + " |" for row in section.rows),
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def rich_tables(report: MemoryReport) -> list[Any]:
+    """The report as ``rich`` renderables."""
+    from rich.table import Table
+
+    tables: list[Any] = [headline(report)]
+    for section in sections(report):
+        table = Table(title=section.title, title_justify="left")
+        for index, column in enumerate(section.columns):
+            table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        for row in section.rows:
+            table.add_row(*row)
+        tables.append(table)
+    return tables
+
+
+def gib(nbytes: float) -> str:
+    """Bytes in GiB; small amounts with more digits."""
+    value = nbytes / GIB
+    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
+
+
+def _stage_columns(report: MemoryReport) -> tuple[str, ...]:
+    return tuple(stage.name for stage in report.stages)
+
+
+def _cells(report: MemoryReport, sizes: Sequence[int]) -> tuple[str, ...]:
+    return tuple(f"{gib(size)} ({size / report.now.bytes:.0%})" if report.now.bytes else gib(size) for size in sizes)
+
+
+def _held(report: MemoryReport) -> Section:
+    rows = []
+    for kind in report.now.kinds:
+        sizes = [stage.kinds[kind] for stage in report.stages]
+        if any(sizes):
+            rows.append((kind, *_cells(report, sizes)))
+    rows.append(("total", *(gib(stage.bytes) for stage in report.stages)))
+    rows.append(("change", *(f"{report.change(stage):+.1%}" for stage in report.stages)))
+    return Section("Held for backward, GiB", ("kind", *_stage_columns(report)), tuple(rows))
+
+
+def _card(report: MemoryReport) -> Section:
+    states = report.states
+    rows = [
+        (name, *(gib(size) for _ in report.stages))
+        for name, size in (
+            ("parameters", states.parameters),
+            ("gradients", states.gradients),
+            ("optimizer state", states.optimizer),
+        )
+    ]
+    rows.append(("activations", *(gib(stage.bytes) for stage in report.stages)))
+    rows.append(("total", *(gib(states.bytes + stage.bytes) for stage in report.stages)))
+    if report.gpu_memory is not None:
+        rows.append(
+            (f"largest batch in {gib(report.gpu_memory)} GiB", *(_largest(report, stage) for stage in report.stages))
+        )
+    return Section("The whole card, GiB", ("", *_stage_columns(report)), tuple(rows))
+
+
+def _largest(report: MemoryReport, stage: Stage) -> str:
+    largest = report.largest_batch(stage)
+    if largest is None:
+        return "unknown"
+    if largest == 0 and report.states.bytes > (report.gpu_memory or 0):
+        return "0 (states alone exceed it)"
+    return str(largest)
+
+
+def _layers(report: MemoryReport) -> Section:
+    names = list(dict.fromkeys(name for stage in report.stages for name in stage.layers))
+    rows = [
+        (name, *_cells(report, sizes))
+        for name in names
+        if max(sizes := [stage.layers.get(name, 0) for stage in report.stages]) >= 0.001 * report.now.bytes
+    ]
+    return Section("By the class of the layer that holds it, GiB", ("layer", *_stage_columns(report)), tuple(rows))
+
+
+def _activations(report: MemoryReport) -> Section:
+    groups: dict[tuple[str, ...], list[ActivationSite]] = {}
+    for site in report.sites:
+        key = (_numberless(site.path), site.activation, _numberless(site.reason))
+        groups.setdefault(key, []).append(site)
+    rows = []
+    for (path, name, reason), members in groups.items():
+        gain = sum(site.gain for site in members)
+        how = "" if members[0].is_module else " (a function: call optiacts' own)"
+        rows.append((f"{path or 'the model'}: {name}{how}", str(len(members)), gib(gain), reason))
+    return Section(
+        "What converting each activation alone saves, GiB", ("activation", "count", "saves", "because"), tuple(rows)
+    )
+
+
+def _measured(report: MemoryReport) -> Section:
+    predicted = {stage.name: stage for stage in report.stages}
+    rows = [(m.stage, gib(predicted[m.stage].bytes), gib(m.after_forward), gib(m.peak)) for m in report.measured]
+    return Section(
+        "Measured on this GPU, GiB",
+        ("", "activations, predicted", "left allocated by a forward", "max_memory_allocated of forward + backward"),
+        tuple(rows),
+    )
+
+
+def _numberless(path: str) -> str:
+    """encoder.layer.11.act -> encoder.layer.*.act, so that the layers of a stack make one row."""
+    return re.sub(r"(?<=\.)\d+(?=\.|\s|$)|^\d+(?=\.)", "*", path)
