@@ -3,6 +3,7 @@
 from optiacts.functional import gelu, mish, quick_gelu, silu
 from optiacts.memory import SavedMemory, SavedStorage, saved_memory
 from optiacts.nn import GELU, Mish, QuickGELU, SiLU
+from optiacts.report import report
 
 __version__ = "0.1.0"
 
@@ -16,6 +17,7 @@ __all__ = [
     "gelu",
     "mish",
     "quick_gelu",
+    "report",
     "saved_memory",
     "silu",
 ]

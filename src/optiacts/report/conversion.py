@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-import optiacts
+from optiacts import nn
 from optiacts.report import activations
 
-_TWINS = {"GELU": optiacts.GELU, "SiLU": optiacts.SiLU, "Mish": optiacts.Mish, "QuickGELU": optiacts.QuickGELU}
+_TWINS = {"GELU": nn.GELU, "SiLU": nn.SiLU, "Mish": nn.Mish, "QuickGELU": nn.QuickGELU}
 
 
 def convert_activations(model: torch.nn.Module) -> None:
@@ -16,7 +16,7 @@ def convert_activations(model: torch.nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if activations.is_module(child):
                 kind = activations.module_name(child)
-                twin = optiacts.GELU("tanh") if kind == "GELU (tanh)" else _TWINS[kind]()
+                twin = nn.GELU("tanh") if kind == "GELU (tanh)" else _TWINS[kind]()
                 twin.__dict__["_before"] = child
                 setattr(parent, name, twin)
 

@@ -176,7 +176,7 @@ class _Watch(TorchDispatchMode):
         output = func(*args, **(kwargs or {}))
         name = func._schema.name
         if not self._inside:
-            if not any(returned.alias_info for returned in func._schema.returns):  # a view takes nothing
+            if not _takes_no_values(name, func):
                 self._consumed(name, args)
             if activations.is_op(name):
                 self._add(name.partition("::")[2], False, args[0], tree_leaves(output)[0])
@@ -200,6 +200,15 @@ class _Watch(TorchDispatchMode):
                 activated = self._by_output.get(storage_key(value))
                 if activated is not None:
                     activated.consumers.append(f"{name.partition('::')[2]} in {describe(self._calls.where())}")
+
+
+def _takes_no_values(name: str, func: Any) -> bool:
+    """Views, questions about a tensor, and factories of tensors like it."""
+    return (
+        any(returned.alias_info for returned in func._schema.returns)
+        or name.startswith(("prim::", "aten::new_"))
+        or name.endswith("_like")
+    )
 
 
 def _node_names(output: Any, record: SavedTensors) -> dict[int, tuple[int, str]]:
