@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint fit clean
+.PHONY: demo test lint fit docs-figures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/optiacts demo
@@ -18,6 +18,9 @@ lint: $(VENV)/.installed
 
 fit: $(VENV)/.installed
 	$(BIN)/python tools/fit_curves.py
+
+docs-figures: $(VENV)/.installed
+	$(BIN)/python tools/report_figures.py
 
 clean:
 	rm -rf $(VENV) build out

@@ -121,7 +121,7 @@ def test_states_are_those_of_torch() -> None:
     assert counted.gradients == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
     moments = [s[key] for s in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
     assert counted.optimizer == sum(moment.nbytes for moment in moments)
-    with pytest.raises(ValueError, match="optimizer must be one of adamw.*got 'lion'"):
+    with pytest.raises(ValueError, match=r"optimizer must be one of adamw.*got 'lion'"):
         states(model, "lion")
 
 
@@ -162,7 +162,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_like_cuda_saves_what_cuda_saves() -> None:
-    """native_dropout and the fused attention kernels are the ops that CUDA runs; their fake forms say what they hold."""
+    """CUDA runs native_dropout and the fused attention kernels; their fake forms say what they hold."""
     b, h, s, d = 2, 4, 64, 32
     with FakeTensorMode():
         x = torch.empty(b, s, requires_grad=True)
@@ -218,7 +218,8 @@ from optiacts.report.command import report
 result = CliRunner().invoke(report, ["llama-3-70b", "--json"])
 assert result.exit_code == 0, result.output
 made = json.loads(result.stdout)
-print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, made["states"], made["stages"][0]["bytes"]]))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps([peak, made["states"], made["stages"][0]["bytes"]]))
 """
 
 
