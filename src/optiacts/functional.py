@@ -85,6 +85,11 @@ def apply(curve: str, input: Tensor, inplace: bool = False) -> Tensor:
     return autograd.activation_(input, curve) if inplace else autograd.activation(input, curve)
 
 
+def gated(gate: Tensor, up: Tensor, curve: str) -> Tensor:
+    """Stands in until the gated branch is merged."""
+    return (torch.relu(gate) if curve == "relu" else apply(curve, gate)) * up
+
+
 def saves_memory(input: Tensor) -> bool:
     """Whether a gradient is wanted, of a tensor that we support."""
     return (

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from optiacts.curves import gelu, gelu_tanh, mish, quick_gelu, silu
+from optiacts.curves import (
+    gelu,
+    gelu_fast,
+    gelu_new,
+    gelu_python,
+    gelu_tanh,
+    mish,
+    mish_python,
+    quick_gelu,
+    silu,
+    swish,
+)
 from optiacts.curves._curve import Curve
 
 CURVES: dict[str, Curve] = {module.CURVE.name: module.CURVE for module in (gelu, gelu_tanh, silu, mish, quick_gelu)}
+
+VARIANTS: dict[str, Curve] = {
+    module.CURVE.name: module.CURVE for module in (gelu_python, gelu_new, gelu_fast, swish, mish_python)
+}
 
 
 def get(name: str) -> Curve:
     """The curve called ``name``; ``ValueError`` lists the known ones."""
     try:
-        return CURVES[name]
+        return CURVES[name] if name in CURVES else VARIANTS[name]
     except KeyError:
-        raise ValueError(f"curve must be one of {', '.join(CURVES)}; got {name!r}") from None
+        raise ValueError(f"curve must be one of {', '.join((*CURVES, *VARIANTS))}; got {name!r}") from None
 
 
-__all__ = ["CURVES", "Curve", "get"]
+__all__ = ["CURVES", "VARIANTS", "Curve", "get"]

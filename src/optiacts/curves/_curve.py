@@ -30,11 +30,12 @@ class Curve:
     function: Formula
     derivative: Formula
     second_derivative: Formula
+    fit: str | None = None  # a variant (see _variant.py) is decoded by the coefficients of the curve called so
 
     @property
     def coefficients(self) -> Coefficients:
         """The generated decoder of this curve."""
-        return load()[self.name]
+        return load()[self.fit or self.name]
 
     @property
     def x_min(self) -> float:

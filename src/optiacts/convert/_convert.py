@@ -1,0 +1,155 @@
+"""Conversion of a model in place, and back."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+
+from torch import fx
+from torch.nn import Module, Sequential
+
+from optiacts import functional
+from optiacts.convert import graphs
+from optiacts.convert.candidates import activations, is_candidate
+from optiacts.convert.known import curve_of, saves_input, why_left
+from optiacts.convert.report import Conversion, ConversionReport
+from optiacts.convert.rewritten import Recipe, Rewritten, install, uninstall
+from optiacts.convert.selection import Selection, Selector
+from optiacts.convert.source import function_source
+from optiacts.convert.tracing import Untraceable, trace
+
+
+def convert(
+    model: Module,
+    include: Selector | Iterable[Selector] | None = None,
+    exclude: Selector | Iterable[Selector] | None = None,
+) -> ConversionReport:
+    """Makes the activations of ``model`` keep their output instead of their input, in place.
+
+    Activation modules (those of torch.nn, transformers and timm) get a forward that keeps its output. A module
+    whose own forward calls an activation as a function, or multiplies an activation's output with another tensor
+    (``act(gate) * up``), has that forward traced and rewritten. The results of the model stay what they were, bit
+    for bit, and so do its modules' identities, parameters and state dict; ``revert`` undoes it. Convert before
+    ``torch.compile``, FSDP and the like; before or after weights are loaded or adapters are added.
+
+    Args:
+        model: any module, an activation itself included.
+        include: convert only these modules and what they contain. A name pattern as of ``fnmatch`` (``"*.mlp"``;
+            ``*`` also matches dots), a module class, a function of (name, module), or several of these.
+        exclude: leave these and what they contain alone; wins over ``include``.
+
+    Returns:
+        What was converted and what was left alone for which reason; ``print`` shows it as a table. Modules
+        converted by an earlier call are not listed again.
+
+    Raises:
+        TypeError: ``model`` is no module, or ``include`` or ``exclude`` hold something else than the above.
+        ValueError: a name pattern of ``include`` matches no module.
+    """
+    if not isinstance(model, Module):
+        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    work = _Conversion(model, Selection(model, include, exclude))
+    entries = [entry for path, module in model.named_modules() for entry in work.visit(path, module)]
+    return ConversionReport(tuple(entries))
+
+
+def revert(model: Module) -> None:
+    """Undoes ``convert``: every module of ``model`` has its own class and forward again.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        RuntimeError: a wrapper (such as FSDP) has changed the class of a converted module since.
+    """
+    if not isinstance(model, Module):
+        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    for module in model.modules():
+        if isinstance(module, Rewritten):
+            uninstall(module)
+
+
+class _Conversion:
+    """One run over a model. Parents come before their children, so they learn what speaks against a child."""
+
+    def __init__(self, model: Module, selection: Selection) -> None:
+        self._selection = selection
+        self._reasons: dict[int, str] = {}  # why an activation module must be left, by its identity
+
+    def visit(self, path: str, module: Module) -> Iterator[Conversion]:
+        if isinstance(module, Rewritten):
+            return
+        kind = type(module).__qualname__
+        curve = curve_of(module)
+        if curve is not None and saves_input(curve):
+            if path in self._selection and not _is_ours(module):
+                reason = self._reasons.get(id(module), "")
+                if not reason:
+                    install(module, _activation(module, curve))
+                yield Conversion(path, kind, "" if reason else curve, reason)
+            return
+        reason = why_left(module)
+        if reason and path in self._selection:
+            yield Conversion(path, kind, reason=reason)
+        elif reason is None and isinstance(module, Sequential):
+            self._look_along(module)
+        elif reason is None and is_candidate(module) and not self._selection.excludes(path):
+            yield from self._rewrite(path, module, kind)
+
+    def _look_along(self, sequence: Sequential) -> None:
+        """In a Sequential, what follows an activation is known without a trace."""
+        children = list(sequence)
+        for child, follower in zip(children, children[1:], strict=False):
+            if getattr(follower, "inplace", False):
+                self._reasons[id(child)] = f"its output is changed in place by the {type(follower).__name__} after it"
+
+    def _rewrite(self, path: str, module: Module, kind: str) -> Iterator[Conversion]:
+        """Rewrites the forward, if it can be traced and there is something in it to rewrite."""
+        whole = path in self._selection
+
+        def chosen(child: str) -> bool:
+            return f"{path}.{child}".removeprefix(".") in self._selection
+
+        try:
+            ways = trace(module)
+            done = [entry for graph in ways.graphs for entry in self._rewrite_graph(graph, module, chosen, whole)]
+            what = list(dict.fromkeys(entry.what for entry in done if not entry.reason))
+            if what:
+                ways.guards += dict.fromkeys(entry.guard for entry in done if entry.guard)
+                source, names = function_source(ways)
+                install(module, Recipe(type(module), source, names, curve=None))
+                yield Conversion(path, kind, ", ".join(what))
+            for text in dict.fromkeys(f"{entry.what}: {entry.reason}" for entry in done if entry.reason):
+                yield Conversion(path, kind, reason=text)
+        except Untraceable as reason:
+            self._distrust(module)
+            if whole:
+                yield Conversion(path, kind, reason=f"no rewriting of its own forward: {reason}")
+
+    def _rewrite_graph(
+        self, graph: fx.Graph, module: Module, chosen: Callable[[str], bool], whole: bool
+    ) -> list[graphs.Rewrite]:
+        for node in graph.nodes:
+            if node.op == "call_module" and curve_of(child := module.get_submodule(str(node.target))) is not None:
+                reason = graphs.why_not(node, module)
+                if reason:
+                    self._reasons[id(child)] = reason
+        done = graphs.gated_products(graph, module, chosen, whole)
+        return done + (graphs.functions(graph, module) if whole else [])
+
+    def _distrust(self, module: Module) -> None:
+        """Without a trace, a module that works in place might follow the activation beside it."""
+        if any(getattr(child, "inplace", False) and curve_of(child) is None for child in module.children()):
+            for child in activations(module):
+                self._reasons[id(child)] = "a module beside it works in place, and the order cannot be traced"
+
+
+def _is_ours(module: Module) -> bool:
+    return type(module).__module__ == "optiacts.nn"
+
+
+def _activation(module: Module, curve: str) -> Recipe:
+    """The recipe of an activation module. All known ones are called with the input alone."""
+    parameters = list(inspect.signature(type(module).forward).parameters)
+    name = parameters[1]
+    inplace = ", self.inplace" if curve != "mish_python" and hasattr(module, "inplace") else ""
+    source = f"def forward(self, {name}):\n    return apply({curve!r}, {name}{inplace})\n"
+    return Recipe(type(module), source, (("apply", functional.apply),), curve)

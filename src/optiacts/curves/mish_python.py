@@ -1,0 +1,15 @@
+"""Mish, written out as x * tanh(softplus(x)): timm's ``Mish``."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from optiacts.curves import mish
+from optiacts.curves._variant import variant
+
+
+def _forward(x: Tensor) -> Tensor:
+    return x * torch.tanh(functional.softplus(x))
+
+
+CURVE = variant(mish.CURVE, "mish_python", _forward)
