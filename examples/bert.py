@@ -1,7 +1,7 @@
 """A Hugging Face BERT with its GELUs converted: the same loss, fewer bytes, the same training.
 
-    pip install 'optiacts[report]'
-    python examples/bert.py
+pip install 'optiacts[report]'
+python examples/bert.py
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def derivative(function: Function, x: Tensor) -> Tensor:
 
 def main(file: str) -> None:
     """Prints the largest errors and draws f' and its error."""
-    print(f"{"largest |error of f'| on [-6, 6]':32}" + "".join(f"{str(d)[6:]:>24}" for d in DTYPES))
+    print("largest |error of f'| on [-6, 6]" + "".join(f"{str(dtype)[6:]:>24}" for dtype in DTYPES))
     print(" " * 32 + f"{'OptiActs':>13}{'PyTorch':>11}" * len(DTYPES))
     figure = Figure(figsize=(3.4 * len(ACTIVATIONS), 9), layout="constrained")
     panels = figure.subplots(1 + len(DTYPES), len(ACTIVATIONS), sharex=True, sharey="row")

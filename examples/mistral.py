@@ -1,7 +1,7 @@
 """A Hugging Face Mistral: SiLU alone, then the whole gated product act(gate) * up, which holds two tensors fewer.
 
-    pip install 'optiacts[report]'
-    python examples/mistral.py
+pip install 'optiacts[report]'
+python examples/mistral.py
 """
 
 from __future__ import annotations

@@ -203,7 +203,7 @@ def test_frozen_bert_shares_nothing() -> None:
     made = of("bert-base", seq=32, train_mode="frozen", loss=False, overrides={"num_hidden_layers": 2})
     assert made.states.gradients == made.states.optimizer == 0
     assert len(made.sites) == 2 and not any(site.pays for site in made.sites)
-    assert made.stages[1].bytes > made.now.bytes
+    assert made.stages[1].bytes == made.now.bytes  # so none is converted
 
 
 def test_a_failing_forward_says_what_to_do() -> None:

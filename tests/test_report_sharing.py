@@ -77,7 +77,7 @@ def test_shared_output_is_seen_and_the_gain_is_the_measured_one(after: str, kept
     model = stack(nn.GELU(), *layers).train()
     x = torch.randn(ROWS, 16)
     (site,) = sharing(model, x)
-    assert (site.path, site.activation, site.is_module, site.shape) == ("1", "GELU", True, (ROWS, WIDE))
+    assert (site.path, site.activation, site.is_module, site.shape) == ("1", "gelu", True, (ROWS, WIDE))
     assert bool(site.kept_by) is kept
     assert site.gain == (FULL - BITS if kept else -BITS)
     assert site.pays is kept
@@ -126,7 +126,7 @@ class WrittenOut(nn.Module):
         return 0.5 * x * (1.0 + torch.tanh(0.7978845608 * (x + 0.044715 * torch.pow(x, 3.0))))
 
 
-WrittenOut.__name__ = "NewGELUActivation"
+WrittenOut.__name__ = WrittenOut.__qualname__ = "NewGELUActivation"
 WrittenOut.__module__ = "transformers.activations"
 
 

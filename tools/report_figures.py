@@ -1,6 +1,6 @@
 """Regenerates docs/figures/report.md and report.png: what ``optiacts report`` says about well-known models.
 
-    make docs-figures
+make docs-figures
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ def convert(
     model: Module,
     include: Selector | Iterable[Selector] | None = None,
     exclude: Selector | Iterable[Selector] | None = None,
+    gated: bool = True,
 ) -> ConversionReport:
     """Makes the activations of ``model`` keep their output instead of their input, in place.
 
@@ -37,6 +38,7 @@ def convert(
         include: convert only these modules and what they contain. A name pattern as of ``fnmatch`` (``"*.mlp"``;
             ``*`` also matches dots), a module class, a function of (name, module), or several of these.
         exclude: leave these and what they contain alone; wins over ``include``.
+        gated: convert products with an activation's output as well, not the activations in them alone.
 
     Returns:
         What was converted and what was left alone for which reason; ``print`` shows it as a table. Modules
@@ -48,7 +50,7 @@ def convert(
     """
     if not isinstance(model, Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
-    work = _Conversion(model, Selection(model, include, exclude))
+    work = _Conversion(model, Selection(model, include, exclude), gated)
     entries = [entry for path, module in model.named_modules() for entry in work.visit(path, module)]
     return ConversionReport(tuple(entries))
 
@@ -70,8 +72,9 @@ def revert(model: Module) -> None:
 class _Conversion:
     """One run over a model. Parents come before their children, so they learn what speaks against a child."""
 
-    def __init__(self, model: Module, selection: Selection) -> None:
+    def __init__(self, model: Module, selection: Selection, gated: bool) -> None:
         self._selection = selection
+        self._gated = gated
         self._reasons: dict[int, str] = {}  # why an activation module must be left, by its identity
 
     def visit(self, path: str, module: Module) -> Iterator[Conversion]:
@@ -132,7 +135,7 @@ class _Conversion:
                 reason = graphs.why_not(node, module)
                 if reason:
                     self._reasons[id(child)] = reason
-        done = graphs.gated_products(graph, module, chosen, whole)
+        done = graphs.gated_products(graph, module, chosen, whole) if self._gated else []
         return done + (graphs.functions(graph, module) if whole else [])
 
     def _distrust(self, module: Module) -> None:

@@ -1,41 +1,20 @@
-"""What counts as an activation: the modules and the ops that have a curve, and those of OptiActs itself."""
+"""What counts as an activation: modules and ops that hold their input, and those of OptiActs in their place."""
 
 from __future__ import annotations
 
 import torch
 
-_MODULES = {  # by class name, so that transformers need not be imported to recognise its classes
-    "GELU": "GELU",
-    "GELUActivation": "GELU",
-    "GELUTanh": "GELU (tanh)",
-    "NewGELUActivation": "GELU (tanh)",
-    "FastGELUActivation": "GELU (tanh)",
-    "PytorchGELUTanh": "GELU (tanh)",
-    "QuickGELUActivation": "QuickGELU",
-    "QuickGELU": "QuickGELU",
-    "SiLU": "SiLU",
-    "SiLUActivation": "SiLU",
-    "Mish": "Mish",
-    "MishActivation": "Mish",
-}
+from optiacts.convert.known import curve_of, saves_input
+
 _OPS = frozenset(("aten::gelu", "aten::silu", "aten::mish", "optiacts::activation_forward"))
 _NODES = frozenset(("Gelu", "Silu", "Mish", "_Activation", "_DualActivation", "_InplaceActivation"))
-GATED_NODES = frozenset(("_Gated", "_DualGated"))
+GATED_NODES = frozenset(("_Gated", "_DualGated", "_GatedFused", "_DualGatedFused"))
 
 
-def is_module(module: torch.nn.Module) -> bool:
-    """Whether ``module`` is an activation that can be converted, or has been."""
-    return type(module).__name__ in _MODULES
-
-
-def is_layer(name: str) -> bool:
-    """The same, by the name of the class."""
-    return name in _MODULES
-
-
-def module_name(module: torch.nn.Module) -> str:
-    """What people call it."""
-    return _MODULES[type(module).__name__]
+def curve(module: torch.nn.Module) -> str | None:
+    """The curve of an activation module that can be converted, or has been; None for any other module."""
+    found = curve_of(module)
+    return found if found is not None and saves_input(found) else None
 
 
 def is_op(name: str) -> bool:

@@ -39,7 +39,7 @@ def report(
 
     Counted are the saved bytes: the distinct storages that autograd holds after ``model(*inputs,
     **keyword_inputs)``, parameters and buffers left out. The peak of a step is higher by what backward works
-    with at the time. ``model`` itself is left as it was.
+    with at the time. Converted is what pays (see ``optiacts.report.sharing``). ``model`` is left as it was.
 
     Args:
         model: the model as it is trained: in training mode, frozen where it is frozen; real or fake.
@@ -67,11 +67,11 @@ def report(
     stages = [now]
     try:
         say("tracing it with its activations converted")
-        conversion.convert_activations(model)
+        conversion.convert_activations(model, found)
         stages.append(run.stage(ACTIVATIONS)[0])
         if now.kinds[kinds.GATED]:
             say("tracing it with its gated MLPs converted")
-            conversion.convert_gated(model)
+            conversion.convert_gated(model, found)
             stages.append(run.stage(GATED)[0])
     finally:
         conversion.revert(model)

@@ -164,7 +164,7 @@ def _measured(name: str, setting: Setting, made: MemoryReport) -> tuple[Measured
                 stage.name
             ]
             if convert is not None:
-                convert(built.model)
+                convert(built.model, made.sites)
             results.append(measure_step(stage.name, built.model, built.args, built.kwargs))
     return tuple(results)
 

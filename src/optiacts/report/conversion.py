@@ -1,33 +1,29 @@
-"""The stages of conversion."""
+"""The stages of conversion that a report compares."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
-from optiacts import nn
-from optiacts.report import activations
-
-_TWINS = {"GELU": nn.GELU, "SiLU": nn.SiLU, "Mish": nn.Mish, "QuickGELU": nn.QuickGELU}
+from optiacts.convert import convert, revert
+from optiacts.report.sharing import ActivationSite, without_gain
 
 
-def convert_activations(model: torch.nn.Module) -> None:
-    """Converts every activation module of ``model``, and nothing else."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if activations.is_module(child):
-                kind = activations.module_name(child)
-                twin = nn.GELU("tanh") if kind == "GELU (tanh)" else _TWINS[kind]()
-                twin.__dict__["_before"] = child
-                setattr(parent, name, twin)
+def convert_activations(model: torch.nn.Module, sites: tuple[ActivationSite, ...]) -> None:
+    """Converts the activations for which it pays, and no gated products."""
+    convert(model, exclude=_no_gain(sites), gated=False)
 
 
-def convert_gated(model: torch.nn.Module) -> None:
-    """Converts its gated products as well."""
+def convert_gated(model: torch.nn.Module, sites: tuple[ActivationSite, ...]) -> None:
+    """Converts the activations for which it pays, and the gated products with them."""
+    revert(model)
+    convert(model, exclude=_no_gain(sites))
 
 
-def revert(model: torch.nn.Module) -> None:
-    """Undoes both."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if "_before" in child.__dict__:
-                setattr(parent, name, child.__dict__["_before"])
+def _no_gain(sites: tuple[ActivationSite, ...]) -> Callable[[str, torch.nn.Module], bool]:
+    paths = without_gain(sites)
+    return lambda path, module: path in paths
+
+
+__all__ = ["convert_activations", "convert_gated", "revert"]

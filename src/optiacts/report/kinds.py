@@ -58,7 +58,7 @@ def _kind(holder: Holder, products: set[int]) -> str:
     innermost = holder.where[-1].layer if holder.where else ""
     if holder.op in activations.GATED_NODES:
         return GATED
-    if activations.is_node(holder.op) or any(activations.is_layer(call.layer) for call in holder.where):
+    if activations.is_node(holder.op) or any(call.curve is not None for call in holder.where):
         return ACTIVATIONS
     if holder.node in products:
         return GATED

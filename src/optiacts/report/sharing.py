@@ -26,7 +26,7 @@ class ActivationSite:
     """
 
     path: str  # of the activation module; of the module that calls it, if it is a function
-    activation: str
+    activation: str  # its curve
     is_module: bool
     shape: tuple[int, ...]
     kept_by: tuple[str, ...]  # others that hold the storage of the output
@@ -65,10 +65,18 @@ def sharing(model: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Activ
 
     Returns:
         One ``ActivationSite`` per evaluation that autograd holds something for, in the order of evaluation:
-        the same module called twice gives two. ``{site.path for site in ... if site.pays}`` are the modules
-        worth converting.
+        the same module called twice gives two. ``without_gain`` has the modules that are not worth converting.
     """
     return sites(trace(model, *args, **kwargs))
+
+
+def without_gain(found: tuple[ActivationSite, ...]) -> frozenset[str]:
+    """The paths of the activation modules that had better stay as they are: their evaluations gain nothing."""
+    gains: dict[str, int] = {}
+    for site in found:
+        if site.is_module:
+            gains[site.path] = gains.get(site.path, 0) + site.gain
+    return frozenset(path for path, gain in gains.items() if gain <= 0)
 
 
 def sites(traced: Trace) -> tuple[ActivationSite, ...]:

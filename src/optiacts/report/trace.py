@@ -4,7 +4,7 @@ where the activations' outputs went."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -21,11 +21,12 @@ from optiacts.report import activations
 
 
 class Call(NamedTuple):
-    """One call of a module: a number of its own, the module's path in the model, and its class."""
+    """One call of a module: a number of its own, the module's path in the model, its class, its curve if any."""
 
     number: int
     path: str
     layer: str
+    curve: str | None = None
 
 
 Where = tuple[Call, ...]  # the calls that were open, outermost first
@@ -136,12 +137,11 @@ class _Calls:
     @contextmanager
     def followed(self, watch: _Watch) -> Iterator[None]:
         def enter(module: torch.nn.Module, args: Any) -> None:
-            layer = type(module).__name__
-            self._stack.append(Call(next(self._numbers), self._paths.get(id(module), layer), layer))
-            watch.entered(module)
+            layer, curve = type(module).__name__, activations.curve(module)
+            self._stack.append(Call(next(self._numbers), self._paths.get(id(module), layer), layer, curve))
 
         def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
-            watch.left(module, args, output)
+            watch.left(args, output)
             self._stack.pop()
 
         before = register_module_forward_pre_hook(enter)
@@ -159,23 +159,18 @@ class _Watch(TorchDispatchMode):
     def __init__(self, calls: _Calls) -> None:
         super().__init__()
         self._calls = calls
-        self._inside = 0  # activation modules that are open: what happens in them is theirs
         self._by_output: dict[int, Activated] = {}
         self.activated: list[Activated] = []
 
-    def entered(self, module: torch.nn.Module) -> None:
-        self._inside += activations.is_module(module)
-
-    def left(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        if activations.is_module(module):
-            self._inside -= 1
-            if self._inside == 0 and args and isinstance(output, Tensor):
-                self._add(activations.module_name(module), True, args[0], output)
+    def left(self, args: Any, output: Any) -> None:
+        *around, call = self._calls.where()
+        if call.curve is not None and not _is_inside(around) and args and isinstance(output, Tensor):
+            self._add(call.curve, True, args[0], output)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         name = func._schema.name
-        if not self._inside:
+        if not _is_inside(self._calls.where()):  # what an activation module does is its own
             if not _takes_no_values(name, func):
                 self._consumed(name, args)
             if activations.is_op(name):
@@ -183,8 +178,6 @@ class _Watch(TorchDispatchMode):
         return output
 
     def _add(self, name: str, is_module: bool, input: Tensor, output: Tensor) -> None:
-        if not output.requires_grad and not input.requires_grad and is_module:
-            return
         where = self._calls.where()
         call = where[-1] if where else Call(-1, "", "function")
         reference, key = StorageWeakRef(output.untyped_storage()), storage_key(output)
@@ -200,6 +193,11 @@ class _Watch(TorchDispatchMode):
                 activated = self._by_output.get(storage_key(value))
                 if activated is not None:
                     activated.consumers.append(f"{name.partition('::')[2]} in {describe(self._calls.where())}")
+
+
+def _is_inside(where: Sequence[Call]) -> bool:
+    """Whether an activation module is being called."""
+    return any(call.curve is not None for call in where)
 
 
 def _takes_no_values(name: str, func: Any) -> bool:
