@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from optiacts.report import MemoryReport, report
 from optiacts.report.build import Setting, build
 from optiacts.report.plot import plot
-from optiacts.report.table import gib
+from optiacts.report.table import GIB
 
 FOLDER = Path(__file__).parents[1] / "docs" / "figures"
 
@@ -57,8 +57,8 @@ def table(reports: list[MemoryReport]) -> str:
         "|---|---|---:|---:|---:|",
     ]
     for row, one in zip(ROWS, reports, strict=True):
-        after = [f"{gib(stage.bytes)} GiB ({one.change(stage):+.1%})" for stage in one.stages[1:]]
-        cells = (row.model, row.words, f"{gib(one.now.bytes)} GiB", *after, *["-"] * (2 - len(after)))
+        after = [f"{GIB(stage.bytes)} GiB ({one.change(stage):+.1%})" for stage in one.stages[1:]]
+        cells = (row.model, row.words, f"{GIB(one.now.bytes)} GiB", *after, *["-"] * (2 - len(after)))
         lines.append("| " + " | ".join(cells) + " |")
     lines.append("")
     lines.append(

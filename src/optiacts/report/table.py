@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from optiacts.report.data import MemoryReport, Stage
 from optiacts.report.sharing import ActivationSite
 
-GIB = 2**30
+_WORDS = ("", "kind", "layer", "activation", "because")  # columns of words; numbers are set to the right
 
 
 class Section(NamedTuple):
@@ -34,13 +34,13 @@ def sections(report: MemoryReport, all_layers: bool = True) -> list[Section]:
 
 def headline(report: MemoryReport) -> str:
     """One sentence with the result."""
-    best = report.stages[-1]
+    best, unit = report.stages[-1], unit_of(report)
     setting = ", ".join(
         f"{value}" if key in ("batch", "model") else f"{key} {value}" for key, value in report.setting.items()
     )
     return (
-        f"{report.name}{f' ({setting})' if setting else ''}: {gib(report.now.bytes)} -> {gib(best.bytes)} GiB of "
-        f"activations held for backward, {report.change(best):+.1%}"
+        f"{report.name}{f' ({setting})' if setting else ''}: {unit(report.now.bytes)} -> {unit(best.bytes)} "
+        f"{unit.name} of activations held for backward, {report.change(best):+.1%}"
     )
 
 
@@ -52,7 +52,7 @@ def markdown(report: MemoryReport, all_layers: bool = True) -> str:
             f"**{section.title}**",
             "",
             "| " + " | ".join(section.columns) + " |",
-            "|---|" + "---:|" * (len(section.columns) - 1),
+            "|" + "".join("---|" if column in _WORDS else "---:|" for column in section.columns),
             *("| " + " | ".join(row) + " |" for row in section.rows),
         ]
         parts.append("\n".join(lines))
@@ -66,18 +66,33 @@ def rich_tables(report: MemoryReport) -> list[Any]:
     tables: list[Any] = [headline(report)]
     for section in sections(report):
         table = Table(title=section.title, title_justify="left")
-        for index, column in enumerate(section.columns):
-            table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        for column in section.columns:
+            table.add_column(column, justify="left" if column in _WORDS else "right", overflow="fold")
         for row in section.rows:
             table.add_row(*row)
         tables.append(table)
     return tables
 
 
-def gib(nbytes: float) -> str:
-    """Bytes in GiB; small amounts with more digits."""
-    value = nbytes / GIB
-    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
+class Unit(NamedTuple):
+    """GiB, or MiB for small models."""
+
+    name: str
+    bytes: int
+
+    def __call__(self, nbytes: float) -> str:
+        """``nbytes`` in this unit; small amounts with more digits."""
+        value = nbytes / self.bytes
+        return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
+
+
+GIB = Unit("GiB", 2**30)
+MIB = Unit("MiB", 2**20)
+
+
+def unit_of(report: MemoryReport) -> Unit:
+    """The unit in which the sizes of ``report`` are easy to read."""
+    return GIB if report.now.bytes + report.states.bytes >= GIB.bytes else MIB
 
 
 def _stage_columns(report: MemoryReport) -> tuple[str, ...]:
@@ -85,37 +100,40 @@ def _stage_columns(report: MemoryReport) -> tuple[str, ...]:
 
 
 def _cells(report: MemoryReport, sizes: Sequence[int]) -> tuple[str, ...]:
-    return tuple(f"{gib(size)} ({size / report.now.bytes:.0%})" if report.now.bytes else gib(size) for size in sizes)
+    unit = unit_of(report)
+    return tuple(
+        f"{unit(size)} ({size / report.now.bytes:.0%})" if report.now.bytes else unit(size) for size in sizes
+    )
 
 
 def _held(report: MemoryReport) -> Section:
-    rows = []
+    rows, unit = [], unit_of(report)
     for kind in report.now.kinds:
         sizes = [stage.kinds[kind] for stage in report.stages]
         if any(sizes):
             rows.append((kind, *_cells(report, sizes)))
-    rows.append(("total", *(gib(stage.bytes) for stage in report.stages)))
+    rows.append(("total", *(unit(stage.bytes) for stage in report.stages)))
     rows.append(("change", *(f"{report.change(stage):+.1%}" for stage in report.stages)))
-    return Section("Held for backward, GiB", ("kind", *_stage_columns(report)), tuple(rows))
+    return Section(f"Held for backward, {unit.name}", ("kind", *_stage_columns(report)), tuple(rows))
 
 
 def _card(report: MemoryReport) -> Section:
-    states = report.states
+    states, unit = report.states, unit_of(report)
     rows = [
-        (name, *(gib(size) for _ in report.stages))
+        (name, *(unit(size) for _ in report.stages))
         for name, size in (
             ("parameters", states.parameters),
             ("gradients", states.gradients),
             ("optimizer state", states.optimizer),
         )
     ]
-    rows.append(("activations", *(gib(stage.bytes) for stage in report.stages)))
-    rows.append(("total", *(gib(states.bytes + stage.bytes) for stage in report.stages)))
+    rows.append(("activations", *(unit(stage.bytes) for stage in report.stages)))
+    rows.append(("total", *(unit(states.bytes + stage.bytes) for stage in report.stages)))
     if report.gpu_memory is not None:
         rows.append(
-            (f"largest batch in {gib(report.gpu_memory)} GiB", *(_largest(report, stage) for stage in report.stages))
+            (f"largest batch in {GIB(report.gpu_memory)} GiB", *(_largest(report, stage) for stage in report.stages))
         )
-    return Section("The whole card, GiB", ("", *_stage_columns(report)), tuple(rows))
+    return Section(f"The whole card, {unit.name}", ("", *_stage_columns(report)), tuple(rows))
 
 
 def _largest(report: MemoryReport, stage: Stage) -> str:
@@ -134,7 +152,11 @@ def _layers(report: MemoryReport) -> Section:
         for name in names
         if max(sizes := [stage.layers.get(name, 0) for stage in report.stages]) >= 0.001 * report.now.bytes
     ]
-    return Section("By the class of the layer that holds it, GiB", ("layer", *_stage_columns(report)), tuple(rows))
+    return Section(
+        f"By the class of the layer that holds it, {unit_of(report).name}",
+        ("layer", *_stage_columns(report)),
+        tuple(rows),
+    )
 
 
 def _activations(report: MemoryReport) -> Section:
@@ -142,19 +164,21 @@ def _activations(report: MemoryReport) -> Section:
     for site in report.sites:
         key = (_numberless(site.path), site.activation, _numberless(site.reason))
         groups.setdefault(key, []).append(site)
-    rows = []
+    rows, unit = [], unit_of(report)
     for (path, name, reason), members in groups.items():
         gain = sum(site.gain for site in members)
         how = "" if members[0].is_module else " (a function: call optiacts' own)"
-        rows.append((f"{path or 'the model'}: {name}{how}", str(len(members)), gib(gain), reason))
+        rows.append((f"{path or 'the model'}: {name}{how}", str(len(members)), unit(gain), reason))
     return Section(
-        "What converting each activation alone saves, GiB", ("activation", "count", "saves", "because"), tuple(rows)
+        f"What converting each activation alone saves, {unit.name}",
+        ("activation", "count", "saves", "because"),
+        tuple(rows),
     )
 
 
 def _measured(report: MemoryReport) -> Section:
     predicted = {stage.name: stage for stage in report.stages}
-    rows = [(m.stage, gib(predicted[m.stage].bytes), gib(m.after_forward), gib(m.peak)) for m in report.measured]
+    rows = [(m.stage, GIB(predicted[m.stage].bytes), GIB(m.after_forward), GIB(m.peak)) for m in report.measured]
     return Section(
         "Measured on this GPU, GiB",
         ("", "activations, predicted", "left allocated by a forward", "max_memory_allocated of forward + backward"),
