@@ -2,27 +2,36 @@
 
 from optiacts.convert import Conversion, ConversionReport, convert, revert
 from optiacts.functional import gelu, mish, quick_gelu, silu
+from optiacts.functional_gated import gated, geglu, reglu, swiglu
 from optiacts.memory import SavedMemory, SavedStorage, saved_memory
 from optiacts.nn import GELU, Mish, QuickGELU, SiLU
+from optiacts.nn_gated import GEGLU, ReGLU, SwiGLU
 from optiacts.report import report
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "GEGLU",
     "GELU",
     "Conversion",
     "ConversionReport",
     "Mish",
     "QuickGELU",
+    "ReGLU",
     "SavedMemory",
     "SavedStorage",
     "SiLU",
+    "SwiGLU",
     "convert",
+    "gated",
+    "geglu",
     "gelu",
     "mish",
     "quick_gelu",
+    "reglu",
     "report",
     "revert",
     "saved_memory",
     "silu",
+    "swiglu",
 ]

@@ -85,11 +85,6 @@ def apply(curve: str, input: Tensor, inplace: bool = False) -> Tensor:
     return autograd.activation_(input, curve) if inplace else autograd.activation(input, curve)
 
 
-def gated(gate: Tensor, up: Tensor, curve: str) -> Tensor:
-    """Stands in until the gated branch is merged."""
-    return (torch.relu(gate) if curve == "relu" else apply(curve, gate)) * up
-
-
 def saves_memory(input: Tensor) -> bool:
     """Whether a gradient is wanted, of a tensor that we support."""
     return (
@@ -98,11 +93,11 @@ def saves_memory(input: Tensor) -> bool:
         and input.dtype in _DTYPES
         and input.layout is torch.strided
         and not torch.compiler.is_exporting()  # an exported program keeps to PyTorch's own ops
-        and _known_type(type(input))
+        and known_type(type(input))
     )
 
 
-def _known_type(kind: type) -> bool:
+def known_type(kind: type) -> bool:
     """Plain tensors, and the subclasses that pass our ops on: fake ones (tracing, memory reports) and DTensor."""
     return kind in (Tensor, torch.nn.Parameter) or (kind.__module__, kind.__name__) in _KNOWN_SUBCLASSES
 

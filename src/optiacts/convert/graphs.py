@@ -13,6 +13,7 @@ from torch.nn import Module, functional
 
 from optiacts import functional as ours
 from optiacts.convert.known import gate_of, saves_input
+from optiacts.functional_gated import gated
 
 # function -> ours, of the same arguments
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
@@ -51,8 +52,8 @@ def gated_products(
             if curve is None or act is up or up.op == "get_attr" or not _may_move(act, product, module):
                 continue
             with graph.inserting_before(product):
-                gated = graph.call_function(ours.gated, (act.args[0], up, curve))
-            product.replace_all_uses_with(gated)
+                replacement = graph.call_function(gated, (act.args[0], up, curve))
+            product.replace_all_uses_with(replacement)
             graph.erase_node(product)
             graph.erase_node(act)
             guard = f"gate_of({_expression(str(act.target))}) == {curve!r}" if act.op == "call_module" else ""

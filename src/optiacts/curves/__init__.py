@@ -11,6 +11,7 @@ from optiacts.curves import (
     mish,
     mish_python,
     quick_gelu,
+    relu,
     silu,
     swish,
 )
@@ -22,6 +23,8 @@ VARIANTS: dict[str, Curve] = {
     module.CURVE.name: module.CURVE for module in (gelu_python, gelu_new, gelu_fast, swish, mish_python)
 }
 
+GATES: dict[str, Curve] = {**CURVES, **VARIANTS, relu.CURVE.name: relu.CURVE}
+
 
 def get(name: str) -> Curve:
     """The curve called ``name``; ``ValueError`` lists the known ones."""
@@ -31,4 +34,12 @@ def get(name: str) -> Curve:
         raise ValueError(f"curve must be one of {', '.join((*CURVES, *VARIANTS))}; got {name!r}") from None
 
 
-__all__ = ["CURVES", "VARIANTS", "Curve", "get"]
+def gate(name: str) -> Curve:
+    """The curve called ``name``, among those that can gate; ``ValueError`` lists them."""
+    try:
+        return GATES[name]
+    except KeyError:
+        raise ValueError(f"curve must be one of {', '.join(GATES)}; got {name!r}") from None
+
+
+__all__ = ["CURVES", "GATES", "VARIANTS", "Curve", "gate", "get"]

@@ -17,6 +17,8 @@ def inverse(curve: Curve, y: Tensor, left: Tensor) -> Tensor:
     Bisection: it needs no derivative, so the minimum costs no special case. An output below the minimum
     (rounding) gives x_min; a left output of 0 gives the far end of the branch, where f' is 0.
     """
+    if not curve.unimodal:
+        return y  # ReLU
     x_min = torch.full_like(y, curve.x_min)
     low = torch.where(left, _FURTHEST_LEFT, torch.where(y < 0, x_min, y))
     high = torch.where(left, x_min, low + 2.0)  # f(x) <= x < f(x) + 1 for x > 0, and x_min > -2
