@@ -34,7 +34,7 @@ def sections(report: MemoryReport, all_layers: bool = True) -> list[Section]:
 
 def headline(report: MemoryReport) -> str:
     """One sentence with the result."""
-    best, unit = report.stages[-1], unit_of(report)
+    best, unit = min(report.stages, key=lambda stage: stage.bytes), unit_of(report)
     setting = ", ".join(
         f"{value}" if key in ("batch", "model") else f"{key} {value}" for key, value in report.setting.items()
     )
