@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import fx
 from torch.nn import Module, Sequential
 
 from optiacts import functional
 from optiacts.convert import graphs
-from optiacts.convert.candidates import activations, is_candidate
+from optiacts.convert.candidates import activations, helpers, is_candidate, multiplies
 from optiacts.convert.known import curve_of, saves_input, why_left
 from optiacts.convert.report import Conversion, ConversionReport
 from optiacts.convert.rewritten import Recipe, Rewritten, install, uninstall
 from optiacts.convert.selection import Selection, Selector
 from optiacts.convert.source import function_source
-from optiacts.convert.tracing import Untraceable, trace
+from optiacts.convert.tracing import UntraceableError, trace
 
 
 def convert(
@@ -69,6 +73,16 @@ def revert(model: Module) -> None:
             uninstall(module)
 
 
+@dataclass
+class _Attempt:
+    """A traced method: what was met in it, and its new source if anything is replaced."""
+
+    method: str
+    done: list[graphs.Rewrite]
+    source: str = ""
+    names: dict[str, Any] = field(default_factory=dict)
+
+
 class _Conversion:
     """One run over a model. Parents come before their children, so they learn what speaks against a child."""
 
@@ -99,44 +113,68 @@ class _Conversion:
 
     def _look_along(self, sequence: Sequential) -> None:
         """In a Sequential, what follows an activation is known without a trace."""
-        children = list(sequence)
-        for child, follower in zip(children, children[1:], strict=False):
-            if getattr(follower, "inplace", False):
-                self._reasons[id(child)] = f"its output is changed in place by the {type(follower).__name__} after it"
+        for child, follower in itertools.pairwise(sequence):
+            curve = curve_of(child)
+            reason = curve and graphs.why_not_before(follower, curve)
+            if reason:
+                self._reasons[id(child)] = reason
 
     def _rewrite(self, path: str, module: Module, kind: str) -> Iterator[Conversion]:
-        """Rewrites the forward, if it can be traced and there is something in it to rewrite."""
+        """Rewrites the forward where there is something to rewrite; its helper methods if it cannot be traced."""
+        attempts = []
+        untraceable = None
+        try:
+            attempts.append(self._attempt(path, module, "forward"))
+        except UntraceableError as reason:
+            untraceable = reason
+            self._distrust(module)
+            for method in helpers(module):
+                with contextlib.suppress(UntraceableError):
+                    attempts.append(self._attempt(path, module, method))
+        rewritten = [attempt for attempt in attempts if attempt.source]
+        if rewritten:
+            source = "\n\n".join(attempt.source for attempt in rewritten)
+            names = {name: value for attempt in rewritten for name, value in attempt.names.items()}
+            install(module, Recipe(type(module), source, tuple(sorted(names.items())), curve=None))
+        for attempt in attempts:
+            where = "" if attempt.method == "forward" else f" in {attempt.method}()"
+            what = ", ".join(dict.fromkeys(rewrite.what for rewrite in attempt.done if not rewrite.reason))
+            if what:
+                yield Conversion(path, kind, what + where)
+            for text in dict.fromkeys(
+                f"{rewrite.what}{where}: {rewrite.reason}" for rewrite in attempt.done if rewrite.reason
+            ):
+                yield Conversion(path, kind, reason=text)
+        if untraceable and path in self._selection and multiplies(module):
+            yield Conversion(path, kind, reason=f"its forward {untraceable}")
+
+    def _attempt(self, path: str, module: Module, method: str) -> _Attempt:
+        """Traces one method and rewrites what is in it; ``UntraceableError`` if that cannot be."""
         whole = path in self._selection
 
         def chosen(child: str) -> bool:
             return f"{path}.{child}".removeprefix(".") in self._selection
 
-        try:
-            ways = trace(module)
-            done = [entry for graph in ways.graphs for entry in self._rewrite_graph(graph, module, chosen, whole)]
-            what = list(dict.fromkeys(entry.what for entry in done if not entry.reason))
-            if what:
-                ways.guards += dict.fromkeys(entry.guard for entry in done if entry.guard)
-                source, names = function_source(ways)
-                install(module, Recipe(type(module), source, names, curve=None))
-                yield Conversion(path, kind, ", ".join(what))
-            for text in dict.fromkeys(f"{entry.what}: {entry.reason}" for entry in done if entry.reason):
-                yield Conversion(path, kind, reason=text)
-        except Untraceable as reason:
-            self._distrust(module)
-            if whole:
-                yield Conversion(path, kind, reason=f"no rewriting of its own forward: {reason}")
+        ways = trace(module, method)
+        done: list[graphs.Rewrite] = []
+        for graph in ways.graphs:
+            self._note_reasons(graph, module)
+            done += graphs.gated_products(graph, module, chosen, whole) if self._gated else []
+            done += graphs.functions(graph, module) if whole else []
+        if all(rewrite.reason for rewrite in done):
+            return _Attempt(method, done)
+        ways.guards += dict.fromkeys(rewrite.guard for rewrite in done if rewrite.guard)
+        return _Attempt(method, done, *function_source(ways))
 
-    def _rewrite_graph(
-        self, graph: fx.Graph, module: Module, chosen: Callable[[str], bool], whole: bool
-    ) -> list[graphs.Rewrite]:
+    def _note_reasons(self, graph: fx.Graph, module: Module) -> None:
+        """What follows an activation module in a graph may speak against converting it."""
         for node in graph.nodes:
-            if node.op == "call_module" and curve_of(child := module.get_submodule(str(node.target))) is not None:
-                reason = graphs.why_not(node, module)
+            if node.op == "call_module":
+                child = module.get_submodule(str(node.target))
+                curve = curve_of(child)
+                reason = curve and graphs.why_not(node, module, curve)
                 if reason:
                     self._reasons[id(child)] = reason
-        done = graphs.gated_products(graph, module, chosen, whole) if self._gated else []
-        return done + (graphs.functions(graph, module) if whole else [])
 
     def _distrust(self, module: Module) -> None:
         """Without a trace, a module that works in place might follow the activation beside it."""

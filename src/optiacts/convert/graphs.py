@@ -12,8 +12,8 @@ from torch import fx
 from torch.nn import Module, functional
 
 from optiacts import functional as ours
+from optiacts import functional_gated
 from optiacts.convert.known import gate_of, saves_input
-from optiacts.functional_gated import gated
 
 # function -> ours, of the same arguments
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
@@ -26,6 +26,10 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
 }
 _RELUS = (functional.relu, torch.relu, torch.ops.aten.relu.default, "relu")
 _PRODUCTS = (operator.mul, operator.imul, torch.mul, torch.multiply, torch.ops.aten.mul.Tensor)
+_IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow)
+# What follows and does not keep its input. Then an activation of which PyTorch keeps one tensor gains nothing,
+# while written-out ones, of which it keeps several, do; and so do all gates but ReLU.
+_KEPT_ONCE = ("gelu", "gelu_tanh", "silu", "mish", "relu")
 _SUMS = (operator.add, operator.sub, torch.add, torch.sub, torch.cat)
 _CASTS = ("to", "float", "half", "bfloat16", "type_as", "add", "sub")
 
@@ -39,10 +43,8 @@ class Rewrite:
     guard: str = ""
 
 
-def gated_products(
-    graph: fx.Graph, module: Module, chosen: Callable[[str], bool], whole: bool
-) -> list[Rewrite]:
-    """Replaces ``act(gate) * up`` by the gated operation, where act is a ``chosen`` module or, if ``whole``, a function."""
+def gated_products(graph: fx.Graph, module: Module, chosen: Callable[[str], bool], whole: bool) -> list[Rewrite]:
+    """Replaces ``act(gate) * up`` by the gated operation; act is a ``chosen`` module or, if ``whole``, a function."""
     done = []
     for product in list(graph.nodes):
         if not _is_product(product):
@@ -51,9 +53,13 @@ def gated_products(
             curve = _curve_at(act, module, chosen, whole)
             if curve is None or act is up or up.op == "get_attr" or not _may_move(act, product, module):
                 continue
+            reason = why_not(product, module, curve if curve == "relu" else "")
+            if reason:
+                done.append(Rewrite(f"{curve} gate", reason))
+                break
             with graph.inserting_before(product):
-                replacement = graph.call_function(gated, (act.args[0], up, curve))
-            product.replace_all_uses_with(replacement)
+                gated = graph.call_function(functional_gated.gated, (act.args[0], up, curve))
+            product.replace_all_uses_with(gated)
             graph.erase_node(product)
             graph.erase_node(act)
             guard = f"gate_of({_expression(str(act.target))}) == {curve!r}" if act.op == "call_module" else ""
@@ -70,7 +76,7 @@ def functions(graph: fx.Graph, module: Module) -> list[Rewrite]:
         curve = _curve_of_call(node) if written_out is None else written_out[0]
         if curve is None or not saves_input(curve):
             continue
-        reason = why_not(node, module)
+        reason = why_not(node, module, curve)
         if not reason and written_out is not None:
             with graph.inserting_before(node):
                 replacement = graph.call_function(ours.apply, written_out)
@@ -107,36 +113,47 @@ def _expression(path: str) -> str:
     return f"self.{path}" if all(name.isidentifier() for name in names) else f"self.get_submodule({path!r})"
 
 
-def why_not(node: fx.Node, module: Module | None) -> str:
-    """Why the activation at ``node`` is better left: what follows it changes its output, or does not keep it."""
+def why_not(node: fx.Node, module: Module, curve: str) -> str:
+    """Why the activation, or gated product, at ``node`` is better left alone; empty if nothing speaks against it."""
     followers = list(node.users)
     for follower in followers:
         if changes_in_place(follower, node, module):
             return f"its output is changed in place by {_described(follower)}"
-    if followers and all(_keeps_nothing(follower) for follower in followers):
+    if curve in _KEPT_ONCE and followers and all(_keeps_nothing(follower, module) for follower in followers):
         return f"what follows, {_described(followers[0])}, does not keep its output"
     return ""
 
 
-def changes_in_place(node: fx.Node, tensor: fx.Node, module: Module | None) -> bool:
+def why_not_before(follower: Module, curve: str) -> str:
+    """The same for an activation that the module ``follower`` follows."""
+    if getattr(follower, "inplace", False):
+        return f"its output is changed in place by the {type(follower).__name__} after it"
+    if curve in _KEPT_ONCE and _drops(follower):
+        return f"what follows, {type(follower).__name__}, does not keep its output"
+    return ""
+
+
+def changes_in_place(node: fx.Node, tensor: fx.Node, module: Module) -> bool:
     """Whether ``node`` overwrites its input ``tensor``."""
     if node.op == "call_module":
-        return module is not None and bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
-    if not node.args or node.args[0] is not tensor:
+        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
+    if node.op == "output" or not node.args or node.args[0] is not tensor:
         return False
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    in_place_operator = getattr(node.target, "__module__", "") == "_operator" and name.startswith("i")
-    written = name.endswith("_") and not name.endswith("__")
-    return written or bool(node.kwargs.get("inplace")) or (in_place_operator and name in _IN_PLACE_OPERATORS)
+    named_so = name.endswith("_") and not name.endswith("__")
+    return named_so or node.target in _IN_PLACE_OPERATORS or bool(node.kwargs.get("inplace"))
 
 
-_IN_PLACE_OPERATORS = ("iadd", "isub", "imul", "itruediv", "ipow", "iand", "ior")
+def _keeps_nothing(node: fx.Node, module: Module) -> bool:
+    if node.op == "call_module":
+        return _drops(module.get_submodule(str(node.target)))
+    if node.op == "call_function" and node.target is functional.dropout:
+        return bool(node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5))
+    return node.target in (_SUMS if node.op == "call_function" else _CASTS if node.op == "call_method" else ())
 
 
-def _keeps_nothing(node: fx.Node) -> bool:
-    return (node.op == "call_function" and node.target in _SUMS) or (
-        node.op == "call_method" and node.target in _CASTS
-    )
+def _drops(module: Module) -> bool:
+    return isinstance(module, torch.nn.Dropout) and module.p > 0
 
 
 def _described(node: fx.Node) -> str:
@@ -168,7 +185,7 @@ def _may_move(act: fx.Node, product: fx.Node, module: Module) -> bool:
         return False
     up = next(factor for factor in product.args if factor is not act)
     overwriters = [changes_in_place(user, gate, module) for user in gate.users]  # among them act itself
-    return not any(overwriters) and not changes_in_place(product, up, None)  # type: ignore[arg-type]
+    return not any(overwriters) and not changes_in_place(product, up, module)  # type: ignore[arg-type]
 
 
 def _written_out(node: fx.Node) -> tuple[str, fx.Node] | None:

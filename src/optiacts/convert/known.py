@@ -78,7 +78,9 @@ def curve_of(module: Module) -> str | None:
 
 def gate_of(module: Module) -> str | None:
     """The same for a module whose call may be replaced as a whole: nobody watches it through hooks."""
-    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    hooked = (
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
     return None if hooked else curve_of(module)
 
 

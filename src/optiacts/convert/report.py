@@ -40,7 +40,9 @@ class ConversionReport:
             return "nothing to convert"
         rows = [("module", "class", "converted"), *_folded(self.entries)]
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
         lines.insert(1, "  ".join("-" * width for width in widths))
         lines.append(f"{len(self.converted)} converted, {len(self.left)} left alone")
         return "\n".join(lines)

@@ -24,7 +24,7 @@ from optiacts.convert.known import gate_of
 class Recipe:
     """How to make the subclass of ``original``.
 
-    ``source`` is the text of a function ``forward``. It may use the names ``torch``, ``original`` (the class),
+    ``source`` is the text of its methods. It may use the names ``torch``, ``original`` (the class),
     ``gate_of`` and those of ``names``, whose values must be importable.
     """
 
@@ -76,10 +76,11 @@ def rewritten_class(recipe: Recipe) -> type[Module]:
     original = recipe.original
     filename = f"<optiacts.convert {original.__qualname__} {abs(hash(recipe)):x}>"
     linecache.cache[filename] = (len(recipe.source), None, recipe.source.splitlines(keepends=True), filename)
-    scope = {"torch": torch, "original": original, "gate_of": gate_of, **dict(recipe.names)}
-    exec(compile(recipe.source, filename, "exec"), scope)
+    scope: dict[str, Any] = {"torch": torch, "original": original, "gate_of": gate_of, **dict(recipe.names)}
+    methods: dict[str, Any] = {}
+    exec(compile(recipe.source, filename, "exec"), scope, methods)
     members = {
-        "forward": scope["forward"],
+        **methods,
         "recipe": recipe,
         "optiacts_curve": recipe.curve,
         "__module__": original.__module__,

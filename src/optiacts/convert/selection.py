@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from typing import Union
 
 from torch.nn import Module
 
-Selector = Union[str, type[Module], Callable[[str, Module], bool]]
+Selector = str | type[Module] | Callable[[str, Module], bool]
 
 
 class Selection:

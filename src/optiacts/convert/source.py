@@ -1,21 +1,23 @@
-"""From the traced graphs of a forward to the source of one function."""
+"""From the traced graphs of a method to the source of one function."""
 
 from __future__ import annotations
 
+import inspect
+import pickle
 import re
 from typing import Any
 
 from torch import fx
 
-from optiacts.convert.tracing import Trace, Untraceable, fork
+from optiacts.convert.tracing import Trace, UntraceableError, fork
 
 _FORK = re.compile(rf"^\w+ = \w*{fork.__name__}\((?P<condition>\w+), (?P<taken>True|False)\)")
 
 
-def function_source(trace: Trace) -> tuple[str, tuple[tuple[str, Any], ...]]:
-    """The text of ``forward`` and the values of the names in it.
+def function_source(trace: Trace) -> tuple[str, dict[str, Any]]:
+    """The text of the method and the values of the names in it.
 
-    It runs the traced ways where the guards hold, and the original forward where they do not.
+    It runs the traced ways where the guards hold, and the original method where they do not.
     """
     names: dict[str, Any] = dict(trace.names)
     bodies = []
@@ -23,28 +25,26 @@ def function_source(trace: Trace) -> tuple[str, tuple[tuple[str, Any], ...]]:
         lines, used = _body(graph)
         bodies.append(lines)
         names |= used
-    parameters = list(trace.signature.parameters.values())
-    passed = [f"*{p.name}" if p.kind is p.VAR_POSITIONAL else p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
-    named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    passed = [f"*{name}" if _is_kwargs(trace, name) else name for name in passed] + [f"{name}={name}" for name in named]
+    passed = ", ".join(map(_passed_on, trace.signature.parameters.values()))
     signature = str(trace.signature)[1:-1]
-    head = [f"def forward(self, {signature}):" if signature else "def forward(self):"]
+    head = [f"def {trace.method}(self, {signature}):" if signature else f"def {trace.method}(self):"]
     if trace.guards:
         head += [
             f"    if not ({' and '.join(trace.guards)}):",
-            f"        return original.forward(self, {', '.join(passed)})",
+            f"        return original.{trace.method}(self, {passed})",
         ]
     text = "\n".join([*head, *("    " + line for line in _merged(bodies))]) + "\n"
     used_names = {name: value for name, value in names.items() if re.search(rf"\b{name}\b", text)}
     for name, value in used_names.items():
         if not _importable(value):
-            raise Untraceable(f"its forward calls {name}, which cannot be imported")
-    return text, tuple(sorted(used_names.items()))
+            raise UntraceableError(f"calls {name}, which cannot be imported")
+    return text, used_names
 
 
-def _is_kwargs(trace: Trace, name: str) -> bool:
-    parameter = trace.signature.parameters.get(name)
-    return parameter is not None and parameter.kind is parameter.VAR_KEYWORD
+def _passed_on(p: inspect.Parameter) -> str:
+    """How a function hands its own argument on to another one of the same signature."""
+    stars = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**", p.KEYWORD_ONLY: f"{p.name}="}
+    return stars.get(p.kind, "") + p.name
 
 
 def _body(graph: fx.Graph) -> tuple[list[str], dict[str, Any]]:
@@ -80,7 +80,7 @@ def _merged(bodies: list[list[str]]) -> list[str]:
             break
         if not at_fork:
             merged.append(min(there, key=len))  # a value that one way still needs must not be let go before
-    raise Untraceable("the ways through its forward differ before they part")
+    raise UntraceableError("branches in ways that differ before they part")
 
 
 def _statement(line: str) -> str:
@@ -90,8 +90,6 @@ def _statement(line: str) -> str:
 
 def _importable(value: Any) -> bool:
     """Whether pickle can refer to ``value`` by its name."""
-    import pickle
-
     try:
         pickle.dumps(value)
     except Exception:

@@ -7,7 +7,7 @@ for the only one, and forgets contexts. Here
 - optional arguments stand at their defaults, and attributes at the values they have: both are recorded as
   guards, conditions under which the trace holds;
 - what can be neither recorded nor followed (a loop over a tensor, a context entered, a random draw, an attribute
-  written, a mutable object read) raises ``Untraceable`` with the reason.
+  written, a mutable object read) raises ``UntraceableError`` with the reason.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from optiacts.convert.known import gate_of
 MOST_PATHS = 8
 
 
-class Untraceable(Exception):
+class UntraceableError(Exception):
     """Why a forward cannot be traced faithfully."""
 
 
@@ -41,27 +41,28 @@ def fork(condition: Any, taken: bool) -> None:
 
 @dataclass
 class Trace:
-    """All ways through a forward, and the conditions under which they are all."""
+    """All ways through a method, and the conditions under which they are all."""
 
+    method: str
     signature: inspect.Signature
     graphs: list[fx.Graph]
     guards: list[str]  # Python conditions on ``self`` and the arguments
     names: dict[str, Any]  # what the guards refer to
 
 
-def trace(module: Module) -> Trace:
-    """Traces ``type(module).forward``; ``Untraceable`` says why it cannot be."""
-    signature, required = _signature(module)
+def trace(module: Module, method: str = "forward") -> Trace:
+    """Traces the forward, or another method, of ``type(module)``; ``UntraceableError`` says why it cannot be."""
+    signature, required = _signature(getattr(type(module), method))
     watch = _Watch(module)
     graphs: list[fx.Graph] = []
     pending: list[tuple[bool, ...]] = [()]
     while pending:
-        tracer = _Tracer(required, pending.pop())
+        tracer = _Tracer(method, required, pending.pop())
         graphs.append(_run(tracer, module, watch))
         pending += [(*tracer.decisions[:depth], True) for depth in range(tracer.given, len(tracer.decisions))]
         if len(graphs) + len(pending) > MOST_PATHS:
-            raise Untraceable("its forward branches too often")
-    return Trace(signature, graphs, [*_argument_guards(signature), *watch.guards], watch.names)
+            raise UntraceableError("branches too often")
+    return Trace(method, signature, graphs, [*_argument_guards(signature), *watch.guards], watch.names)
 
 
 def _run(tracer: _Tracer, module: Module, watch: _Watch) -> fx.Graph:
@@ -69,26 +70,26 @@ def _run(tracer: _Tracer, module: Module, watch: _Watch) -> fx.Graph:
     try:
         with watch.recording():
             graph = tracer.trace(module)
-    except Untraceable:
+    except UntraceableError:
         raise
     except Exception as error:
         line = str(error).strip().split("\n")[0][:100]
-        raise Untraceable(f"its forward cannot be traced: {line or type(error).__name__}") from error
+        raise UntraceableError(f"cannot be traced: {line or type(error).__name__}") from error
     if random.getstate() != dice[0] or not torch.equal(torch.random.get_rng_state(), dice[1]):
         random.setstate(dice[0])
         torch.random.set_rng_state(dice[1])
-        raise Untraceable("its forward draws random numbers")
+        raise UntraceableError("draws random numbers")
     return graph
 
 
-def _signature(module: Module) -> tuple[inspect.Signature, list[str]]:
-    """The signature of the forward without ``self``, and the names of the arguments that have no default."""
-    signature = inspect.signature(type(module).forward)
+def _signature(function: Callable[..., Any]) -> tuple[inspect.Signature, list[str]]:
+    """The signature of a method without ``self``, and the names of the arguments that have no default."""
+    signature = inspect.signature(function)
     parameters = [p.replace(annotation=p.empty) for p in list(signature.parameters.values())[1:]]
     required = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     others = [p for p in parameters if p.name not in required]
     if any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in others):
-        raise Untraceable("its forward has a signature that we do not handle")
+        raise UntraceableError("has a signature that we do not handle")
     return inspect.Signature(parameters), required
 
 
@@ -100,7 +101,7 @@ def _argument_guards(signature: inspect.Signature) -> Iterator[str]:
         elif p.default is not p.empty:
             condition = constant_condition(p.name, p.default)
             if condition is None:
-                raise Untraceable(f"the default of its argument {p.name} is no constant")
+                raise UntraceableError(f"the default of its argument {p.name} is no constant")
             yield condition
 
 
@@ -116,20 +117,23 @@ def constant_condition(expression: str, value: Any) -> str | None:
 class _Proxy(fx.Proxy):
     @property
     def __class__(self) -> type:  # type: ignore[override]
-        """``isinstance(x, torch.Tensor)`` asks a stranger's ``__class__``; a false answer would hide a branch."""
+        """``isinstance(x, torch.Tensor)`` reads this. fx would answer no, and a branch would stay unseen."""
+        frame = sys._getframe(1)
+        while frame.f_back and frame.f_globals.get("__name__") == "torch.nn.parameter":
+            frame = frame.f_back  # Parameter has an instance check of its own
+        if frame.f_globals.get("__name__", "").startswith("torch."):
+            return _Proxy
         if self.node.op == "get_attr":
             return torch.nn.Parameter
-        asker = sys._getframe(1).f_globals.get("__name__", "")
-        if not asker.startswith("torch."):
-            raise Untraceable("its forward asks for the type of a tensor")
-        return _Proxy
+        raise UntraceableError("asks for the type of a tensor")
 
 
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
-    def __init__(self, required: list[str], given: tuple[bool, ...]) -> None:
+    def __init__(self, method: str, required: list[str], given: tuple[bool, ...]) -> None:
         super().__init__()
+        self.traced_func_name = method
         self._required = required
         self.given = len(given)  # decisions made in advance; at further forks the answer is no
         self.decisions = list(given)
@@ -147,14 +151,14 @@ class _Tracer(fx.Tracer):
             return super().call_module(m, forward, args, kwargs)
         if next(m.parameters(), None) is None and next(m.buffers(), None) is None and gate_of(m) is not None:
             return forward(*args, **kwargs)  # a global activation object, as transformers.activations.gelu
-        raise Untraceable(f"its forward calls a {type(m).__name__} that it does not own")
+        raise UntraceableError(f"calls a {type(m).__name__} that it does not own")
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _context() != self._context:
-            raise Untraceable("its forward enters a context (autocast, no_grad, ...)")
+            raise UntraceableError("enters a context (autocast, no_grad, ...)")
         return super().create_node(*args, **kwargs)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
@@ -206,13 +210,17 @@ class _Watch:
 
         def getattribute(module: Module, name: str) -> Any:
             value = object.__getattribute__(module, name)
-            if name not in _INTERNAL and not name.startswith("__") and name in object.__getattribute__(module, "__dict__"):
+            if (
+                name not in _INTERNAL
+                and not name.startswith("__")
+                and name in object.__getattribute__(module, "__dict__")
+            ):
                 self._read(module, name, value)
             return value
 
         def setattr_(module: Module, name: str, value: Any) -> None:
             if id(module) in self._paths:
-                raise Untraceable(f"its forward writes the attribute {name}")
+                raise UntraceableError(f"writes the attribute {name}")
             set_attribute(module, name, value)
 
         Module.__getattribute__ = getattribute  # type: ignore[method-assign]
@@ -234,5 +242,5 @@ class _Watch:
             self.names[known_as] = value
             condition = f"{expression} is {known_as}"
         if condition is None:
-            raise Untraceable(f"its forward reads {expression}, which may change ({type(value).__name__})")
+            raise UntraceableError(f"reads {expression}, which may change ({type(value).__name__})")
         self._conditions[expression] = condition

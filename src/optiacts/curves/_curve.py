@@ -31,8 +31,8 @@ class Curve:
     function: Formula
     derivative: Formula
     second_derivative: Formula
-    fit: str | None = None  # a variant (see _variant.py) is decoded by the coefficients of the curve called so
     unimodal: bool = True
+    fit: str | None = None  # a variant (see _variant.py) is decoded by the coefficients of the curve called so
 
     @property
     def coefficients(self) -> Coefficients:
