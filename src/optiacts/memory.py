@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 
@@ -42,7 +43,8 @@ def saved_memory(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> SavedMemo
     storage once, however many tensors or views share it. Parameters are left out, and so are the buffers of
     every module that is ``fn``, owns it as a method, or is among its arguments. Works on real and on fake
     tensors (build the model inside ``torch._subclasses.FakeTensorMode``), which takes no memory at all, and
-    on compiled functions. A Function that hides tensors outside ``save_for_backward`` is not seen.
+    on compiled functions; of a DTensor the local part counts. A Function that hides tensors outside
+    ``save_for_backward`` is not seen.
 
     Args:
         fn: a module or function.
@@ -56,8 +58,7 @@ def saved_memory(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> SavedMemo
         output = fn(*args, **kwargs)
 
     storages: dict[int, SavedStorage] = {}
-    for held in record.held(left_out=(fn, args, kwargs)):
-        tensor = held.tensor
+    for _, tensor in record.held(left_out=(fn, args, kwargs)):
         nbytes = tensor.untyped_storage().nbytes()
         storages.setdefault(
             storage_key(tensor), SavedStorage(nbytes, tuple(tensor.shape), tensor.dtype, tensor.device)
@@ -86,16 +87,17 @@ class SavedTensors:
     def __exit__(self, *error: Any) -> None:
         self._hooks.__exit__(*error)
 
-    def held(self, left_out: Any = ()) -> Iterator[HeldTensor]:
-        """What a graph still holds, without parameters and the state of the modules in ``left_out``."""
-        state = {storage_key(t) for module in _modules(left_out) for t in _state(module)}
+    def held(self, left_out: Any = ()) -> Iterator[tuple[HeldTensor, Tensor]]:
+        """What a graph still holds, and the plain tensors in it; no parameters and no state of ``left_out``."""
+        state = (t for module in _modules(left_out) for t in _state(module))
+        keys = {storage_key(plain) for t in state for plain in local_tensors(t)}
         for reference in self._references:
             held = reference()
-            if held is not None and not _is_parameter(held.tensor) and storage_key(held.tensor) not in state:
-                yield held
+            if held is not None and not held.is_parameter:
+                yield from ((held, plain) for plain in local_tensors(held.tensor) if storage_key(plain) not in keys)
 
     def _pack(self, tensor: Tensor) -> HeldTensor:
-        held = HeldTensor(tensor, self._where())
+        held = HeldTensor(tensor.detach(), self._where(), _is_parameter(tensor))  # a saved output holds its own node
         self._references.append(weakref.ref(held))
         return held
 
@@ -108,11 +110,20 @@ class SavedTensors:
 class HeldTensor:
     """A saved tensor in the keeping of the graph: it goes when the graph lets go of it."""
 
-    __slots__ = ("__weakref__", "tensor", "where")
+    __slots__ = ("__weakref__", "is_parameter", "tensor", "where")
 
-    def __init__(self, tensor: Tensor, where: Any) -> None:
+    def __init__(self, tensor: Tensor, where: Any, is_parameter: bool) -> None:
         self.tensor = tensor
         self.where = where
+        self.is_parameter = is_parameter
+
+
+def local_tensors(tensor: Tensor) -> list[Tensor]:
+    """The plain tensors that a wrapper subclass (a DTensor, a quantised tensor) consists of on this rank."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    parts = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])  # a DTensor names its mesh too
+    return [plain for part in parts if isinstance(part, Tensor) for plain in local_tensors(part)]
 
 
 def storage_key(tensor: Tensor) -> int:

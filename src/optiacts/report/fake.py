@@ -47,16 +47,16 @@ def one_sequence_per_row() -> Iterator[None]:
 
     Fake tensors have no values, and it then builds an attention mask that a real step does not have.
     """
-    masking = sys.modules.get("transformers.masking_utils")
-    if masking is None or not hasattr(masking, "find_packed_sequence_indices"):
+    masking, name = sys.modules.get("transformers.masking_utils"), "find_packed_sequence_indices"
+    if masking is None or not hasattr(masking, name):
         yield
         return
-    original = masking.find_packed_sequence_indices
-    masking.find_packed_sequence_indices = lambda position_ids: None
+    original = vars(masking)[name]
+    setattr(masking, name, lambda position_ids: None)
     try:
         yield
     finally:
-        masking.find_packed_sequence_indices = original
+        setattr(masking, name, original)
 
 
 class LikeCuda(TorchFunctionMode):

@@ -108,9 +108,9 @@ def trace(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Trace:
         output = model(*args, **kwargs)
     names = _node_names(output, record)
     storages: dict[int, HeldStorage] = {}
-    for held in record.held(left_out=(model, args, kwargs)):
-        key = storage_key(held.tensor)
-        storage = storages.setdefault(key, HeldStorage(key, held.tensor.untyped_storage().nbytes()))
+    for held, tensor in record.held(left_out=(model, args, kwargs)):
+        key = storage_key(tensor)
+        storage = storages.setdefault(key, HeldStorage(key, tensor.untyped_storage().nbytes()))
         number, name = names.get(id(held), (-1, "unknown op"))
         storage.holders.append(Holder(number, name, held.where))
     return Trace(storages, watch.activated, output)
