@@ -80,9 +80,14 @@ def quick_gelu(input: Tensor, inplace: bool = False) -> Tensor:
 def apply(curve: str, input: Tensor, inplace: bool = False) -> Tensor:
     """The activation called ``curve``; ``ValueError`` lists the known names if it is none of them."""
     known = curves.get(curve)
-    if not saves_memory(input):
+    if not saves_memory(input) or compiles_autocast(known, input):
         return known.forward_(input) if inplace else known.forward(input)
     return autograd.activation_(input, curve) if inplace else autograd.activation(input, curve)
+
+
+def compiles_autocast(curve: curves.Curve, input: Tensor) -> bool:
+    """A variant compiled under autocast: autocast may widen steps of it, but does not reach into our op then."""
+    return curve.fit is not None and torch.compiler.is_compiling() and torch.is_autocast_enabled(input.device.type)
 
 
 def saves_memory(input: Tensor) -> bool:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from optiacts import autograd_gated, curves
-from optiacts.functional import known_type, saves_memory
+from optiacts.functional import compiles_autocast, known_type, saves_memory
 
 
 def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
@@ -78,10 +78,10 @@ def gated(gate: Tensor, up: Tensor | None, curve: str) -> Tensor:
     if up is None:
         if gate.ndim == 0 or gate.shape[-1] % 2:
             raise ValueError(f"gate without up must have an even last dimension; got shape {tuple(gate.shape)}")
-        if saves_memory(gate):
+        if saves_memory(gate) and not compiles_autocast(known, gate):
             return autograd_gated.gated_fused(gate, curve)
         gate, up = gate.chunk(2, dim=-1)
-    elif saves_memory(gate) and _matches(up, gate):
+    elif saves_memory(gate) and _matches(up, gate) and not compiles_autocast(known, gate):
         return autograd_gated.gated(gate, up, curve)
     return known.forward(gate) * up
 

@@ -15,7 +15,7 @@ from torch.nn import Module, Sequential
 from optiacts import functional
 from optiacts.convert import graphs
 from optiacts.convert.candidates import activations, helpers, is_candidate, multiplies
-from optiacts.convert.known import curve_of, saves_input, why_left
+from optiacts.convert.known import curve_of, why_left
 from optiacts.convert.report import Conversion, ConversionReport
 from optiacts.convert.rewritten import Recipe, Rewritten, install, uninstall
 from optiacts.convert.selection import Selection, Selector
@@ -55,8 +55,11 @@ def convert(
     if not isinstance(model, Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     work = _Conversion(model, Selection(model, include, exclude), gated)
-    entries = [entry for path, module in model.named_modules() for entry in work.visit(path, module)]
-    return ConversionReport(tuple(entries))
+    modules = [(path, module) for path, module in model.named_modules() if not isinstance(module, Rewritten)]
+    entries = [entry for path, module in modules for entry in work.visit_parent(path, module)]
+    entries += [entry for path, module in modules for entry in work.visit_activation(path, module)]
+    order = {path: position for position, (path, _) in enumerate(modules)}
+    return ConversionReport(tuple(sorted(entries, key=lambda entry: order[entry.path])))
 
 
 def revert(model: Module) -> None:
@@ -84,38 +87,37 @@ class _Attempt:
 
 
 class _Conversion:
-    """One run over a model. Parents come before their children, so they learn what speaks against a child."""
+    """One run over a model. All parents come first: they show what speaks against converting a child."""
 
     def __init__(self, model: Module, selection: Selection, gated: bool) -> None:
         self._selection = selection
         self._gated = gated
         self._reasons: dict[int, str] = {}  # why an activation module must be left, by its identity
 
-    def visit(self, path: str, module: Module) -> Iterator[Conversion]:
-        if isinstance(module, Rewritten):
-            return
-        kind = type(module).__qualname__
-        curve = curve_of(module)
-        if curve is not None and saves_input(curve):
-            if path in self._selection and not _is_ours(module):
-                reason = self._reasons.get(id(module), "")
-                if not reason:
-                    install(module, _activation(module, curve))
-                yield Conversion(path, kind, "" if reason else curve, reason)
-            return
-        reason = why_left(module)
-        if reason and path in self._selection:
-            yield Conversion(path, kind, reason=reason)
-        elif reason is None and isinstance(module, Sequential):
+    def visit_parent(self, path: str, module: Module) -> Iterator[Conversion]:
+        """A module that may call activations."""
+        if isinstance(module, Sequential):
             self._look_along(module)
-        elif reason is None and is_candidate(module) and not self._selection.excludes(path):
-            yield from self._rewrite(path, module, kind)
+        elif not _is_activation(module) and is_candidate(module) and not self._selection.excludes(path):
+            yield from self._rewrite(path, module, type(module).__qualname__)
+
+    def visit_activation(self, path: str, module: Module) -> Iterator[Conversion]:
+        """A module that may be an activation."""
+        if path not in self._selection or not _is_activation(module) or _is_ours(module):
+            return
+        curve = curve_of(module)
+        reason = why_left(module) or self._reasons.get(id(module), "")
+        kind = type(module).__qualname__
+        if curve is not None and not reason:
+            install(module, _activation(module, curve))
+            yield Conversion(path, kind, curve)
+        else:
+            yield Conversion(path, kind, reason=reason)
 
     def _look_along(self, sequence: Sequential) -> None:
         """In a Sequential, what follows an activation is known without a trace."""
         for child, follower in itertools.pairwise(sequence):
-            curve = curve_of(child)
-            reason = curve and graphs.why_not_before(follower, curve)
+            reason = graphs.why_not_before(follower, curve_of(child) or "")
             if reason:
                 self._reasons[id(child)] = reason
 
@@ -172,7 +174,7 @@ class _Conversion:
             if node.op == "call_module":
                 child = module.get_submodule(str(node.target))
                 curve = curve_of(child)
-                reason = curve and graphs.why_not(node, module, curve)
+                reason = "" if curve is None else graphs.why_not(node, module, curve)
                 if reason:
                     self._reasons[id(child)] = reason
 
@@ -181,6 +183,10 @@ class _Conversion:
         if any(getattr(child, "inplace", False) and curve_of(child) is None for child in module.children()):
             for child in activations(module):
                 self._reasons[id(child)] = "a module beside it works in place, and the order cannot be traced"
+
+
+def _is_activation(module: Module) -> bool:
+    return curve_of(module) is not None or why_left(module) is not None
 
 
 def _is_ours(module: Module) -> bool:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dis
-import functools
 import inspect
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch.nn import Module, ModuleDict, ModuleList, Sequential
 
 from optiacts.convert.known import curve_of
 
-_TELLING = frozenset(("gelu", "silu", "mish", "sigmoid", "swish", "quick_gelu"))  # names in a forward's code
+# names in a forward's code
+_ALONE = frozenset(("gelu", "silu", "mish", "sigmoid", "swish", "quick_gelu"))
+_TELLING = _ALONE | {"relu"}  # which is rewritten as a gate only
 
 
 def is_candidate(module: Module) -> bool:
@@ -28,7 +30,7 @@ def multiplies(module: Module) -> bool:
     code = inspect.unwrap(type(module).forward).__code__
     names = frozenset(code.co_names)
     product = any(i.opname == "BINARY_MULTIPLY" or i.argrepr in ("*", "*=") for i in dis.get_instructions(code))
-    return bool(names & _TELLING) or (product and bool(names & _activation_names(module)))
+    return bool(names & _ALONE) or (product and bool(names & (_TELLING | _activation_names(module))))
 
 
 def helpers(module: Module) -> Iterator[str]:
@@ -64,11 +66,10 @@ def _activation_names(module: Module) -> frozenset[str]:
     return frozenset(modules | held)
 
 
-@functools.cache
 def _reached(kind: type[Module]) -> frozenset[str]:
     """The global and attribute names in the forward of a class and in the methods that it calls."""
     used: set[str] = set()
-    methods = [kind.forward]
+    methods: list[Callable[..., Any]] = [kind.forward]
     seen: set[object] = set()
     while methods:
         method = inspect.unwrap(methods.pop())

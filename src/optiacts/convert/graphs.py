@@ -49,7 +49,7 @@ def gated_products(graph: fx.Graph, module: Module, chosen: Callable[[str], bool
     for product in list(graph.nodes):
         if not _is_product(product):
             continue
-        for act, up in (product.args, reversed(product.args)):
+        for act, up in _both_ways(product):
             curve = _curve_at(act, module, chosen, whole)
             if curve is None or act is up or up.op == "get_attr" or not _may_move(act, product, module):
                 continue
@@ -162,6 +162,13 @@ def _described(node: fx.Node) -> str:
     return f"{node.target if isinstance(node.target, str) else getattr(node.target, '__name__', node.target)}()"
 
 
+def _both_ways(product: fx.Node) -> tuple[tuple[fx.Node, fx.Node], ...]:
+    """The two factors of a product, in either order."""
+    first, second = product.args
+    assert isinstance(first, fx.Node) and isinstance(second, fx.Node)
+    return (first, second), (second, first)
+
+
 def _is_product(node: fx.Node) -> bool:
     named = node.op == "call_method" and node.target in ("mul", "mul_", "multiply")
     return (
@@ -192,7 +199,7 @@ def _written_out(node: fx.Node) -> tuple[str, fx.Node] | None:
     """Curve and input, if ``node`` is x * sigmoid(x) or x * sigmoid(1.702 x) as operators."""
     if not _is_product(node) or node.target == "mul_" or node.target is operator.imul:
         return None
-    for x, gate in (node.args, reversed(node.args)):
+    for x, gate in _both_ways(node):
         if not _is_sigmoid(gate) or list(gate.users) != [node]:
             continue
         inner = gate.args[0]

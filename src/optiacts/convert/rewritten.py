@@ -41,7 +41,11 @@ class Rewritten(Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced = super().__reduce_ex__(max(protocol, 2))
-        if isinstance(reduced, str) or reduced[0] is not copyreg.__newobj__ or "recipe" not in type(self).__dict__:
+        if (
+            isinstance(reduced, str)
+            or reduced[0] is not vars(copyreg)["__newobj__"]
+            or "recipe" not in type(self).__dict__
+        ):
             return reduced
         _, arguments, *state = reduced
         return (_new, (self.recipe, *arguments[1:]), *state)

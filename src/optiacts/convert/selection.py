@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch.nn import Module
 
@@ -33,11 +34,13 @@ class Selection:
 
 def _selectors(argument: str, given: Selector | Iterable[Selector]) -> list[Selector]:
     several = isinstance(given, Iterable) and not isinstance(given, (str, type, Module))
-    selectors = list(given) if several else [given]  # type: ignore[arg-type]
+    selectors: list[Any] = list(given) if several else [given]  # type: ignore[arg-type]
     for selector in selectors:
-        is_type = isinstance(selector, type)
-        right = isinstance(selector, str) or (issubclass(selector, Module) if is_type else callable(selector))
-        if not right or isinstance(selector, Module):
+        if isinstance(selector, type):
+            right = issubclass(selector, Module)
+        else:
+            right = isinstance(selector, str) or (callable(selector) and not isinstance(selector, Module))
+        if not right:
             raise TypeError(
                 f"{argument} must be a name pattern, a module class, a function of (name, module), or several of "
                 f"these; got {selector!r}"

@@ -43,8 +43,9 @@ def function_source(trace: Trace) -> tuple[str, dict[str, Any]]:
 
 def _passed_on(p: inspect.Parameter) -> str:
     """How a function hands its own argument on to another one of the same signature."""
-    stars = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**", p.KEYWORD_ONLY: f"{p.name}="}
-    return stars.get(p.kind, "") + p.name
+    if p.kind is p.KEYWORD_ONLY:
+        return f"{p.name}={p.name}"
+    return ("*" if p.kind is p.VAR_POSITIONAL else "**" if p.kind is p.VAR_KEYWORD else "") + p.name
 
 
 def _body(graph: fx.Graph) -> tuple[list[str], dict[str, Any]]:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch.nn import Module
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from optiacts.convert.known import gate_of
 
@@ -62,22 +63,23 @@ def trace(module: Module, method: str = "forward") -> Trace:
         pending += [(*tracer.decisions[:depth], True) for depth in range(tracer.given, len(tracer.decisions))]
         if len(graphs) + len(pending) > MOST_PATHS:
             raise UntraceableError("branches too often")
-    return Trace(method, signature, graphs, [*_argument_guards(signature), *watch.guards], watch.names)
+    # without gradients there is nothing to save: then the original method runs, whatever it asks for the mode
+    guards = ["torch.is_grad_enabled()", *_argument_guards(signature), *watch.guards]
+    return Trace(method, signature, graphs, guards, watch.names)
 
 
 def _run(tracer: _Tracer, module: Module, watch: _Watch) -> fx.Graph:
-    dice = random.getstate(), torch.random.get_rng_state()
+    dice = random.getstate()
     try:
-        with watch.recording():
+        with torch.enable_grad(), watch.recording(), _NoRealTensors():
             graph = tracer.trace(module)
     except UntraceableError:
         raise
     except Exception as error:
         line = str(error).strip().split("\n")[0][:100]
         raise UntraceableError(f"cannot be traced: {line or type(error).__name__}") from error
-    if random.getstate() != dice[0] or not torch.equal(torch.random.get_rng_state(), dice[1]):
-        random.setstate(dice[0])
-        torch.random.set_rng_state(dice[1])
+    if random.getstate() != dice:
+        random.setstate(dice)
         raise UntraceableError("draws random numbers")
     return graph
 
@@ -115,8 +117,8 @@ def constant_condition(expression: str, value: Any) -> str | None:
 
 
 class _Proxy(fx.Proxy):
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         """``isinstance(x, torch.Tensor)`` reads this. fx would answer no, and a branch would stay unseen."""
         frame = sys._getframe(1)
         while frame.f_back and frame.f_globals.get("__name__") == "torch.nn.parameter":
@@ -138,7 +140,7 @@ class _Tracer(fx.Tracer):
         self.given = len(given)  # decisions made in advance; at further forks the answer is no
         self.decisions = list(given)
         self._forks = 0
-        self._context = _context()
+        self._context: Any = None
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in self._required)]
@@ -147,7 +149,7 @@ class _Tracer(fx.Tracer):
         return True
 
     def call_module(self, m: Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if m in self.submodule_paths:
+        if m in (self.submodule_paths or {}):
             return super().call_module(m, forward, args, kwargs)
         if next(m.parameters(), None) is None and next(m.buffers(), None) is None and gate_of(m) is not None:
             return forward(*args, **kwargs)  # a global activation object, as transformers.activations.gelu
@@ -157,6 +159,7 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        self._context = self._context or _context()  # fx makes its first node before it runs the method
         if _context() != self._context:
             raise UntraceableError("enters a context (autocast, no_grad, ...)")
         return super().create_node(*args, **kwargs)
@@ -168,6 +171,13 @@ class _Tracer(fx.Tracer):
         self._forks += 1
         self.create_node("call_function", fork, (obj.node, taken), {})
         return taken
+
+
+class _NoRealTensors(TorchDispatchMode):
+    """Forbids what fx would run once and take for a constant: ``torch.rand``, ``torch.tensor`` and the like."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise UntraceableError(f"computes with tensors that do not depend on its arguments ({func})")
 
 
 def _context() -> tuple[Any, ...]:
@@ -223,12 +233,12 @@ class _Watch:
                 raise UntraceableError(f"writes the attribute {name}")
             set_attribute(module, name, value)
 
-        Module.__getattribute__ = getattribute  # type: ignore[method-assign]
-        Module.__setattr__ = setattr_  # type: ignore[method-assign]
+        Module.__getattribute__ = getattribute  # type: ignore[method-assign, assignment]
+        Module.__setattr__ = setattr_  # type: ignore[method-assign, assignment]
         try:
             yield
         finally:
-            del Module.__getattribute__  # type: ignore[misc]
+            del Module.__getattribute__
             Module.__setattr__ = set_attribute  # type: ignore[method-assign]
 
     def _read(self, module: Module, name: str, value: Any) -> None:
