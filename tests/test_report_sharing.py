@@ -170,3 +170,36 @@ def test_hooks_are_gone_afterwards_even_if_the_forward_fails() -> None:
     with pytest.raises(RuntimeError):
         trace(nn.Linear(3, 4), torch.randn(2, 5))
     assert (len(module._global_forward_hooks), len(module._global_forward_pre_hooks)) == before
+
+
+@pytest.mark.parametrize("as_mapping", [False, True])
+def test_convert_leaves_alone_what_gains_nothing_on_the_example(as_mapping: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, WIDE), nn.GELU(), nn.Linear(WIDE, WIDE), nn.SiLU(), frozen())
+    x = torch.randn(ROWS, 16)
+    before = optiacts.saved_memory(model, x).bytes
+    made = optiacts.convert(model, example_inputs={"input": x} if as_mapping else x)
+    assert [entry.path for entry in made.converted] == ["1"]
+    (left,) = made.left
+    assert left.path == "3"
+    assert left.reason == "its output goes to addmm in 4 (Linear), which does not keep it"
+    assert before - optiacts.saved_memory(model, x).bytes == FULL - BITS
+
+
+def test_frozen_products_keep_their_gate() -> None:
+    """act(gate) keeps being held by the product with up, whatever the projection after it is."""
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.up, self.act, self.down = nn.Linear(16, WIDE), nn.Linear(16, WIDE), nn.SiLU(), frozen()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(self.act(self.gate(x)) * self.up(x))
+
+    model, x = Gated(), torch.randn(ROWS, 16)
+    (site,) = sharing(model, x)
+    assert site.kept_by == ("the model (Gated)",) and site.gain == FULL - BITS
+    before = optiacts.saved_memory(model, x).bytes
+    optiacts.convert(model, gated=False, example_inputs=x)
+    assert before - optiacts.saved_memory(model, x).bytes == FULL - BITS

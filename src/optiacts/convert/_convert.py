@@ -28,6 +28,7 @@ def convert(
     include: Selector | Iterable[Selector] | None = None,
     exclude: Selector | Iterable[Selector] | None = None,
     gated: bool = True,
+    example_inputs: Any = None,
 ) -> ConversionReport:
     """Makes the activations of ``model`` keep their output instead of their input, in place.
 
@@ -43,6 +44,9 @@ def convert(
             ``*`` also matches dots), a module class, a function of (name, module), or several of these.
         exclude: leave these and what they contain alone; wins over ``include``.
         gated: convert products with an activation's output as well, not the activations in them alone.
+        example_inputs: inputs of a training step: a tensor, a tuple of positional ones or a mapping of keyword ones.
+            With them, activation modules are left alone whose output nobody else keeps, so that nothing would be
+            saved. This is found on fake tensors; ``model`` must be frozen where, and in the mode, it is trained in.
 
     Returns:
         What was converted and what was left alone for which reason; ``print`` shows it as a table. Modules
@@ -55,6 +59,8 @@ def convert(
     if not isinstance(model, Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     work = _Conversion(model, Selection(model, include, exclude), gated)
+    if example_inputs is not None:
+        work.leave(model, example_inputs)
     modules = [(path, module) for path, module in model.named_modules() if not isinstance(module, Rewritten)]
     entries = [entry for path, module in modules for entry in work.visit_parent(path, module)]
     entries += [entry for path, module in modules for entry in work.visit_activation(path, module)]
@@ -93,6 +99,13 @@ class _Conversion:
         self._selection = selection
         self._gated = gated
         self._reasons: dict[int, str] = {}  # why an activation module must be left, by its identity
+
+    def leave(self, model: Module, example_inputs: Any) -> None:
+        """Notes which activation modules would gain nothing on ``example_inputs``."""
+        from optiacts.report.sharing import without_gain_on  # the report stands above: it converts, too
+
+        for path, reason in without_gain_on(model, example_inputs).items():
+            self._reasons[id(model.get_submodule(path))] = reason
 
     def visit_parent(self, path: str, module: Module) -> Iterator[Conversion]:
         """A module that may call activations."""

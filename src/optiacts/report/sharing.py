@@ -9,11 +9,14 @@ storages that autograd holds after a forward, on real tensors or, at no cost, on
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from optiacts.bits import packed_shape
+from optiacts.report.fake import fake_copy, mode_of, one_sequence_per_row
 from optiacts.report.trace import Activated, Trace, describe, trace
 
 
@@ -70,13 +73,31 @@ def sharing(model: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Activ
     return sites(trace(model, *args, **kwargs))
 
 
-def without_gain(found: tuple[ActivationSite, ...]) -> frozenset[str]:
-    """The paths of the activation modules that had better stay as they are: their evaluations gain nothing."""
+def without_gain(found: tuple[ActivationSite, ...]) -> dict[str, str]:
+    """The paths of the activation modules that had better stay as they are, each with the reason.
+
+    Those are the modules whose evaluations together gain nothing.
+    """
     gains: dict[str, int] = {}
     for site in found:
         if site.is_module:
             gains[site.path] = gains.get(site.path, 0) + site.gain
-    return frozenset(path for path, gain in gains.items() if gain <= 0)
+    reasons = {site.path: site.reason for site in found if not site.pays}
+    return {path: reasons[path] for path, gain in gains.items() if gain <= 0}
+
+
+def without_gain_on(model: torch.nn.Module, example_inputs: Any) -> dict[str, str]:
+    """The same for ``model`` on ``example_inputs``, found on a fake copy: no memory is taken, no state is changed.
+
+    Args:
+        model: the model as it is trained, in training mode, real or fake.
+        example_inputs: a tensor, a tuple of positional inputs, or a mapping of keyword inputs.
+    """
+    keywords = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
+    positional = example_inputs if isinstance(example_inputs, tuple) else () if keywords else (example_inputs,)
+    model, positional, keywords = fake_copy(model, positional, keywords)
+    with torch.enable_grad(), mode_of(model, (positional, keywords)), one_sequence_per_row():
+        return without_gain(sharing(model, *positional, **keywords))
 
 
 def sites(traced: Trace) -> tuple[ActivationSite, ...]:
