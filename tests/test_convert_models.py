@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 
+import model_table
 import model_zoo
 import pytest
 import torch
@@ -115,3 +116,10 @@ def test_saved_bytes(entry: Entry) -> None:
     optiacts.convert(model)
     after = optiacts.saved_memory(model, **inputs).bytes
     assert after < before if entry.name not in NOTHING_TO_CONVERT else after == before
+
+
+def test_the_table_in_the_docs_is_current() -> None:
+    """Bytes and reasons depend on the libraries' versions, which constraints.txt pins."""
+    rows = model_table.TARGET.read_text().splitlines()
+    for entry in (ZOO[0], ZOO[8], ZOO[10], ZOO[21]):
+        assert model_table.row(entry).strip() in rows
