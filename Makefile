@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint fit bench native clean
+.PHONY: demo test lint fit bench docs-figures native clean
 
 demo: $(VENV)/.installed
 	$(BIN)/optiacts demo
@@ -21,6 +21,9 @@ fit: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
+
+docs-figures: $(VENV)/.installed
+	$(BIN)/python tools/report_figures.py
 
 # Builds the CPU kernels into the source tree, for PYTHONPATH=src and after changes in csrc/; needs CMake.
 native:

@@ -7,6 +7,7 @@ from optiacts.functional_gated import gated, geglu, reglu, swiglu
 from optiacts.memory import SavedMemory, SavedStorage, saved_memory
 from optiacts.nn import GELU, Mish, QuickGELU, SiLU
 from optiacts.nn_gated import GEGLU, ReGLU, SwiGLU
+from optiacts.report import report
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ __all__ = [
     "mish",
     "quick_gelu",
     "reglu",
+    "report",
     "revert",
     "saved_memory",
     "silu",

@@ -10,6 +10,9 @@ try:
 except ImportError:
     sys.exit("the optiacts command needs its extra: pip install 'optiacts[report]'")
 
+from optiacts import doctor as diagnose
+from optiacts.report.command import report
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="optiacts")
@@ -36,3 +39,12 @@ def demo(steps: int, seed: int, picture: Path) -> None:
     from optiacts.demo.main import run
 
     run(steps, seed, picture, Console())
+
+
+@main.command()
+def doctor() -> None:
+    """Tell which backend serves which device, and why the others do not."""
+    click.echo(str(diagnose()))
+
+
+main.add_command(report)

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
-
-from optiacts.sharding import local_tensors
 
 
 @dataclass(frozen=True)
@@ -54,43 +53,80 @@ def saved_memory(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> SavedMemo
     Returns:
         ``SavedMemory``: ``.bytes``, ``.storages``, and the ``.output`` of ``fn``.
     """
-    saved: list[weakref.ref[_Held]] = []
-
-    def pack(tensor: Tensor) -> _Held:
-        held = _Held(tensor.detach(), _is_parameter(tensor))  # detached: a saved output would hold its own node
-        saved.append(weakref.ref(held))
-        return held
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
+    record = SavedTensors()
+    with record:
         output = fn(*args, **kwargs)
 
-    state = (t for module in _modules((fn, args, kwargs)) for t in _state(module))
-    left_out = {_storage_key(plain) for t in state for plain in local_tensors(t)}
     storages: dict[int, SavedStorage] = {}
-    for reference in saved:
-        held = reference()
-        if held is None or held.is_parameter:
-            continue
-        for tensor in local_tensors(held.tensor):
-            key = _storage_key(tensor)
-            if key not in left_out and key not in storages:
-                nbytes = tensor.untyped_storage().nbytes()
-                storages[key] = SavedStorage(nbytes, tuple(tensor.shape), tensor.dtype, tensor.device)
+    for _, tensor in record.held(left_out=(fn, args, kwargs)):
+        nbytes = tensor.untyped_storage().nbytes()
+        storages.setdefault(
+            storage_key(tensor), SavedStorage(nbytes, tuple(tensor.shape), tensor.dtype, tensor.device)
+        )
     largest_first = sorted(storages.values(), key=lambda storage: -storage.nbytes)
     return SavedMemory(tuple(largest_first), output)
 
 
-class _Held:
+class SavedTensors:
+    """Sees every tensor that autograd saves while it is entered (``with record: ...``).
+
+    Args:
+        where: called at each save; what it returns is kept as ``HeldTensor.where``.
+    """
+
+    def __init__(self, where: Callable[[], Any] = lambda: None) -> None:
+        self._where = where
+        self._references: list[weakref.ref[HeldTensor]] = []
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+        self.unpacked: Callable[[HeldTensor], None] | None = None
+
+    def __enter__(self) -> SavedTensors:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)
+
+    def held(self, left_out: Any = ()) -> Iterator[tuple[HeldTensor, Tensor]]:
+        """What a graph still holds, and the plain tensors in it; no parameters and no state of ``left_out``."""
+        state = (t for module in _modules(left_out) for t in _state(module))
+        keys = {storage_key(plain) for t in state for plain in local_tensors(t)}
+        for reference in self._references:
+            held = reference()
+            if held is not None and not held.is_parameter:
+                yield from ((held, plain) for plain in local_tensors(held.tensor) if storage_key(plain) not in keys)
+
+    def _pack(self, tensor: Tensor) -> HeldTensor:
+        held = HeldTensor(tensor.detach(), self._where(), _is_parameter(tensor))  # a saved output holds its own node
+        self._references.append(weakref.ref(held))
+        return held
+
+    def _unpack(self, held: HeldTensor) -> Tensor:
+        if self.unpacked is not None:
+            self.unpacked(held)
+        return held.tensor
+
+
+class HeldTensor:
     """A saved tensor in the keeping of the graph: it goes when the graph lets go of it."""
 
-    __slots__ = ("__weakref__", "is_parameter", "tensor")
+    __slots__ = ("__weakref__", "is_parameter", "tensor", "where")
 
-    def __init__(self, tensor: Tensor, is_parameter: bool) -> None:
+    def __init__(self, tensor: Tensor, where: Any, is_parameter: bool) -> None:
         self.tensor = tensor
+        self.where = where
         self.is_parameter = is_parameter
 
 
-def _storage_key(tensor: Tensor) -> int:
+def local_tensors(tensor: Tensor) -> list[Tensor]:
+    """The plain tensors that a wrapper subclass (a DTensor, a quantised tensor) consists of on this rank."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    parts = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])  # a DTensor names its mesh too
+    return [plain for part in parts if isinstance(part, Tensor) for plain in local_tensors(part)]
+
+
+def storage_key(tensor: Tensor) -> int:
     """The identity of a storage. Fake storages have no address, but an identity of the C++ object."""
     return tensor.untyped_storage()._cdata
 

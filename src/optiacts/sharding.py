@@ -8,8 +8,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from torch import Tensor
-
 from optiacts import ops
 from optiacts.layouts import Order, memory_order
 
@@ -59,13 +57,3 @@ def _register() -> None:
             ([Shard(d)], [Shard(d), Shard(d), Shard(bits_dim(d, order)), None, None]) for d in range(len(y.shape))
         ]
         return [whole, *parts]
-
-
-def local_tensors(tensor: Tensor) -> list[Tensor]:
-    """The plain tensors that a wrapper subclass (a DTensor, a quantised tensor) consists of on this rank."""
-    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-
-    if not is_traceable_wrapper_subclass(tensor):
-        return [tensor]
-    parts = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])  # a DTensor names its mesh too
-    return [plain for part in parts if isinstance(part, Tensor) for plain in local_tensors(part)]

@@ -27,6 +27,8 @@ def convert(
     model: Module,
     include: Selector | Iterable[Selector] | None = None,
     exclude: Selector | Iterable[Selector] | None = None,
+    gated: bool = True,
+    example_inputs: Any = None,
 ) -> ConversionReport:
     """Makes the activations of ``model`` keep their output instead of their input, in place.
 
@@ -41,6 +43,10 @@ def convert(
         include: convert only these modules and what they contain. A name pattern as of ``fnmatch`` (``"*.mlp"``;
             ``*`` also matches dots), a module class, a function of (name, module), or several of these.
         exclude: leave these and what they contain alone; wins over ``include``.
+        gated: convert products with an activation's output as well, not the activations in them alone.
+        example_inputs: inputs of a training step: a tensor, a tuple of positional ones or a mapping of keyword ones.
+            With them, activation modules are left alone whose output nobody else keeps, so that nothing would be
+            saved. This is found on fake tensors; ``model`` must be frozen where, and in the mode, it is trained in.
 
     Returns:
         What was converted and what was left alone for which reason; ``print`` shows it as a table. Modules
@@ -52,7 +58,9 @@ def convert(
     """
     if not isinstance(model, Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
-    work = _Conversion(model, Selection(model, include, exclude))
+    work = _Conversion(model, Selection(model, include, exclude), gated)
+    if example_inputs is not None:
+        work.leave(model, example_inputs)
     modules = [(path, module) for path, module in model.named_modules() if not isinstance(module, Rewritten)]
     entries = [entry for path, module in modules for entry in work.visit_parent(path, module)]
     entries += [entry for path, module in modules for entry in work.visit_activation(path, module)]
@@ -87,9 +95,17 @@ class _Attempt:
 class _Conversion:
     """One run over a model. All parents come first: they show what speaks against converting a child."""
 
-    def __init__(self, model: Module, selection: Selection) -> None:
+    def __init__(self, model: Module, selection: Selection, gated: bool) -> None:
         self._selection = selection
+        self._gated = gated
         self._reasons: dict[int, str] = {}  # why an activation module must be left, by its identity
+
+    def leave(self, model: Module, example_inputs: Any) -> None:
+        """Notes which activation modules would gain nothing on ``example_inputs``."""
+        from optiacts.report.sharing import without_gain_on  # the report stands above: it converts, too
+
+        for path, reason in without_gain_on(model, example_inputs).items():
+            self._reasons[id(model.get_submodule(path))] = reason
 
     def visit_parent(self, path: str, module: Module) -> Iterator[Conversion]:
         """A module that may call activations."""
@@ -158,7 +174,7 @@ class _Conversion:
         done: list[graphs.Rewrite] = []
         for graph in ways.graphs:
             self._note_reasons(graph, module)
-            done += graphs.gated_products(graph, module, chosen, whole)
+            done += graphs.gated_products(graph, module, chosen, whole) if self._gated else []
             done += graphs.functions(graph, module) if whole else []
         if all(rewrite.reason for rewrite in done):
             return _Attempt(method, done)

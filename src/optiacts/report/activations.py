@@ -1,0 +1,27 @@
+"""What counts as an activation: modules and ops that hold their input, and those of OptiActs in their place."""
+
+from __future__ import annotations
+
+import torch
+
+from optiacts.convert.known import curve_of, saves_input
+
+_OPS = frozenset(("aten::gelu", "aten::silu", "aten::mish", "optiacts::activation_forward"))
+_NODES = frozenset(("Gelu", "Silu", "Mish", "_Activation", "_DualActivation", "_InplaceActivation"))
+GATED_NODES = frozenset(("_Gated", "_DualGated", "_GatedFused", "_DualGatedFused"))
+
+
+def curve(module: torch.nn.Module) -> str | None:
+    """The curve of an activation module that can be converted, or has been; None for any other module."""
+    found = curve_of(module)
+    return found if found is not None and saves_input(found) else None
+
+
+def is_op(name: str) -> bool:
+    """Whether the op called ``name`` is an activation."""
+    return name in _OPS
+
+
+def is_node(name: str) -> bool:
+    """Whether the graph node called ``name`` differentiates an activation."""
+    return name in _NODES

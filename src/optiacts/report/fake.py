@@ -1,0 +1,122 @@
+"""Fake tensors: a model and its inputs without their memory, and CPU forwards that save what a GPU's would."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+
+def fake_copy(model: torch.nn.Module, *values: Any) -> tuple[Any, ...]:
+    """``model`` and ``values`` with fake tensors in place of theirs; the originals stay as they are.
+
+    A model that is fake already comes back itself.
+    """
+    mode = mode_of(model, values)
+    if not any(isinstance(t, FakeTensor) for t in (*model.parameters(), *model.buffers())):
+        with FakeCopyMode(mode):
+            model = copy.deepcopy(model)
+
+    def fake(value: Any) -> Any:
+        return mode.from_tensor(value) if isinstance(value, Tensor) and not isinstance(value, FakeTensor) else value
+
+    return (model, *(tree_map(fake, value) for value in values))
+
+
+def mode_of(model: torch.nn.Module, values: Any) -> FakeTensorMode:
+    """The mode that the first fake tensor of ``model`` or in ``values`` belongs to; a new one if none is fake."""
+    for leaf in (*model.parameters(), *model.buffers(), *tree_leaves(values)):
+        if isinstance(leaf, FakeTensor):
+            return leaf.fake_mode
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+@contextmanager
+def one_sequence_per_row() -> Iterator[None]:
+    """Tells transformers that no sequences are packed into one row, which it would otherwise find by value.
+
+    Fake tensors have no values, and it then builds an attention mask that a real step does not have.
+    """
+    masking, name = sys.modules.get("transformers.masking_utils"), "find_packed_sequence_indices"
+    if masking is None or not hasattr(masking, name):
+        yield
+        return
+    original = vars(masking)[name]
+    setattr(masking, name, lambda position_ids: None)
+    try:
+        yield
+    finally:
+        setattr(masking, name, original)
+
+
+class LikeCuda(TorchFunctionMode):
+    """Makes fake CPU forwards save what CUDA's save, where the two differ.
+
+    - Dropout: CUDA's fused op keeps a mask of bools; the CPU's keeps the mask in the dtype of the input.
+    - ``scaled_dot_product_attention`` takes CUDA's kernels by CUDA's rules: flash attention for 16-bit inputs
+      without a mask, the memory-efficient kernel for the rest if queries have as many heads as keys, else
+      plain matrix products, which hold the attention matrices. cuDNN's kernel, which some cards prefer, holds
+      what flash attention holds.
+
+    Autograd on fake CUDA tensors aborts on a CPU build of PyTorch, or this would not be needed.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is functional.dropout:
+            return _dropout(*args, **kwargs)
+        if func is functional.scaled_dot_product_attention:
+            return _attention(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    if inplace or not training or not 0 < p < 1:  # as PyTorch decides on CUDA
+        return functional.dropout(input, p, training, inplace)
+    return torch.native_dropout(input, p, True)[0]
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    if half and attn_mask is None and query.shape[-1] == value.shape[-1] <= _FLASH_HEAD_DIM:
+        return _FLASH(query, key, value, dropout_p, is_causal, scale=scale)[0]
+    if query.shape[1] == key.shape[1]:
+        bias = _as_bias(attn_mask, query, key)
+        return _EFFICIENT(query, key, value, bias, True, dropout_p, is_causal, scale=scale)[0]
+    with sdpa_kernel(SDPBackend.MATH):
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+
+
+def _as_bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+    """The mask as PyTorch hands it to the kernel: in the dtype of the query, expanded without a copy."""
+    if mask is None:
+        return None
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
+    return mask.expand(*query.shape[:-1], key.shape[-2])
+
+
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention
+_EFFICIENT = torch.ops.aten._scaled_dot_product_efficient_attention
+_FLASH_HEAD_DIM = 256

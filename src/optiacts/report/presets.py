@@ -1,0 +1,81 @@
+"""The models one can name: their config.json, without what does not change a size or a layer's type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def _bert(hidden: int, layers: int, heads: int) -> dict[str, Any]:
+    return {
+        "model_type": "bert",
+        "architectures": ["BertForMaskedLM"],
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * hidden,
+        "vocab_size": 30522,
+    }
+
+
+def _gpt2(hidden: int, layers: int, heads: int) -> dict[str, Any]:
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "n_embd": hidden,
+        "n_layer": layers,
+        "n_head": heads,
+        "n_positions": 1024,
+        "vocab_size": 50257,
+    }
+
+
+def _decoder(
+    kind: str, hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocabulary: int, **more: Any
+) -> dict[str, Any]:
+    names = {"gemma2": "Gemma2"}
+    return {
+        "model_type": kind,
+        "architectures": [f"{names.get(kind, kind.capitalize())}ForCausalLM"],
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": False,
+        **more,
+    }
+
+
+def _vit(hidden: int, layers: int, heads: int) -> dict[str, Any]:
+    return {
+        "model_type": "vit",
+        "architectures": ["ViTForImageClassification"],
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * hidden,
+        "image_size": 224,
+        "patch_size": 16,
+        "num_labels": 1000,
+    }
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "bert-base": _bert(768, 12, 12),
+    "bert-large": _bert(1024, 24, 16),
+    "gpt2": _gpt2(768, 12, 12),
+    "gpt2-xl": _gpt2(1600, 48, 25),
+    "mistral-7b": _decoder(
+        "mistral", 4096, 14336, 32, 32, 8, 32000, max_position_embeddings=32768, sliding_window=None
+    ),
+    "llama-3-8b": _decoder("llama", 4096, 14336, 32, 32, 8, 128256, max_position_embeddings=8192),
+    "llama-3-70b": _decoder("llama", 8192, 28672, 80, 64, 8, 128256, max_position_embeddings=8192),
+    "qwen3-8b": _decoder("qwen3", 4096, 12288, 36, 32, 8, 151936, head_dim=128, max_position_embeddings=40960),
+    "gemma-2-9b": _decoder(
+        "gemma2", 3584, 14336, 42, 16, 8, 256000, head_dim=256, max_position_embeddings=8192,
+        query_pre_attn_scalar=256, tie_word_embeddings=True,
+    ),
+    "vit-base": _vit(768, 12, 12),
+    "vit-large": _vit(1024, 24, 16),
+}  # fmt: skip

@@ -1,0 +1,35 @@
+"""``--measure`` without a GPU: the arithmetic on an allocator that is made up, and what is differentiated."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from optiacts.report import ReportError
+from optiacts.report.measure import measure, require_cuda, scalar
+
+
+def test_what_a_forward_leaves_is_the_growth_since_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = iter([700, 1000, 1250])  # after the first forward; before the second; after it
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: next(readings))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 1900)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    model = nn.Linear(3, 4)
+    measured = measure("now", model, (torch.ones(2, 3),), {})
+    assert (measured.stage, measured.after_forward, measured.peak) == ("now", 250, 1900)
+    assert torch.equal(model.bias.grad, torch.full((4,), 2 * 0.25))  # two steps of the mean
+
+
+def test_without_cuda_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ReportError, match="needs a CUDA GPU; there is none here"):
+        require_cuda()
+
+
+def test_the_loss_or_the_mean_of_the_output() -> None:
+    x = torch.tensor([1.0, 3.0], requires_grad=True)
+    assert scalar((x * 2,)).item() == 4
+    with pytest.raises(ReportError, match="nothing to differentiate"):
+        scalar(torch.ones(2))
