@@ -12,6 +12,21 @@ struct Kernels {
                               int64_t count, const float* table);
     void (*backward_float16)(const uint16_t* grad, const uint16_t* y, const uint8_t* bits, uint16_t* out,
                              int64_t count, const float* table);
+    void (*gated_forward_float32)(const float* gate, const float* up, float* h, float* slot, uint8_t* left_bits,
+                                  uint8_t* holds_up_bits, int64_t count, float threshold);
+    void (*gated_forward_bfloat16)(const uint16_t* gate, const uint16_t* up, uint16_t* h, uint16_t* slot,
+                                   uint8_t* left_bits, uint8_t* holds_up_bits, int64_t count, float threshold);
+    void (*gated_forward_float16)(const uint16_t* gate, const uint16_t* up, uint16_t* h, uint16_t* slot,
+                                  uint8_t* left_bits, uint8_t* holds_up_bits, int64_t count, float threshold);
+    void (*gated_backward_float32)(const float* grad, const float* h, const float* slot, const uint8_t* left_bits,
+                                   const uint8_t* holds_up_bits, float* grad_gate, float* grad_up, int64_t count,
+                                   const optiacts_curve* curve);
+    void (*gated_backward_bfloat16)(const uint16_t* grad, const uint16_t* h, const uint16_t* slot,
+                                    const uint8_t* left_bits, const uint8_t* holds_up_bits, uint16_t* grad_gate,
+                                    uint16_t* grad_up, int64_t count, const float* table);
+    void (*gated_backward_float16)(const uint16_t* grad, const uint16_t* h, const uint16_t* slot,
+                                   const uint8_t* left_bits, const uint8_t* holds_up_bits, uint16_t* grad_gate,
+                                   uint16_t* grad_up, int64_t count, const float* table);
 };
 
 extern const Kernels kernels_portable;

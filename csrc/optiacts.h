@@ -71,6 +71,27 @@ OPTIACTS_API void optiacts_backward_float16(const uint16_t* grad, const uint16_t
                                             uint16_t* out, int64_t rows, int64_t cols, const float* table,
                                             int threads);
 
+/* h = slot * up, where the slot comes holding act(gate), and leaves holding up where that is the better one to keep
+ * (docs/gated.md). Rows of gate and up may lie further apart than `cols` elements. A row of bits holds two planes,
+ * ceil(cols / 8) bytes each: gate < threshold, and the slot holds up. */
+OPTIACTS_API void optiacts_gated_forward_float32(const float* gate, int64_t gate_stride, const float* up,
+    int64_t up_stride, float* h, float* slot, uint8_t* bits, int64_t rows, int64_t cols, float threshold, int threads);
+OPTIACTS_API void optiacts_gated_forward_bfloat16(const uint16_t* gate, int64_t gate_stride, const uint16_t* up,
+    int64_t up_stride, uint16_t* h, uint16_t* slot, uint8_t* bits, int64_t rows, int64_t cols, float threshold, int threads);
+OPTIACTS_API void optiacts_gated_forward_float16(const uint16_t* gate, int64_t gate_stride, const uint16_t* up,
+    int64_t up_stride, uint16_t* h, uint16_t* slot, uint8_t* bits, int64_t rows, int64_t cols, float threshold, int threads);
+
+/* grad_gate = grad * up * f'(gate) and grad_up = grad * act(gate), into rows `stride` elements apart. */
+OPTIACTS_API void optiacts_gated_backward_float32(const float* grad, const float* h, const float* slot,
+    const uint8_t* bits, float* grad_gate, int64_t gate_stride, float* grad_up, int64_t up_stride, int64_t rows,
+    int64_t cols, const optiacts_curve* curve, int threads);
+OPTIACTS_API void optiacts_gated_backward_bfloat16(const uint16_t* grad, const uint16_t* h, const uint16_t* slot,
+    const uint8_t* bits, uint16_t* grad_gate, int64_t gate_stride, uint16_t* grad_up, int64_t up_stride, int64_t rows,
+    int64_t cols, const float* table, int threads);
+OPTIACTS_API void optiacts_gated_backward_float16(const uint16_t* grad, const uint16_t* h, const uint16_t* slot,
+    const uint8_t* bits, uint16_t* grad_gate, int64_t gate_stride, uint16_t* grad_up, int64_t up_stride, int64_t rows,
+    int64_t cols, const float* table, int threads);
+
 #ifdef __cplusplus
 }
 #endif

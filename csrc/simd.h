@@ -74,6 +74,19 @@ inline Ints lanes_of(const uint8_t* bytes) {
 #endif
 }
 
+// The other way round: bit i is that of lane i of a mask.
+inline LaneBits bits_of(Ints mask) {
+#if defined(__AVX512F__)
+    return _mm512_movepi32_mask(same_bits<__m512i>(mask));
+#elif defined(__AVX2__)
+    return LaneBits(_mm256_movemask_ps(same_bits<__m256>(mask)));
+#else
+    unsigned packed = 0;
+    for (int i = 0; i < LANES; ++i) packed |= (mask[i] & 1u) << i;
+    return LaneBits(packed);
+#endif
+}
+
 inline Floats square_root(Floats v) {
 #if defined(__AVX512F__)
     return _mm512_sqrt_ps(v);
@@ -148,8 +161,18 @@ inline uint8_t in_range8(const uint16_t* x, uint16_t first, uint16_t span) {
 #endif
 }
 
-// The 16-bit formats: to float exactly, from float rounded to nearest even, a NaN staying one.
+// The formats: to float exactly, from float rounded to nearest even, a NaN staying one. TINY is the smallest normal
+// number, MOST the largest.
+struct Float32 {
+    using Vector = Floats;
+    static constexpr float TINY = 0x1p-126f, MOST = 0x1.fffffep127f;
+    static Floats decode(Floats v) { return v; }
+    static Floats encode(Floats v) { return v; }
+};
+
 struct BFloat16 {
+    using Vector = Shorts;
+    static constexpr float TINY = 0x1p-126f, MOST = 0x1.fep127f;
     static Floats decode(Shorts v) { return same_bits<Floats>(widen(v) << 16); }
     static Shorts encode(Floats v) {
         const Ints pattern = same_bits<Ints>(v);
@@ -159,6 +182,8 @@ struct BFloat16 {
 };
 
 struct Float16 {
+    using Vector = Shorts;
+    static constexpr float TINY = 0x1p-14f, MOST = 65504.0f;
     static Floats decode(Shorts v) {
 #if defined(__AVX512F__)
         return _mm512_cvtph_ps(same_bits<__m256i>(v));

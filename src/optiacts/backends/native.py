@@ -18,14 +18,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from optiacts import curves
 from optiacts.backends import eager
-from optiacts.backends.eager import gated_backward as gated_backward
-from optiacts.backends.eager import gated_forward as gated_forward
 from optiacts.bits import packed_shape
 from optiacts.curves import Curve
 from optiacts.curves._format import DEGREE, PIECES, Coefficients
@@ -80,6 +79,50 @@ def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> 
     return out if y_read is y else torch.empty_like(y).copy_(out)
 
 
+def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor, Tensor]:
+    """h = act(gate) * up, the slot and the packed bits; rows of gate and up may lie apart (a fused projection's)."""
+    if not curve.unimodal:
+        return eager.gated_forward(gate, up, curve)
+    kernels = _kernels(curve.name, gate.dtype)
+    rows, cols = _rows(gate)
+    gate_rows, gate_stride = _by_rows(gate)
+    up, up_stride = _by_rows(up)
+    if gate.nbytes >= _HUGE_PAGES_FROM and curve.forward_out is not None and gate_rows is gate:
+        slot = curve.forward_out(gate.detach(), _result_like(gate, contiguous=True))
+    else:
+        slot = curve.forward(gate).contiguous()
+    h = _result_like(slot)
+    bits = torch.empty((*gate.shape[:-1], 2 * ((cols + 7) // 8)), dtype=torch.uint8)
+    kernels.gated_forward(
+        gate_rows.data_ptr(), gate_stride, up.data_ptr(), up_stride, h.data_ptr(), slot.data_ptr(), bits.data_ptr(),
+        rows, cols, kernels.threshold, threads(),
+    )  # fmt: skip
+    return h, slot, bits
+
+
+def gated_backward(
+    grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, curve: Curve, grad_gate: Tensor, grad_up: Tensor
+) -> None:
+    """Writes grad * up * f'(gate) and grad * act(gate), in place into the halves of a fused projection's gradient."""
+    if not curve.unimodal:
+        eager.gated_backward(grad, h, slot, bits, curve, grad_gate, grad_up)
+        return
+    kernels = _kernels(curve.name, h.dtype)
+    grad, h, slot, bits = grad.contiguous(), h.contiguous(), slot.contiguous(), bits.contiguous()
+    gate_out, gate_stride = _by_rows(grad_gate)  # a copy if its rows are not regular
+    up_out, up_stride = _by_rows(grad_up)
+    rows, cols = _rows(h)
+    for result, stride in ((gate_out, gate_stride), (up_out, up_stride)):
+        _ask_for_huge_pages(result, rows * stride * result.itemsize)
+    kernels.gated_backward(
+        grad.data_ptr(), h.data_ptr(), slot.data_ptr(), bits.data_ptr(), gate_out.data_ptr(), gate_stride,
+        up_out.data_ptr(), up_stride, rows, cols, kernels.decoder, threads(),
+    )  # fmt: skip
+    for result, wanted in ((gate_out, grad_gate), (up_out, grad_up)):
+        if result is not wanted:
+            wanted.copy_(result)
+
+
 def threads() -> int:
     """How many threads a kernel may use: torch's number, but one in a forked child, whose pool is not alive."""
     return 1 if _in_forked_child else torch.get_num_threads()
@@ -119,11 +162,27 @@ def _pack(x: Tensor, kernels: _Kernels) -> Tensor:
     return bits
 
 
-def _result_like(x: Tensor) -> Tensor:
-    out = torch.empty_like(x)
-    if out.nbytes >= _HUGE_PAGES_FROM:
-        _library().optiacts_huge_pages(out.data_ptr(), out.nbytes)
+def _by_rows(x: Tensor) -> tuple[Tensor, int]:
+    """``x``, or a contiguous copy of it, as rows at one distance, and that distance in elements."""
+    shape, strides = x.shape, x.stride()
+    cols = shape[-1] if shape else 1
+    if x.is_contiguous():
+        return x, cols
+    regular = all(strides[d] == strides[d + 1] * shape[d + 1] for d in range(x.ndim - 2))
+    if regular and x.ndim > 1 and strides[-1] == 1 and strides[-2] >= cols:
+        return x, strides[-2]
+    return x.contiguous(), cols
+
+
+def _result_like(x: Tensor, contiguous: bool = False) -> Tensor:
+    out = torch.empty_like(x, memory_format=torch.contiguous_format if contiguous else torch.preserve_format)
+    _ask_for_huge_pages(out, out.nbytes)
     return out
+
+
+def _ask_for_huge_pages(fresh: Tensor, nbytes: int) -> None:
+    if nbytes >= _HUGE_PAGES_FROM:
+        _library().optiacts_huge_pages(fresh.data_ptr(), nbytes)
 
 
 @dataclass(frozen=True)
@@ -134,6 +193,9 @@ class _Kernels:
     first: int
     span: int
     backward: Callable[..., None]
+    gated_forward: Callable[..., None]
+    gated_backward: Callable[..., None]
+    threshold: float
     decoder: int  # the address of
     decoder_owner: _Struct | Tensor
 
@@ -144,10 +206,21 @@ def _kernels(curve: str, dtype: torch.dtype) -> _Kernels:
     library = _library()
     decoder = _struct(known.coefficients) if dtype == torch.float32 else decode_table(curve, dtype)
     address = decoder.data_ptr() if isinstance(decoder, Tensor) else ctypes.addressof(decoder)
-    first, span = _left_patterns(known.threshold(dtype), dtype)
+    threshold = known.threshold(dtype)
+    first, span = _left_patterns(threshold, dtype)
     pack = library.optiacts_pack32 if dtype.itemsize == 4 else library.optiacts_pack16
-    backward = getattr(library, f"optiacts_backward_{str(dtype).removeprefix('torch.')}")
-    return _Kernels(pack, first, span, backward, address, decoder)
+    kind = str(dtype).removeprefix("torch.")
+    return _Kernels(
+        pack=pack,
+        first=first,
+        span=span,
+        backward=getattr(library, f"optiacts_backward_{kind}"),
+        gated_forward=getattr(library, f"optiacts_gated_forward_{kind}"),
+        gated_backward=getattr(library, f"optiacts_gated_backward_{kind}"),
+        threshold=threshold,
+        decoder=address,
+        decoder_owner=decoder,
+    )
 
 
 def _left_patterns(threshold: float, dtype: torch.dtype) -> tuple[int, int]:
@@ -210,8 +283,7 @@ def _load() -> ctypes.CDLL | str:
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     """The library with the signatures of csrc/optiacts.h; ``AttributeError`` if it is that of another version."""
     address, size, count, whole = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_uint32
-    backward = [address, address, address, address, size, size, address, count]
-    signatures = {
+    signatures: dict[str, list[Any]] = {
         "optiacts_best_level": [],
         "optiacts_level": [],
         "optiacts_use_level": [count],
@@ -219,10 +291,16 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         "optiacts_huge_pages": [address, size],
         "optiacts_pack32": [address, address, size, size, whole, whole, count],
         "optiacts_pack16": [address, address, size, size, ctypes.c_uint16, ctypes.c_uint16, count],
-        "optiacts_backward_float32": backward,
-        "optiacts_backward_bfloat16": backward,
-        "optiacts_backward_float16": backward,
     }
+    rows = [address, size]  # and the distance of its rows
+    for kind in ("float32", "bfloat16", "float16"):
+        signatures[f"optiacts_backward_{kind}"] = [*4 * [address], size, size, address, count]
+        signatures[f"optiacts_gated_forward_{kind}"] = [
+            *rows, *rows, address, address, address, size, size, ctypes.c_float, count
+        ]  # fmt: skip
+        signatures[f"optiacts_gated_backward_{kind}"] = [
+            *4 * [address], *rows, *rows, size, size, address, count
+        ]  # fmt: skip
     for function, arguments in signatures.items():
         getattr(library, function).argtypes = arguments
         getattr(library, function).restype = count if arguments in ([], [count]) else None

@@ -1,0 +1,175 @@
+"""The gated CPU kernels against the eager backend, at every instruction set."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from optiacts import curves, ops
+from optiacts.backends import eager, native
+from optiacts.curves.table import every_value
+
+CPU = torch.device("cpu")
+if native.unavailable(CPU):
+    pytest.skip(f"no native kernels here: {native.unavailable(CPU)}", allow_module_level=True)
+
+LEVELS = native.LEVELS[: native.LEVELS.index(native.best_level()) + 1]
+CURVES = list(curves.CURVES.values())
+HALVES = (torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, *HALVES)
+named = {"ids": lambda value: getattr(value, "name", None) or str(value).removeprefix("torch.")}
+
+
+@pytest.fixture(params=LEVELS)
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
+    native.use_level(request.param)
+    yield request.param
+    native.use_level(native.best_level())
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal to the bit, but for the payload of NaNs."""
+    integer = torch.int16 if a.dtype.itemsize == 2 else torch.int32
+    numbers = ~a.isnan()
+    return torch.equal(numbers, ~b.isnan()) and torch.equal(a[numbers].view(integer), b[numbers].view(integer))
+
+
+def pairs(dtype: torch.dtype, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """gate, up and grad: half of random bit patterns (every kind of number), half of N(0, 1)."""
+    generator = torch.Generator().manual_seed(0)
+
+    def values() -> torch.Tensor:
+        normal = torch.randn(count, generator=generator).to(dtype)
+        if dtype == torch.float32:
+            patterns = torch.randint(-(2**31), 2**31, (count,), generator=generator).to(torch.int32).view(dtype)
+        else:
+            patterns = every_value(dtype)[torch.randint(65536, (count,), generator=generator)]
+        return torch.cat([patterns, normal])
+
+    return values(), values(), values()
+
+
+def gradients(backend, grad, h, slot, bits, curve):
+    results = torch.full_like(h, 7.0), torch.full_like(h, 7.0)
+    backend.gated_backward(grad, h, slot, bits, curve, *results)
+    return results
+
+
+@pytest.mark.parametrize("curve", CURVES, **named)
+@pytest.mark.parametrize("dtype", DTYPES, **named)
+def test_forward_is_that_of_eager_to_the_bit(curve, dtype, level):
+    gate, up, _ = pairs(dtype, 100_000)
+    for result, expected in zip(
+        native.gated_forward(gate, up, curve), eager.gated_forward(gate, up, curve), strict=True
+    ):
+        assert torch.equal(result, expected) if result.dtype == torch.uint8 else same_bits(result, expected)
+    assert same_bits(native.gated_forward(gate, up, curve)[0], curve.forward(gate) * up)
+
+
+@pytest.mark.parametrize("curve", CURVES, **named)
+@pytest.mark.parametrize("dtype", HALVES, **named)
+def test_16bit_gradients_are_those_of_eager_to_the_bit(curve, dtype, level):
+    gate, up, grad = pairs(dtype, 100_000)
+    saved = eager.gated_forward(gate, up, curve)
+    for result, expected in zip(
+        gradients(native, grad, *saved, curve), gradients(eager, grad, *saved, curve), strict=True
+    ):
+        assert same_bits(result, expected)
+
+
+@pytest.mark.parametrize("curve", CURVES, **named)
+def test_float32_gradients(curve, level):
+    gate, up, grad = pairs(torch.float32, 100_000)
+    saved = eager.gated_forward(gate, up, curve)
+    by_gate, by_up = gradients(native, grad, *saved, curve)
+    expected_gate, expected_up = gradients(eager, grad, *saved, curve)
+    assert same_bits(by_up, expected_up)
+    assert torch.equal(by_gate.isnan(), expected_gate.isnan())
+    # f' differs by a few units in the last place of 1, and the gradient by that times grad * up
+    _, other, _ = eager.gated_factors(*saved, curve)
+    bound = 4 * 2.0**-23 * (grad.double() * other.double()).abs() + 2.0**-149
+    finite = by_gate.isfinite() & expected_gate.isfinite()
+    assert ((by_gate.double() - expected_gate.double()).abs() <= bound)[finite].all()
+    assert (finite | by_gate.isnan() | (by_gate == expected_gate)).all()
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (0,), (1,), (9,), (4, 0), (3, 5), (2, 3, 17), (129, 1), (40_003,), (2, 3, 4096)]
+)
+@pytest.mark.parametrize("dtype", DTYPES, **named)
+def test_every_shape(shape, dtype, level):
+    curve = curves.get("silu")
+    gate, up, grad = (torch.randn(shape).to(dtype) for _ in range(3))
+    saved = native.gated_forward(gate, up, curve)
+    expected = eager.gated_forward(gate, up, curve)
+    assert all(torch.equal(a, b) for a, b in zip(saved, expected, strict=True))
+    for result, wanted in zip(
+        gradients(native, grad, *saved, curve), gradients(eager, grad, *saved, curve), strict=True
+    ):
+        torch.testing.assert_close(
+            result, wanted, rtol=2e-6 if dtype == torch.float32 else 0, atol=2e-6 if dtype == torch.float32 else 0
+        )
+
+
+@pytest.mark.parametrize("cols", [1, 5, 16, 333])
+@pytest.mark.parametrize("dtype", DTYPES, **named)
+def test_halves_of_a_fused_projection_are_read_and_written_in_place(cols, dtype, monkeypatch):
+    curve = curves.get("gelu")
+    generator = torch.Generator().manual_seed(5)
+    both = torch.randn(3, 40, 2 * cols, generator=generator).to(dtype)
+    grad = torch.randn(3, 40, cols, generator=generator).to(dtype)
+    gate, up = both.chunk(2, dim=-1)
+    if cols > 1:
+        assert native._by_rows(gate)[0] is gate and native._by_rows(up)[1] == 2 * cols
+    h, slot, bits = native.gated_forward(gate, up, curve)
+    assert all(torch.equal(a, b) for a, b in zip((h, slot, bits), eager.gated_forward(gate, up, curve), strict=True))
+    expected = gradients(native, grad, h, slot, bits, curve)
+
+    def no_copy(*_: object, **__: object) -> None:
+        raise AssertionError("a half was copied")
+
+    result = torch.full_like(both, 7.0)
+    monkeypatch.setattr(torch.Tensor, "copy_", no_copy)
+    native.gated_backward(grad, h, slot, bits, curve, *result.chunk(2, dim=-1))
+    monkeypatch.undo()
+    assert torch.equal(result, torch.cat(expected, dim=-1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, **named)
+def test_irregular_rows_are_copied(dtype):
+    curve = curves.get("silu")
+    base = torch.randn(6, 10, 24).to(dtype)
+    for gate in (base[:, ::2, :12], base.transpose(0, 1), base[..., ::2], base[:, :1].expand(6, 10, 24)):
+        up = gate * 2
+        h, slot, bits = native.gated_forward(gate, up, curve)
+        assert same_bits(h, curve.forward(gate) * up) and h.is_contiguous()
+        grad = torch.randn(gate.shape).to(dtype)
+        expected = gradients(native, grad, h, slot, bits, curve)
+        results = [torch.zeros(*gate.shape[:-1], gate.shape[-1], 2, dtype=dtype)[..., 0] for _ in range(2)]
+        native.gated_backward(grad, h, slot, bits, curve, *results)
+        assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, **named)
+def test_nothing_is_allocated_beyond_the_results(dtype):
+    x = torch.randn(256, 2048).to(dtype)
+    gate, up = x.chunk(2, dim=-1)
+    h, slot, bits = ops.gated_forward(gate, up, "silu")
+    with torch.profiler.profile(profile_memory=True) as profile:
+        ops.gated_forward(gate, up, "silu")
+        ops.gated_backward_fused(h, h, slot, bits, "silu")
+    allocated = [event.self_cpu_memory_usage for event in profile.events() if event.self_cpu_memory_usage > 0]
+    assert sorted(allocated) == sorted([h.nbytes, h.nbytes, h.numel() // 4, 2 * h.nbytes])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, **named)
+def test_huge_pages_change_nothing(dtype, monkeypatch):
+    curve = curves.get("silu")
+    gate, up = torch.randn(64, 2048).to(dtype).chunk(2, dim=-1)
+    expected = native.gated_forward(gate, up, curve)
+    expected_grads = gradients(native, up.contiguous(), *expected, curve)
+    monkeypatch.setattr(native, "_HUGE_PAGES_FROM", 1)
+    saved = native.gated_forward(gate, up, curve)
+    assert all(torch.equal(a, b) for a, b in zip(saved, expected, strict=True))
+    grads = gradients(native, up.contiguous(), *saved, curve)
+    assert all(torch.equal(a, b) for a, b in zip(grads, expected_grads, strict=True))
