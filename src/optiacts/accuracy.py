@@ -90,7 +90,9 @@ def float32_errors(curve: Curve, x: Tensor) -> Float32Errors:
 
 def main() -> None:
     """Prints both tables as markdown."""
-    print("| curve | dtype | worst | floor | ratio | RMS, N(0, 1) | floor | ratio |\n|---|---|---|---|---|---|---|---|")
+    print(
+        "| curve | dtype | worst | floor | ratio | RMS, N(0, 1) | floor | ratio |\n|---|---|---|---|---|---|---|---|"
+    )
     for name in CURVES:
         for dtype in (torch.bfloat16, torch.float16):
             e = exhaustive_errors(name, dtype)
