@@ -10,7 +10,9 @@ from tests.samples import NAMES, around_minimum, float32_bit_space, true_derivat
 
 
 def sample(name: str) -> torch.Tensor:
-    return torch.cat([float32_bit_space(20011), torch.linspace(-15, 15, 200_001), around_minimum(get(name), width=20_000)])
+    return torch.cat(
+        [float32_bit_space(20011), torch.linspace(-15, 15, 200_001), around_minimum(get(name), width=20_000)]
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -90,7 +90,7 @@ def fit(branch: Branch, v: Array, factor: Array, degree: int) -> tuple[float, tu
         if cost < best_cost:
             best_cost, best = cost, solution
     in_v = Chebyshev(best, domain=ends).convert(kind=np.polynomial.Polynomial, domain=[-1, 1], window=[-1, 1])
-    return best_cost, tuple(single(c) for c in in_v.coef)
+    return best_cost, tuple(single(float(c)) for c in in_v.coef)
 
 
 def single(value: float) -> float:

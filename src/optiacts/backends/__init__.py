@@ -31,6 +31,11 @@ class Backend(Protocol):
 
 def select(x: Tensor) -> Backend:
     """The fastest backend that serves the device and dtype of ``x``."""
+    if x.device.type == "cuda":
+        from optiacts.backends import triton
+
+        if x.dtype in triton.DTYPES and triton.unavailable(x.device) is None:
+            return triton
     return eager
 
 

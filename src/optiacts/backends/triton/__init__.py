@@ -1,6 +1,6 @@
 """The backend for CUDA and ROCm: one kernel for each forward, one for each backward, written in Triton.
 
-Importing this package loads Triton only when the first call or question comes. float64 is left to the eager
+Importing this package does not load Triton; the first call does. float64 is left to the eager
 backend. The decode is within 1.3 x of the least possible error in bfloat16 and float16 (see docs/gpu.md), and
 the float32 one is eager's.
 """

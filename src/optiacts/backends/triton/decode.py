@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from optiacts.backends.triton.elementary import log1p
+from optiacts.backends.triton.elementary import log1p, log2_approximate
 from optiacts.curves import get
 from optiacts.curves.short import short_decoder
 
@@ -30,19 +30,28 @@ def decoder(curve: str, dtype: torch.dtype) -> tuple[object, ...]:
 
 
 @triton.jit
-def decode(y, left, DECODER: tl.constexpr):
+def decode(y, left, DECODER: tl.constexpr, VENDOR: tl.constexpr):
     """f'(x), float32, of the outputs ``y`` on the branch that ``left`` tells."""
     if DECODER[0] == "short":
-        return _decode_short(y, left, DECODER[1], DECODER[2], DECODER[3], DECODER[4])
-    return _decode_float32(y, left, DECODER[1], DECODER[2], DECODER[3], DECODER[4], DECODER[5])
+        return _decode_short(y, left, DECODER[1], DECODER[2], DECODER[3], DECODER[4], VENDOR)
+    else:  # Triton compiles what follows an if, whatever its condition
+        return _decode_float32(y, left, DECODER[1], DECODER[2], DECODER[3], DECODER[4], DECODER[5])
 
 
 @triton.jit
-def _decode_short(y, left, FRACTION: tl.constexpr, ABOVE: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr):
+def _decode_short(
+    y,
+    left,
+    FRACTION: tl.constexpr,
+    ABOVE: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    VENDOR: tl.constexpr,
+):
     """The decode described in curves/short.py. Two polynomials cost less than choosing each coefficient."""
     fraction = _clamp(y * FRACTION[0], FRACTION[1], FRACTION[2])
     above = _clamp(y - ABOVE[0], ABOVE[1], ABOVE[2])
-    v = tl.sqrt(tl.where(left, -tl.log2(fraction), above))
+    v = tl.sqrt(tl.where(left, -log2_approximate(fraction, VENDOR), above))
     return tl.where(left, y * _polynomial(v, LEFT), _polynomial(v, RIGHT))
 
 

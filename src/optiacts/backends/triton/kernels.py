@@ -50,6 +50,7 @@ def backward_kernel(
     columns,
     units_per_row,
     DECODER: tl.constexpr,
+    VENDOR: tl.constexpr,
     UNIT: tl.constexpr,
     UNITS: tl.constexpr,
     PADDED: tl.constexpr,
@@ -60,7 +61,7 @@ def backward_kernel(
     grad = tl.load(grad_pointer + first + offsets, mask=inside, other=0.0).to(tl.float32)
     y = tl.load(y_pointer + first + offsets, mask=inside, other=0.0).to(tl.float32)
     left = (words.to(tl.int32)[:, None] & _places(UNIT, UNITS)) != 0
-    product = grad * decode(y, left, DECODER)
+    product = grad * decode(y, left, DECODER, VENDOR)
     tl.store(grad_x_pointer + first + offsets, product.to(grad_x_pointer.dtype.element_ty), mask=inside)
 
 

@@ -8,7 +8,6 @@ CUDA graph once each kernel has been compiled by a first call. Triton compiles a
 from __future__ import annotations
 
 import contextlib
-import functools
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ import triton
 from torch import Tensor
 
 from optiacts.backends.triton.decode import decoder
+from optiacts.backends.triton.elementary import VENDOR
 from optiacts.backends.triton.kernels import backward_kernel, forward_kernel
 from optiacts.backends.triton.values import VALUES
 from optiacts.bits import packed_shape
@@ -24,7 +24,11 @@ from optiacts.curves import Curve
 # For each kind of GPU, the curves whose forward is computed by our kernel, in one pass with the bits. It must
 # equal PyTorch's own to the bit, which `make gpu-check` verifies over every 16-bit and many float32 inputs. The
 # other curves run PyTorch's op and then a kernel that packs the bits: always right, one more read of x.
-FUSED_FORWARDS = {"cuda": frozenset(VALUES), "hip": frozenset()}
+FUSED_FORWARDS: dict[str, frozenset[str]] = {
+    "cuda": frozenset(VALUES),
+    "hip": frozenset(),
+    "interpreted": frozenset(VALUES),
+}
 
 BYTES_PER_PROGRAM = 4096  # of each tensor: two 16-byte accesses per thread
 WARPS = 4
@@ -32,40 +36,38 @@ WARPS = 4
 
 def fused(curve: str) -> bool:
     """Whether the forward of ``curve`` is ours on this build of PyTorch."""
-    return curve in FUSED_FORWARDS["hip" if torch.version.hip else "cuda"]
+    return curve in FUSED_FORWARDS[VENDOR]
 
 
 def forward(x: Tensor, y: Tensor, curve: Curve) -> Tensor:
     """Writes the output of contiguous ``x`` to contiguous ``y``, which may be ``x``; the packed bits."""
     bits = x.new_empty(packed_shape(x.shape), dtype=torch.uint8)
-    _forward(x, y, bits, VALUES[curve.name], curve)
+    _forward(x, y, bits, curve, fused=True)
     return bits
 
 
 def pack(x: Tensor, curve: Curve) -> Tensor:
     """The packed side bits of contiguous ``x``."""
     bits = x.new_empty(packed_shape(x.shape), dtype=torch.uint8)
-    _forward(x, x, bits, None, curve)
+    _forward(x, x, bits, curve, fused=False)
     return bits
 
 
-def _forward(x: Tensor, y: Tensor, bits: Tensor, value: Any, curve: Curve) -> None:
+def _forward(x: Tensor, y: Tensor, bits: Tensor, curve: Curve, fused: bool) -> None:
     if bits.numel() == 0:
         return
-    grid, sizes, constants = _tiling(x, bits)
+    grid, sizes, tiling = _tiling(x, bits)
     with _on(x.device):
-        forward_kernel[grid](
-            x, y, bits, *sizes, VALUE=value, THRESHOLD=curve.threshold(x.dtype), **constants, **forward_options()
-        )
+        forward_kernel[grid](x, y, bits, *sizes, **tiling, **forward_constants(curve, x.dtype, fused))
 
 
 def backward(grad: Tensor, y: Tensor, bits: Tensor, grad_x: Tensor, curve: Curve) -> None:
     """Writes ``grad`` * f'(x) to ``grad_x``. All contiguous."""
     if bits.numel() == 0:
         return
-    grid, sizes, constants = _tiling(y, bits)
+    grid, sizes, tiling = _tiling(y, bits)
     with _on(y.device):
-        backward_kernel[grid](grad, y, bits, grad_x, *sizes, DECODER=decoder(curve.name, y.dtype), **constants)
+        backward_kernel[grid](grad, y, bits, grad_x, *sizes, **tiling, **backward_constants(curve, y.dtype))
 
 
 def _tiling(x: Tensor, bits: Tensor) -> tuple[tuple[int], tuple[int, int, int], dict[str, Any]]:
@@ -75,18 +77,28 @@ def _tiling(x: Tensor, bits: Tensor) -> tuple[tuple[int], tuple[int, int, int], 
     wide = x.numel() % 32 == 0 and not padded and bits.data_ptr() % 4 == 0
     unit = 32 if wide else 8
     units = x.numel() // unit if wide else bits.numel()
-    per_program = BYTES_PER_PROGRAM // (unit * x.element_size())
-    constants = {"UNIT": unit, "UNITS": per_program, "PADDED": padded, "num_warps": WARPS}
-    return (triton.cdiv(units, per_program),), (units, columns, (columns + 7) // 8), constants
+    tiling = tile(unit, x.element_size()) | {"PADDED": padded}
+    return (triton.cdiv(units, tiling["UNITS"]),), (units, columns, (columns + 7) // 8), tiling
 
 
-@functools.cache
-def forward_options() -> dict[str, Any]:
-    """Compiler options that make our forwards PyTorch's: its kernels are compiled with fused multiply-adds, and
-    without flushing subnormal numbers to zero (which Triton's libdevice does unless told otherwise)."""
-    if torch.version.hip:
-        return {}
-    return {"enable_fp_fusion": True, "enable_reflect_ftz": False}
+def forward_constants(curve: Curve, dtype: torch.dtype, fused: bool, vendor: str = VENDOR) -> dict[str, Any]:
+    """The constants and compiler options of a forward, or of packing only.
+
+    The options make our forwards PyTorch's: its CUDA kernels are compiled with fused multiply-adds, and without
+    flushing subnormal numbers to zero (which Triton's libdevice does unless told otherwise).
+    """
+    constants = {"VALUE": VALUES[curve.name] if fused else None, "THRESHOLD": curve.threshold(dtype)}
+    return constants | {"enable_fp_fusion": True} | ({"enable_reflect_ftz": False} if vendor == "cuda" else {})
+
+
+def backward_constants(curve: Curve, dtype: torch.dtype, vendor: str = VENDOR) -> dict[str, Any]:
+    """The constants and compiler options of a backward."""
+    return {"DECODER": decoder(curve.name, dtype), "VENDOR": vendor, "enable_fp_fusion": True}
+
+
+def tile(unit: int, element_size: int) -> dict[str, Any]:
+    """The tile of a program whose words hold ``unit`` bits."""
+    return {"UNIT": unit, "UNITS": BYTES_PER_PROGRAM // (unit * element_size), "num_warps": WARPS}
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
