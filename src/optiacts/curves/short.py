@@ -16,6 +16,7 @@ import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,11 +42,11 @@ def short_decoder(curve: str, dtype: torch.dtype) -> ShortDecoder:
 
 @functools.cache
 def _load() -> dict[str, dict[str, ShortDecoder]]:
+    def freeze(fields: dict[str, Any]) -> dict[str, Any]:
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
     generated = json.loads(Path(__file__).with_name("short.json").read_text())
     return {
-        curve: {
-            dtype: ShortDecoder(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-            for dtype, fields in dtypes.items()
-        }
+        curve: {dtype: ShortDecoder(**freeze(fields)) for dtype, fields in dtypes.items()}
         for curve, dtypes in generated.items()
     }
