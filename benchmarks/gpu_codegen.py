@@ -143,12 +143,12 @@ def _found(pattern: str, text: str) -> str:
     return match[1]
 
 
-def all_figures(targets: list[str]) -> Iterator[Figures]:
+def all_figures(targets: list[str], dtypes: list[torch.dtype]) -> Iterator[Figures]:
     """Every kernel, curve, dtype and target. Packing is the same kernel for every curve."""
     for target in targets:
         for kernel in KERNELS:
             for curve in ["gelu"] if kernel == "pack" else list(CURVES):
-                for dtype in POINTERS:
+                for dtype in dtypes:
                     yield figures(kernel, curve, dtype, target)
 
 
@@ -179,12 +179,14 @@ def _text(value: Any) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    names = {str(dtype).removeprefix("torch."): dtype for dtype in POINTERS}
+    parser.add_argument("--dtypes", nargs="+", choices=names, default=list(names))
     parser.add_argument("--table", type=Path, metavar="FILE", help="print FILE's JSON lines as a markdown table")
     arguments = parser.parse_args()
     if arguments.table:
         print(table([json.loads(line) for line in arguments.table.read_text().splitlines()]))
         return 0
-    for line in all_figures(arguments.targets):
+    for line in all_figures(arguments.targets, [names[name] for name in arguments.dtypes]):
         print(json.dumps(line), flush=True)
     return 0
 
