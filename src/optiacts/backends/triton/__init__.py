@@ -36,7 +36,7 @@ def activation_forward(x: Tensor, curve: Curve) -> tuple[Tensor, Tensor]:
     from optiacts.backends.triton import launch
 
     dense = x.contiguous()
-    if not launch.fused(curve.name):
+    if not launch.fused(curve, x.dtype, x.device):
         return curve.forward(x), launch.pack(dense, curve)
     y = torch.empty_like(x)
     target = y if y.is_contiguous() else torch.empty_like(dense)
@@ -49,7 +49,7 @@ def activation_forward_(x: Tensor, curve: Curve) -> Tensor:
     from optiacts.backends.triton import launch
 
     dense = x.contiguous()
-    if not launch.fused(curve.name):
+    if not launch.fused(curve, x.dtype, x.device):
         bits = launch.pack(dense, curve)
         curve.forward_(x)
         return bits

@@ -20,10 +20,11 @@ from optiacts.backends.triton.kernels import backward_kernel, forward_kernel
 from optiacts.backends.triton.values import VALUES
 from optiacts.bits import packed_shape
 from optiacts.curves import Curve
+from optiacts.curves.table import every_value
 
-# For each kind of GPU, the curves whose forward is computed by our kernel, in one pass with the bits. It must
-# equal PyTorch's own to the bit, which `make gpu-check` verifies over every 16-bit and many float32 inputs. The
-# other curves run PyTorch's op and then a kernel that packs the bits: always right, one more read of x.
+# For each kind of GPU, the curves whose forward our kernel may compute, in one pass with the bits. `make gpu-check`
+# compares them with PyTorch's over every 16-bit and every float32 input and says which curves belong here. The
+# others run PyTorch's op and then a kernel that packs the bits: always right, one more read of x.
 FUSED_FORWARDS: dict[str, frozenset[str]] = {
     "cuda": frozenset(VALUES),
     "hip": frozenset(),
@@ -34,9 +35,38 @@ BYTES_PER_PROGRAM = 4096  # of each tensor: two 16-byte accesses per thread
 WARPS = 4
 
 
-def fused(curve: str) -> bool:
-    """Whether the forward of ``curve`` is ours on this build of PyTorch."""
-    return curve in FUSED_FORWARDS[VENDOR]
+def fused(curve: Curve, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the forward is ours: in ``FUSED_FORWARDS``, and equal to PyTorch's in this installation.
+
+    That depends on versions: the erf of CUDA 13.5 differs in the last bit from that of CUDA 13.0, and Triton brings
+    its own. So the first call with a curve, dtype and device compares the two, over every 16-bit value or 2^20
+    float32 ones spread over all of them. During a CUDA graph capture, which allows no comparison, the answer is no.
+    """
+    if curve.name not in FUSED_FORWARDS[VENDOR] or VENDOR == "interpreted":
+        return VENDOR == "interpreted"
+    key = (curve.name, dtype, device)
+    if key not in _equal_to_pytorch:
+        if torch.cuda.is_current_stream_capturing():
+            return False
+        _equal_to_pytorch[key] = _equals_pytorch(curve, dtype, device)
+    return _equal_to_pytorch[key]
+
+
+_equal_to_pytorch: dict[tuple[str, torch.dtype, torch.device], bool] = {}
+
+
+def _equals_pytorch(curve: Curve, dtype: torch.dtype, device: torch.device) -> bool:
+    if dtype == torch.float32:
+        patterns = torch.arange(-(2**31), 2**31, 4096, device=device) + 1365  # of odd numbers: full mantissas
+        x = patterns.to(torch.int32).view(dtype)
+    else:
+        x = every_value(dtype).to(device)
+    x = x[~x.isnan()]
+    y = torch.empty_like(x)
+    forward(x, y, curve)
+    bits = torch.int16 if dtype.itemsize == 2 else torch.int32
+    expected = curve.forward(x)
+    return bool(((y.view(bits) == expected.view(bits)) | (y.isnan() & expected.isnan())).all())
 
 
 def forward(x: Tensor, y: Tensor, curve: Curve) -> Tensor:
