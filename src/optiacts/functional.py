@@ -93,11 +93,11 @@ def saves_memory(input: Tensor) -> bool:
         and input.dtype in _DTYPES
         and input.layout is torch.strided
         and not torch.compiler.is_exporting()  # an exported program keeps to PyTorch's own ops
-        and _known_type(type(input))
+        and known_type(type(input))
     )
 
 
-def _known_type(kind: type) -> bool:
+def known_type(kind: type) -> bool:
     """Plain tensors, and the subclasses that pass our ops on: fake ones (tracing, memory reports) and DTensor."""
     return kind in (Tensor, torch.nn.Parameter) or (kind.__module__, kind.__name__) in _KNOWN_SUBCLASSES
 

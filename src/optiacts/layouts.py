@@ -14,7 +14,9 @@ def memory_order(x: Tensor) -> tuple[int, ...] | None:
     if x.is_contiguous() or any(s == 0 and n > 1 for s, n in zip(x.stride(), x.shape, strict=True)):
         return None
     strides = x.stride()
-    order = tuple(sorted(range(x.ndim), key=lambda d: -strides[d]))
+    given = [d for d in range(x.ndim) if x.shape[d] != 1]  # the stride of a dimension of size 1 means nothing
+    sought = dict(zip(given, sorted(given, key=lambda d: -strides[d]), strict=True))
+    order = tuple(sought.get(d, d) for d in range(x.ndim))
     return None if order == tuple(range(x.ndim)) else order
 
 

@@ -5,6 +5,15 @@ All take tensors of any strides and pack bits along the last dimension. ``curve`
     optiacts::activation_forward(Tensor x, str curve) -> (Tensor y, Tensor bits)
     optiacts::activation_forward_(Tensor(a!) x, str curve) -> Tensor bits
     optiacts::activation_backward(Tensor grad, Tensor y, Tensor bits, str curve) -> Tensor
+
+    optiacts::gated_forward(Tensor gate, Tensor up, str curve) -> (Tensor h, Tensor slot, Tensor bits)
+    optiacts::gated_backward(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve)
+        -> (Tensor grad_gate, Tensor grad_up)
+    optiacts::gated_backward_fused(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve) -> Tensor
+
+The last one returns the two gradients as the halves of one tensor's rows. All gated results are contiguous.
+Gated bits are two planes side by side in the last dimension, the side bits of gate (none for ReLU) and the
+"slot holds up" bits: ``(*shape[:-1], planes * ceil(shape[-1] / 8))``.
 """
 
 from __future__ import annotations
@@ -27,6 +36,9 @@ def _define(schema: str) -> None:
 _define("activation_forward(Tensor x, str curve) -> (Tensor, Tensor)")
 _define("activation_forward_(Tensor(a!) x, str curve) -> Tensor")
 _define("activation_backward(Tensor grad, Tensor y, Tensor bits, str curve) -> Tensor")
+_define("gated_forward(Tensor gate, Tensor up, str curve) -> (Tensor, Tensor, Tensor)")
+_define("gated_backward(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve) -> (Tensor, Tensor)")
+_define("gated_backward_fused(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve) -> Tensor")
 
 
 @torch.library.impl(_library, "activation_forward", "CompositeExplicitAutograd")
@@ -97,6 +109,97 @@ def _check_saved(grad: Tensor, y: Tensor, bits: Tensor) -> None:
         raise ValueError(f"grad, y and bits must be on one device; got {grad.device}, {y.device}, {bits.device}")
 
 
+@torch.library.impl(_library, "gated_forward", "CompositeExplicitAutograd")
+def _gated_forward(gate: Tensor, up: Tensor, curve: str) -> tuple[Tensor, Tensor, Tensor]:
+    _check_same("up", up, "gate", gate)
+    return backends.select(gate).gated_forward(gate, up, curves.gate(curve))
+
+
+@torch.library.impl(_library, "gated_backward", "CompositeExplicitAutograd")
+def _gated_backward(grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, curve: str) -> tuple[Tensor, Tensor]:
+    _check_gated(grad, h, slot, bits, curve)
+    grad_gate, grad_up = h.new_empty(h.shape), h.new_empty(h.shape)
+    backends.select(h).gated_backward(grad, h, slot, bits, curves.gate(curve), grad_gate, grad_up)
+    return grad_gate, grad_up
+
+
+@torch.library.impl(_library, "gated_backward_fused", "CompositeExplicitAutograd")
+def _gated_backward_fused(grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, curve: str) -> Tensor:
+    _check_gated(grad, h, slot, bits, curve)
+    both = h.new_empty(_fused_shape(h))
+    backends.select(h).gated_backward(grad, h, slot, bits, curves.gate(curve), *both.chunk(2, dim=-1))
+    return both
+
+
+@torch.library.register_fake("optiacts::gated_forward", lib=_library)
+def _(gate: Tensor, up: Tensor, curve: str) -> tuple[Tensor, Tensor, Tensor]:
+    bits = gate.new_empty(_gated_bits_shape(gate, curve), dtype=torch.uint8)
+    return gate.new_empty(gate.shape), gate.new_empty(gate.shape), bits
+
+
+@torch.library.register_fake("optiacts::gated_backward", lib=_library)
+def _(grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, curve: str) -> tuple[Tensor, Tensor]:
+    return h.new_empty(h.shape), h.new_empty(h.shape)
+
+
+@torch.library.register_fake("optiacts::gated_backward_fused", lib=_library)
+def _(grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, curve: str) -> Tensor:
+    return h.new_empty(_fused_shape(h))
+
+
+@torch.library.register_vmap("optiacts::gated_forward", lib=_library)
+def _(info: Any, in_dims: tuple[int | None, ...], gate: Tensor, up: Tensor, curve: str) -> Any:
+    scalars = gate.ndim == (0 if in_dims[0] is None else 1)
+    h, slot, bits = gated_forward(*_batched((gate, up), in_dims[:2], info.batch_size), curve)
+    return ((h.squeeze(-1), slot.squeeze(-1), bits) if scalars else (h, slot, bits)), (0, 0, 0)
+
+
+@torch.library.register_vmap("optiacts::gated_backward", lib=_library)
+def _(info: Any, in_dims: tuple[int | None, ...], grad: Tensor, h: Tensor, *saved: Any) -> Any:
+    slot, bits, curve = saved
+    scalars = h.ndim == (0 if in_dims[1] is None else 1)
+    grads = gated_backward(*_batched((grad, h, slot, bits), in_dims[:4], info.batch_size), curve)
+    return tuple(g.squeeze(-1) if scalars else g for g in grads), (0, 0)
+
+
+@torch.library.register_vmap("optiacts::gated_backward_fused", lib=_library)
+def _(info: Any, in_dims: tuple[int | None, ...], grad: Tensor, h: Tensor, *saved: Any) -> Any:
+    slot, bits, curve = saved
+    return gated_backward_fused(*_batched((grad, h, slot, bits), in_dims[:4], info.batch_size), curve), 0
+
+
+def _gated_bits_shape(h: Tensor, curve: str) -> tuple[int, ...]:
+    *rows, octets = packed_shape(h.shape)
+    return (*rows, (2 if curves.gate(curve).unimodal else 1) * octets)
+
+
+def _fused_shape(h: Tensor) -> tuple[int, ...]:
+    return (*h.shape[:-1], 2 * h.shape[-1])
+
+
+def _check_gated(grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, curve: str) -> None:
+    """A backend reads all of them by address: nothing but the right shape may reach it."""
+    _check_same("grad", grad, "h", h)
+    _check_same("slot", slot, "h", h)
+    wanted = _gated_bits_shape(h, curve)
+    if bits.dtype != torch.uint8 or bits.shape != wanted or bits.device != h.device:
+        raise ValueError(
+            f"bits must be uint8 of shape {wanted} on {h.device} for {curve} and h of shape {tuple(h.shape)}; "
+            f"got {bits.dtype} of shape {tuple(bits.shape)} on {bits.device}"
+        )
+
+
+def _check_same(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if (tensor.shape, tensor.dtype, tensor.device) != (other.shape, other.dtype, other.device):
+        raise ValueError(
+            f"{name} must have shape, dtype and device of {other_name}, {tuple(other.shape)}, {other.dtype} on "
+            f"{other.device}; got {tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}"
+        )
+
+
 activation_forward = torch.ops.optiacts.activation_forward.default
 activation_forward_ = torch.ops.optiacts.activation_forward_.default
 activation_backward = torch.ops.optiacts.activation_backward.default
+gated_forward = torch.ops.optiacts.gated_forward.default
+gated_backward = torch.ops.optiacts.gated_backward.default
+gated_backward_fused = torch.ops.optiacts.gated_backward_fused.default

@@ -28,6 +28,14 @@ class Backend(Protocol):
     def activation_backward(self, grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> Tensor:
         """``grad`` * f'(x) from the output and the side bits."""
 
+    def gated_forward(self, gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor, Tensor]:
+        """h = act(gate) * up, the slot and the packed bits, all contiguous; docs/gated.md says what they hold."""
+
+    def gated_backward(
+        self, grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, curve: Curve, grad_gate: Tensor, grad_up: Tensor
+    ) -> None:
+        """Writes the gradients into ``grad_gate`` and ``grad_up``, whose rows may be halves of longer ones."""
+
 
 def select(x: Tensor) -> Backend:
     """The fastest backend that serves the device and dtype of ``x``."""

@@ -41,8 +41,59 @@ def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> 
     return (grad * decode(y, unpack(bits, y.shape), curve)).to(y.dtype)
 
 
+def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor, Tensor]:
+    """h = s * up with s = act(gate), the slot and the packed bits.
+
+    The slot holds s, and h / s gives up back. Only where h is no normal number (0, subnormal, overflowed, NaN)
+    does the slot hold the larger factor of the two, and a bit says if that is up. Where s and its derivative
+    are both 0 the gradients are 0 whatever up is: there the slot holds s.
+    """
+    s = curve.forward(gate)
+    h = s * up
+    left = curve.left(gate)
+    limits = torch.finfo(h.dtype)
+    size = h.abs()
+    normal = (size >= limits.tiny) & (size <= limits.max)
+    holds_up = (up.abs() > s.abs()) & ~normal & ~(left & (s == 0))
+    slot = torch.where(holds_up, up, s)
+    planes = (left, holds_up) if curve.unimodal else (holds_up,)
+    return h.contiguous(), slot.contiguous(), torch.cat([pack(plane) for plane in planes], dim=-1)
+
+
+def gated_backward(
+    grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, curve: Curve, grad_gate: Tensor, grad_up: Tensor
+) -> None:
+    """Writes grad * up * f'(gate) and grad * act(gate), each computed in float32 (float64) and rounded once."""
+    s, up, left = gated_factors(h, slot, bits, curve)
+    grad_up.copy_(grad * s)
+    grad_gate.copy_(grad * up * decode(s.to(h.dtype), left, curve))
+
+
+def gated_factors(h: Tensor, slot: Tensor, bits: Tensor, curve: Curve) -> tuple[Tensor, Tensor, Tensor]:
+    """act(gate) and up in float32 (float64), and which elements of gate lie on the left branch (bool)."""
+    *side, holds_up = (unpack(plane, h.shape) for plane in bits.chunk(2 if curve.unimodal else 1, dim=-1))
+    other = _other_factor(h, slot)
+    kept = slot.to(other.dtype)
+    left = side[0] if side else (slot == 0) & ~holds_up
+    return torch.where(holds_up, other, kept), torch.where(holds_up, kept, other), left
+
+
+def _other_factor(h: Tensor, kept: Tensor) -> Tensor:
+    """The factor that makes ``h`` with the kept one. An overflowed h counts as the largest number.
+
+    Where the kept factor is 0, so is the other one, and the product gives it its sign. The quotient is held
+    below overflow too: h / s may be one rounding beyond the up that it stands for.
+    """
+    most = torch.finfo(h.dtype).max
+    wide = torch.promote_types(h.dtype, torch.float32)
+    h, kept = h.to(wide).clamp(-most, most), kept.to(wide)
+    return torch.where(kept == 0, h * kept, h / kept).clamp_(-most, most)
+
+
 def decode(y: Tensor, left: Tensor, curve: Curve) -> Tensor:
     """f'(x) from the output and the branch: float64 for float64, else float32."""
+    if not curve.unimodal:
+        return (~left).to(torch.promote_types(y.dtype, torch.float32))
     if y.dtype == torch.float64:
         return derivative_from_output(curve, y, left)
     if y.dtype == torch.float32:

@@ -23,6 +23,7 @@ class Curve:
 
     ``forward`` and ``forward_`` are PyTorch's own ops (out of place, in place): the forward is theirs
     to the bit. ``function``, ``derivative`` and ``second_derivative`` are the mathematics.
+    The one curve with ``unimodal=False``, ReLU, has no coefficients; its left branch is where it is 0.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Curve:
     function: Formula
     derivative: Formula
     second_derivative: Formula
+    unimodal: bool = True
 
     @property
     def coefficients(self) -> Coefficients:
@@ -50,6 +52,10 @@ class Curve:
     def threshold(self, dtype: torch.dtype) -> float:
         """``x_min`` rounded to ``dtype``: the side bit of an element is ``x < threshold``."""
         return _rounded(self.x_min, dtype)
+
+    def left(self, x: Tensor) -> Tensor:
+        """Which elements lie on the left branch: their side bits (bool)."""
+        return x < self.threshold(x.dtype) if self.unimodal else x <= 0
 
 
 @functools.cache

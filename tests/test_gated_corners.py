@@ -1,0 +1,141 @@
+"""The elements where h does not give the lost factor back: zeros, subnormals, overflow, NaN."""
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+import optiacts
+from optiacts import curves, ops
+from optiacts.backends import eager
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+every_curve = pytest.mark.parametrize("curve", curves.GATES)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES)
+
+
+def _gradients(fn, gate, up, grad):
+    gate, up = gate.clone().requires_grad_(), up.clone().requires_grad_()
+    h = fn(gate, up)
+    return h.detach(), *torch.autograd.grad(h, (gate, up), grad)
+
+
+def _ours(curve, gate, up, grad):
+    return _gradients(lambda g, u: optiacts.gated(g, u, curve), gate, up, grad)
+
+
+def _theirs(curve, gate, up, grad):
+    return _gradients(lambda g, u: curves.gate(curve).forward(g) * u, gate, up, grad)
+
+
+@every_dtype
+@every_curve
+def test_zero_rows_get_zero_gradients(curve, dtype):
+    zero, grad = torch.zeros(2, 9, dtype=dtype), torch.ones(2, 9, dtype=dtype)
+    for result in _ours(curve, zero, zero, grad):
+        assert torch.equal(result, zero)
+
+
+@every_dtype
+@every_curve
+def test_gate_zero_keeps_up(curve, dtype):
+    """s = 0 gives up no way back, so the slot holds it: grad_gate = grad * up * f'(0)."""
+    gate = torch.tensor([0.0, -0.0, 0.0, -0.0], dtype=dtype)
+    up = torch.tensor([3.0, 3.0, -0.7, -0.7], dtype=dtype)
+    _, by_gate, by_up = _ours(curve, gate, up, torch.ones_like(up))
+    slope = 0.0 if curve == "relu" else 0.6 if curve == "mish" else 0.5
+    decoded = 2e-6 if dtype is torch.float32 else 0.0
+    torch.testing.assert_close(by_gate, slope * up, rtol=2 * torch.finfo(dtype).eps + decoded, atol=0)
+    assert torch.equal(by_up.abs(), torch.zeros_like(up))
+
+
+@every_dtype
+@every_curve
+def test_up_zero_needs_no_slot(curve, dtype):
+    gate = torch.tensor([2.0, 2.0, -0.5, -0.5], dtype=dtype)
+    up = torch.tensor([0.0, -0.0, 0.0, -0.0], dtype=dtype)
+    _, by_gate, by_up = _ours(curve, gate, up, torch.ones_like(up))
+    assert torch.equal(by_gate, torch.zeros_like(up))
+    assert torch.equal(by_up, curves.gate(curve).forward(gate))
+    if curve != "relu":  # the sign of zero survives
+        h, slot, bits = ops.gated_forward(gate, up, curve)
+        assert torch.equal(eager.gated_factors(h, slot, bits, curves.gate(curve))[1].signbit(), up.signbit())
+
+
+@every_dtype
+@every_curve
+def test_underflow_loses_less_than_the_smallest_normal_allows(curve, dtype):
+    """h below the normal numbers: the larger factor is exact, the other one off by half a spacing of h / larger."""
+    limits = torch.finfo(dtype)
+    scale = limits.tiny**0.5
+    generator = torch.Generator().manual_seed(2)
+    steps = 2.0 ** torch.randint(-6, 6, (2, 4096), generator=generator, dtype=torch.float64)
+    signs = torch.randn(2, 4096, generator=generator, dtype=torch.float64).sign()
+    gate, up = (scale * steps * signs * 0.9).to(dtype)
+    h, slot, bits = ops.gated_forward(gate, up, curve)
+    s, u, _ = eager.gated_factors(h, slot, bits, curves.gate(curve))
+    true_s = curves.gate(curve).forward(gate).double()
+    size_s, size_up = true_s.abs(), up.double().abs()
+    lost = limits.tiny * limits.eps / torch.maximum(size_s, size_up) + 2 * limits.eps * torch.minimum(size_s, size_up)
+    under = h.abs() < limits.tiny
+    needed = under & ~((true_s == 0) & curves.gate(curve).left(gate))
+    assert int(needed.sum()) > 1000
+    assert bool(((s.double() - true_s).abs() <= lost)[under].all())
+    assert bool(((u.double() - up.double()).abs() <= lost)[needed].all())
+
+
+@every_dtype
+def test_reglu_passes_the_gradient_where_h_underflows(dtype):
+    tiny = torch.finfo(dtype).tiny
+    gate, up = torch.tensor([tiny, tiny, -1.0], dtype=dtype), torch.tensor([tiny * 4, -tiny * 4, 5.0], dtype=dtype)
+    h, by_gate, _ = _ours("relu", gate, up, torch.ones_like(up))
+    assert torch.equal(h.abs(), torch.zeros_like(h))
+    assert torch.equal(by_gate, torch.stack([up[0], up[1], torch.zeros_like(up[2])]))
+
+
+@every_dtype
+@every_curve
+def test_overflow_stays_finite(curve, dtype):
+    most = torch.finfo(dtype).max
+    gate = torch.tensor([4.0, most / 2, most / 2, 3.0], dtype=dtype)
+    up = torch.tensor([most / 2, 4.0, most / 2, -most], dtype=dtype)
+    h, by_gate, by_up = _ours(curve, gate, up, torch.full_like(up, 0.25))
+    assert bool(h.isinf().all())
+    assert bool(by_gate.isfinite().all()) and bool(by_up.isfinite().all())
+    larger_is_up = up.abs() > gate
+    slope = curves.gate(curve).derivative(gate.double().clamp(max=1e3), torch)
+    exact = 0.25 * up.double() * slope
+    wrong = (by_gate.double() - exact).abs()[larger_is_up]
+    assert bool((wrong <= 0.15 * exact.abs()[larger_is_up]).all())  # 1 <= f' <= 1.13 wherever h can overflow
+
+
+@every_curve
+def test_nan_spreads(curve):
+    nan = torch.tensor([float("nan")])
+    one = torch.ones(1)
+    assert all(t.isnan().all() for t in _ours(curve, nan, one, one))
+    h, by_gate, by_up = _ours(curve, one, nan, one)
+    assert h.isnan().all() and by_gate.isnan().all()
+    assert torch.equal(by_up, curves.gate(curve).forward(one))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), dtype=st.sampled_from(DTYPES), curve=st.sampled_from(sorted(curves.GATES)))
+def test_any_finite_inputs(data, dtype, curve):
+    """Never NaN or infinite where PyTorch's gradients are finite, and grad_up as good as PyTorch's."""
+    width = {torch.float64: 64, torch.float16: 16}.get(dtype, 32)
+    most = torch.finfo(dtype).max
+    floats = st.floats(-most, most, width=width, allow_nan=False)
+    n = data.draw(st.integers(1, 12))
+    gate, up, grad = (
+        torch.tensor(data.draw(st.lists(floats, min_size=n, max_size=n)), dtype=torch.float64).to(dtype)
+        for _ in range(3)
+    )
+    ours, theirs = _ours(curve, gate, up, grad), _theirs(curve, gate, up, grad)
+    assert torch.equal(ours[0].isnan(), theirs[0].isnan()) and torch.equal(
+        ours[0].nan_to_num(), theirs[0].nan_to_num()
+    )
+    for mine, pytorchs in zip(ours[1:], theirs[1:], strict=True):
+        assert not bool((mine.isnan() & pytorchs.isfinite()).any())
+    exact_h = (ours[0].abs() >= torch.finfo(dtype).tiny) & ours[0].isfinite()
+    assert torch.equal(ours[2][exact_h], theirs[2][exact_h])
