@@ -26,7 +26,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from optiacts.backends.triton import launch
+from optiacts.backends.triton import gated_kernels, gated_launch, launch
 from optiacts.backends.triton.kernels import backward_kernel, forward_kernel
 from optiacts.curves import CURVES, get
 
@@ -37,17 +37,26 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
-KERNELS = ("forward", "pack", "backward")
+KERNELS = ("forward", "pack", "backward", "gated_forward", "gated_backward")
 Figures = dict[str, Any]
 
 
 def compile_kernel(kernel: str, curve: str, dtype: torch.dtype, target: str, unit: int = 32) -> Any:
     """``kernel`` as the launcher asks for it, for aligned tensors whose sizes are multiples of 16."""
     known, vendor = get(curve), TARGETS[target].backend
-    if kernel == "backward":
-        function, constants = backward_kernel, launch.backward_constants(known, dtype, vendor)
-    else:
-        function, constants = forward_kernel, launch.forward_constants(known, dtype, kernel == "forward", vendor)
+    function, constants = {
+        "forward": lambda: (forward_kernel, launch.forward_constants(known, dtype, True, vendor)),
+        "pack": lambda: (forward_kernel, launch.forward_constants(known, dtype, False, vendor)),
+        "backward": lambda: (backward_kernel, launch.backward_constants(known, dtype, vendor)),
+        "gated_forward": lambda: (
+            gated_kernels.gated_forward_kernel,
+            gated_launch.gated_forward_constants(known, dtype, True, vendor),
+        ),
+        "gated_backward": lambda: (
+            gated_kernels.gated_backward_kernel,
+            gated_launch.gated_backward_constants(known, dtype, vendor),
+        ),
+    }[kernel]()
     constants |= launch.tile(unit, dtype.itemsize) | {"PADDED": False}
     names = function.arg_names
     options = {name: constants.pop(name) for name in list(constants) if name not in names}

@@ -27,11 +27,12 @@ from optiacts.curves.short import ShortDecoder
 from optiacts.curves.table import every_value, normal_mass
 
 TARGET = Path(__file__).parents[1] / "src/optiacts/curves/short.json"
-DEGREES = {torch.bfloat16: (3, 7), torch.float16: (4, 8)}  # left, right: the lowest that meet the contract
+DEGREES = {torch.bfloat16: (4, 7), torch.float16: (4, 8)}  # left, right: the lowest that meet the contract
 SHIFT, LEAST = 0.2, (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)  # in units in the last place of y_min: see curves/short.py
 SMALLEST = 2.0**-40  # left outputs below this fraction of y_min have no derivative to speak of
 CAPS = np.arange(1.6, 3.2, 0.1)  # in v
 EVEN = (0.02, 0.2)  # shares of even weight to try
+TAIL = 5e-4  # the share of relative errors, against absolute ones, on the left branch
 
 Array = np.ndarray
 
@@ -81,7 +82,9 @@ def fit(branch: Branch, v: Array, factor: Array, degree: int) -> tuple[float, tu
     spacing[order] = np.gradient(v[order]).clip(0, 0.3)
     best_cost, best = np.inf, np.zeros(degree + 1)
     for share in EVEN:
-        weight = np.sqrt(branch.mass + share * spacing / spacing.sum())
+        weight = np.sqrt(
+            branch.mass + (share + (TAIL / np.maximum(np.abs(factor), SMALLEST)) ** 2) * spacing / spacing.sum()
+        )
         solution = np.linalg.lstsq(powers * weight[:, None], branch.best * weight, rcond=None)[0]
         decoded = powers @ solution
         worst = np.maximum(branch.highest - decoded, decoded - branch.lowest).max() / branch.floor

@@ -13,6 +13,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from optiacts.backends import eager
 from optiacts.curves import Curve
 
 name = "triton"
@@ -67,3 +68,23 @@ def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> 
     target = grad_x if grad_x.is_contiguous() else torch.empty(y.shape, dtype=y.dtype, device=y.device)
     launch.backward(grad.contiguous(), y.contiguous(), bits.contiguous(), target, curve)
     return grad_x if target is grad_x else grad_x.copy_(target)
+
+
+def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor, Tensor]:
+    """h = act(gate) * up, the slot and the packed bits. Halves of longer rows are read without a copy."""
+    if not curve.unimodal:  # ReLU
+        return eager.gated_forward(gate, up, curve)
+    from optiacts.backends.triton import gated_launch
+
+    return gated_launch.gated_forward(gate, up, curve)
+
+
+def gated_backward(
+    grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, curve: Curve, grad_gate: Tensor, grad_up: Tensor
+) -> None:
+    """Writes the gradients into ``grad_gate`` and ``grad_up``, in place where they are halves of longer rows."""
+    if not curve.unimodal:
+        return eager.gated_backward(grad, h, slot, bits, curve, grad_gate, grad_up)
+    from optiacts.backends.triton import gated_launch
+
+    return gated_launch.gated_backward(grad, h, slot, bits, curve, grad_gate, grad_up)

@@ -49,8 +49,8 @@ def _decode_short(
     VENDOR: tl.constexpr,
 ):
     """The decode described in curves/short.py. Two polynomials cost less than choosing each coefficient."""
-    fraction = _clamp(y * FRACTION[0], FRACTION[1], FRACTION[2])
-    above = _clamp(y - ABOVE[0], ABOVE[1], ABOVE[2])
+    fraction = clamp(y * FRACTION[0], FRACTION[1], FRACTION[2])
+    above = clamp(y - ABOVE[0], ABOVE[1], ABOVE[2])
     v = tl.sqrt(tl.where(left, -log2_approximate(fraction, VENDOR), above))
     return tl.where(left, y * _polynomial(v, LEFT), _polynomial(v, RIGHT))
 
@@ -66,11 +66,11 @@ def _decode_float32(
     PIECES: tl.constexpr,
 ):
     """The decode described in curves/_format.py."""
-    above = _clamp((y - Y_MIN[0]) - Y_MIN[1], Y_MIN[2], float("inf"))
+    above = clamp((y - Y_MIN[0]) - Y_MIN[1], Y_MIN[2], float("inf"))
     part = tl.minimum(above * PART, ALMOST_ONE)
     v = tl.sqrt(tl.where(left, -log1p(-part), above))
     on_left = _polynomial(tl.fma(tl.minimum(v, LIMITS[0]), _like(v, PIECES[0][0]), PIECES[0][1]), PIECES[0][2])
-    v = _clamp(v, 0.0, LIMITS[1])
+    v = clamp(v, 0.0, LIMITS[1])
     second, third = v > BREAKS[0], v > BREAKS[1]
     scale = _of_piece(second, third, PIECES[1][0], PIECES[2][0], PIECES[3][0])
     shift = _of_piece(second, third, PIECES[1][1], PIECES[2][1], PIECES[3][1])
@@ -103,6 +103,6 @@ def _like(v, NUMBER: tl.constexpr):
 
 
 @triton.jit
-def _clamp(v, LOW: tl.constexpr, HIGH: tl.constexpr):
+def clamp(v, LOW: tl.constexpr, HIGH: tl.constexpr):
     """``v`` between the two numbers; NaN stays NaN."""
     return tl.clamp(v, LOW, HIGH, propagate_nan=tl.PropagateNan.ALL)

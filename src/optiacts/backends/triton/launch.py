@@ -87,7 +87,7 @@ def _forward(x: Tensor, y: Tensor, bits: Tensor, curve: Curve, fused: bool) -> N
     if bits.numel() == 0:
         return
     grid, sizes, tiling = _tiling(x, bits)
-    with _on(x.device):
+    with on_device(x.device):
         forward_kernel[grid](x, y, bits, *sizes, **tiling, **forward_constants(curve, x.dtype, fused))
 
 
@@ -96,7 +96,7 @@ def backward(grad: Tensor, y: Tensor, bits: Tensor, grad_x: Tensor, curve: Curve
     if bits.numel() == 0:
         return
     grid, sizes, tiling = _tiling(y, bits)
-    with _on(y.device):
+    with on_device(y.device):
         backward_kernel[grid](grad, y, bits, grad_x, *sizes, **tiling, **backward_constants(curve, y.dtype))
 
 
@@ -131,7 +131,7 @@ def tile(unit: int, element_size: int) -> dict[str, Any]:
     return {"UNIT": unit, "UNITS": BYTES_PER_PROGRAM // (unit * element_size), "num_warps": WARPS}
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Makes ``device`` the current one, if it is not; Triton launches on the current device and its stream."""
     if device.type != "cuda" or device.index == torch.cuda.current_device():
         return contextlib.nullcontext()
