@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint fit bench docs-figures native clean
+.PHONY: demo test lint fit bench gpu-check docs-figures native clean
 
 demo: $(VENV)/.installed
 	$(BIN)/optiacts demo
@@ -18,6 +18,11 @@ lint: $(VENV)/.installed
 
 fit: $(VENV)/.installed
 	$(BIN)/python tools/fit_curves.py
+	$(BIN)/python tools/fit_short.py
+
+# On a machine with a GPU, with the torch and triton that are there: nothing is installed.
+gpu-check:
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu_check.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks

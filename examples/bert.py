@@ -11,7 +11,7 @@ import transformers
 
 import optiacts
 
-STEPS = 20
+STEPS = 10
 
 
 def new_model() -> torch.nn.Module:
@@ -29,7 +29,7 @@ def train(model: torch.nn.Module, steps: int) -> list[float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for _ in range(steps):
-        ids = (torch.randint(0, 1000, (16, 1)) + 7 * torch.arange(64)) % 1000
+        ids = (torch.randint(0, 1000, (8, 1)) + 7 * torch.arange(64)) % 1000
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         optimizer.step()
@@ -40,7 +40,7 @@ def train(model: torch.nn.Module, steps: int) -> list[float]:
 
 def main() -> None:
     """Saved bytes and losses, before and after."""
-    ids = torch.zeros(16, 64, dtype=torch.long)
+    ids = torch.zeros(8, 64, dtype=torch.long)
     inputs = {"input_ids": ids, "labels": ids}
 
     before = new_model()
@@ -53,7 +53,7 @@ def main() -> None:
 
     losses = train(before, STEPS), train(after, STEPS)
     print("step   PyTorch  OptiActs")
-    for step in range(0, STEPS, 4):
+    for step in range(0, STEPS, 2):
         print(f"{step:4}  {losses[0][step]:8.5f}  {losses[1][step]:8.5f}")
 
 

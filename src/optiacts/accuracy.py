@@ -36,9 +36,15 @@ def exhaustive_errors(name: str, dtype: torch.dtype) -> Errors:
     """The errors of curve ``name`` in a 16-bit ``dtype``, by going through every finite input."""
     curve, x = get(name), every_value(dtype)
     x = x[x.isfinite()]
-    y, left = curve.forward(x), x < curve.threshold(dtype)
+    y = curve.forward(x)
+    return errors_against_floors(curve, x, y, eager.decode(y, x < curve.threshold(dtype), curve))
+
+
+def errors_against_floors(curve: Curve, x: Tensor, y: Tensor, decoded: Tensor) -> Errors:
+    """The errors of derivatives ``decoded`` from the outputs ``y`` of all finite 16-bit inputs ``x``; CPU tensors."""
+    left = x < curve.threshold(x.dtype)
     slope, mass = curve.derivative(x.double(), torch), normal_mass(x)
-    error = (eager.decode(y, left, curve).double() - slope).abs()
+    error = (decoded.double() - slope).abs()
 
     group = table_index(y, left).long()
     zeros = torch.zeros(2 << 16, dtype=torch.float64)

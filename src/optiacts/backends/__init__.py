@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from optiacts.backends import eager, native
+from optiacts.backends import eager, native, triton
 from optiacts.curves import Curve
 from optiacts.layouts import Order
 
@@ -21,6 +21,7 @@ class Backend(Protocol):
     """
 
     name: str
+    dtypes: frozenset[torch.dtype]
 
     def unavailable(self, device: torch.device) -> str | None:
         """Why the backend cannot serve ``device``, or None if it can."""
@@ -43,14 +44,13 @@ class Backend(Protocol):
         """Writes the gradients into ``grad_gate`` and ``grad_up``, whose rows may be halves of longer ones."""
 
 
-BACKENDS: tuple[Backend, ...] = (native, eager)  # fastest first
+BACKENDS: tuple[Backend, ...] = (native, triton, eager)  # fastest first
 
 
 def select(x: Tensor) -> Backend:
     """The fastest backend that serves the device and dtype of ``x``."""
-    if x.is_cpu and x.dtype in native.dtypes and native.unavailable(x.device) is None:
-        return native
-    return eager
+    fast: Backend = native if x.is_cpu else triton
+    return fast if x.dtype in fast.dtypes and fast.unavailable(x.device) is None else eager
 
 
 __all__ = ["BACKENDS", "Backend", "select"]

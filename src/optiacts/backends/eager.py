@@ -18,6 +18,7 @@ from optiacts.curves.table import decode_table, table_index
 from optiacts.layouts import Order, permute
 
 name = "eager"
+dtypes = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
 
 
 def unavailable(device: torch.device) -> str | None:

@@ -1,0 +1,204 @@
+"""What the compilers make of the GPU kernels: compiled ahead of time, on a machine without a GPU.
+
+    python benchmarks/gpu_codegen.py                      one JSON line per kernel, curve, dtype and target
+    python benchmarks/gpu_codegen.py --targets sm_90      only these
+    python benchmarks/gpu_codegen.py --table FILE         FILE's lines, or those just made, as a markdown table
+
+Instructions are counted in the machine code (SASS, GCN assembly) of the whole kernel, address arithmetic and
+padding of bits included, and divided by the elements a thread handles: the kernels have no loops. Branches of a
+forward that only odd inputs take count in full.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from optiacts.backends.triton import gated_kernels, gated_launch, launch
+from optiacts.backends.triton.kernels import backward_kernel, forward_kernel
+from optiacts.curves import CURVES, get
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+KERNELS = ("forward", "pack", "backward", "gated_forward", "gated_backward")
+Figures = dict[str, Any]
+
+
+def compile_kernel(kernel: str, curve: str, dtype: torch.dtype, target: str, unit: int = 32) -> Any:
+    """``kernel`` as the launcher asks for it, for aligned tensors whose sizes are multiples of 16."""
+    known, vendor = get(curve), TARGETS[target].backend
+    function, constants = {
+        "forward": lambda: (forward_kernel, launch.forward_constants(known, dtype, True, vendor)),
+        "pack": lambda: (forward_kernel, launch.forward_constants(known, dtype, False, vendor)),
+        "backward": lambda: (backward_kernel, launch.backward_constants(known, dtype, vendor)),
+        "gated_forward": lambda: (
+            gated_kernels.gated_forward_kernel,
+            gated_launch.gated_forward_constants(known, dtype, True, vendor),
+        ),
+        "gated_backward": lambda: (
+            gated_kernels.gated_backward_kernel,
+            gated_launch.gated_backward_constants(known, dtype, vendor),
+        ),
+    }[kernel]()
+    constants |= launch.tile(unit, dtype.itemsize) | {"PADDED": False}
+    names = function.arg_names
+    options = {name: constants.pop(name) for name in list(constants) if name not in names}
+    signature = {name: "constexpr" if name in constants else _type_of(name, dtype) for name in names}
+    source = ASTSource(
+        fn=function,
+        signature=signature,
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name not in constants},
+    )
+    return triton.compile(source, target=TARGETS[target], options=options)
+
+
+def _type_of(name: str, dtype: torch.dtype) -> str:
+    if not name.endswith("_pointer"):
+        return "i32"
+    return "*u8" if name == "bits_pointer" else POINTERS[dtype]
+
+
+def figures(kernel: str, curve: str, dtype: torch.dtype, target: str, unit: int = 32) -> Figures:
+    """The figures of one kernel."""
+    compiled = compile_kernel(kernel, curve, dtype, target, unit)
+    inspect = _inspect_cuda if TARGETS[target].backend == "cuda" else _inspect_hip
+    measured = inspect(compiled)
+    tiling = launch.tile(unit, dtype.itemsize)
+    threads = tiling["num_warps"] * TARGETS[target].warp_size
+    instructions = measured.pop("instructions")
+    return {
+        "kernel": kernel,
+        "curve": curve,
+        "dtype": str(dtype).removeprefix("torch."),
+        "target": target,
+        "unit": unit,
+        "instructions_per_element": round(instructions / (tiling["UNIT"] * tiling["UNITS"] / threads), 1),
+        **measured,
+        "triton": triton.__version__,
+    }
+
+
+def _inspect_cuda(compiled: Any) -> Figures:
+    binaries = Path(triton.__file__).parent / "backends/nvidia/bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        sass = _output(str(binaries / "nvdisasm"), "-c", cubin.name)
+        usage = _output(str(binaries / "cuobjdump"), "-res-usage", cubin.name)
+    operations = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass, re.MULTILINE)
+    operations = [operation for operation in operations if operation != "NOP"]
+    return {
+        "instructions": len(operations),
+        "registers": int(_found(r"REG:(\d+)", usage)),
+        "spills": sum(operation.startswith(("LDL", "STL")) for operation in operations),
+        "stack_bytes": int(_found(r"STACK:(\d+)", usage)),
+        "loads": _widths("LDG", operations),
+        "stores": _widths("STG", operations),
+    }
+
+
+def _widths(operation: str, operations: list[str]) -> list[int]:
+    """The bytes that each thread moves with each access to global memory."""
+    sizes = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
+    accesses = [o.split(".") for o in operations if o.split(".")[0] == operation]
+    return sorted(next((sizes[part] for part in parts if part in sizes), 4) for parts in accesses)
+
+
+def _inspect_hip(compiled: Any) -> Figures:
+    assembly = compiled.asm["amdgcn"]
+    operations = re.findall(r"^\t([a-z]+_[a-z0-9_]+)\b", assembly, re.MULTILINE)
+    words = {"ubyte": 1, "byte": 1, "ushort": 2, "short": 2, "dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16}
+
+    def widths(direction: str) -> list[int]:
+        found = (re.fullmatch(rf"(?:global|buffer)_{direction}_([a-z]+\d?)(?:_d16)?(?:_hi)?", o) for o in operations)
+        return sorted(words[match[1]] for match in found if match)
+
+    return {
+        "instructions": len(operations),
+        "registers": int(_found(r"\.vgpr_count:\s+(\d+)", assembly)),
+        "spills": int(_found(r"\.vgpr_spill_count:\s+(\d+)", assembly)),
+        "stack_bytes": int(_found(r"\.private_segment_fixed_size:\s+(\d+)", assembly)),
+        "loads": widths("load"),
+        "stores": widths("store"),
+    }
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def _found(pattern: str, text: str) -> str:
+    match = re.search(pattern, text)
+    if match is None:
+        raise ValueError(f"no {pattern} in the compiler's output:\n{text[:500]}")
+    return match[1]
+
+
+def all_figures(targets: list[str], dtypes: list[torch.dtype]) -> Iterator[Figures]:
+    """Every kernel, curve, dtype and target. Packing is the same kernel for every curve."""
+    for target in targets:
+        for kernel in KERNELS:
+            for curve in ["gelu"] if kernel == "pack" else list(CURVES):
+                for dtype in dtypes:
+                    yield figures(kernel, curve, dtype, target)
+
+
+def table(lines: list[Figures]) -> str:
+    """The figures as markdown."""
+    fields = (
+        "kernel",
+        "curve",
+        "dtype",
+        "target",
+        "instructions_per_element",
+        "registers",
+        "spills",
+        "loads",
+        "stores",
+    )
+    rows = [" | ".join(_text(line[field]) for field in fields) for line in lines]
+    head = " | ".join(field.replace("_", " ") for field in fields)
+    return "\n".join(f"| {row} |" for row in [head, "|".join("---" for _ in fields), *rows])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(f"{value.count(width)} x {width} B" for width in sorted(set(value), reverse=True))
+    return str(value)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    names = {str(dtype).removeprefix("torch."): dtype for dtype in POINTERS}
+    parser.add_argument("--dtypes", nargs="+", choices=names, default=list(names))
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print FILE's JSON lines as a markdown table")
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(table([json.loads(line) for line in arguments.table.read_text().splitlines()]))
+        return 0
+    for line in all_figures(arguments.targets, [names[name] for name in arguments.dtypes]):
+        print(json.dumps(line), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

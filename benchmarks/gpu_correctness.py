@@ -1,0 +1,401 @@
+"""The checks of `make gpu-check`. Each returns what it measured, or raises ``BrokenPromiseError`` with it.
+
+In a dry run they go through Triton's interpreter on a CPU, where elementary functions are numpy's: outputs then
+only nearly equal PyTorch's, and what needs a GPU is skipped.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import optiacts
+from optiacts import ops
+from optiacts.accuracy import errors_against_floors
+from optiacts.backends import eager
+from optiacts.backends import triton as backend
+from optiacts.bits import pack
+from optiacts.curves import CURVES, Curve
+from optiacts.curves.inverse import derivative_from_output
+from optiacts.curves.table import every_value
+
+SIXTEEN_BIT = (torch.bfloat16, torch.float16)
+DTYPES = (*SIXTEEN_BIT, torch.float32)
+GPU_SLACK = 1.3  # on the floors of the 16-bit decode
+FLOAT32_FAR, FLOAT32_ANYWHERE = 2e-6, 1.2e-4
+Report = dict[str, Any]
+
+
+class BrokenPromiseError(Exception):
+    """A promise is broken; the argument is what was measured."""
+
+
+def forward_is_pytorchs(device: torch.device, dry: bool) -> Report:
+    """Every 16-bit and every float32 input: our fused forward against PyTorch's op, bit by bit."""
+    from optiacts.backends.triton import launch
+    from optiacts.backends.triton.elementary import VENDOR
+
+    different: Report = {}
+    for name, curve in CURVES.items():
+        for dtype in DTYPES:
+            wrong, first = 0, None
+            for x in _inputs(dtype, device, dry):
+                y = torch.empty_like(x)
+                bits = launch.forward(x, y, curve)
+                if not torch.equal(bits, pack(x < curve.threshold(dtype))):
+                    raise BrokenPromiseError(f"{name} {dtype}: side bits differ")
+                unequal = (_pattern(y) != _pattern(curve.forward(x))) & ~(y.isnan() & x.isnan())
+                if unequal.any():
+                    wrong += int(unequal.sum())
+                    first = first or float(x[unequal][0])
+            if wrong:
+                different[f"{name} {dtype}"] = {"inputs": wrong, "for example": first}
+    allowed, unequal_curves = launch.FUSED_FORWARDS[VENDOR], {key.split()[0] for key in different}
+    in_effect = {
+        f"{name} {dtype}" for name, curve in CURVES.items() for dtype in DTYPES if launch.fused(curve, dtype, device)
+    }
+    report = {
+        "fused": sorted(in_effect),
+        "may be in launch.FUSED_FORWARDS": sorted(set(CURVES) - unequal_curves),
+        "take out of launch.FUSED_FORWARDS": sorted(unequal_curves & allowed),
+        "different": different,
+    }
+    if in_effect & set(different) and not dry:  # the interpreter's functions are numpy's
+        raise BrokenPromiseError(report)
+    return report
+
+
+def forward_is_exact(device: torch.device, dry: bool) -> Report:
+    """Every finite 16-bit input: our fused forward against float64 mathematics.
+
+    The error is given as a multiple of what is due: two units in the last place of y and one of x (QuickGELU
+    rounds three times, once before its sigmoid), and what float32 arithmetic loses where 1 + erf or 1 + tanh
+    cancels in the left tail.
+    """
+    from optiacts.backends.triton import launch
+
+    report: Report = {}
+    for name, curve in CURVES.items():
+        for dtype in SIXTEEN_BIT:
+            x = every_value(dtype)
+            x = x[x.isfinite()].to(device)
+            y = torch.empty_like(x)
+            launch.forward(x, y, curve)
+            exact = curve.function(x.double(), torch)
+            eps, slope = torch.finfo(dtype).eps, curve.derivative(x.double(), torch)
+            due = eps * (2 * exact.abs() + (x * slope).abs()) + 2e-7 * x.double().abs().clamp(max=10)
+            tiny = torch.finfo(dtype).smallest_normal
+            due = due.clamp(min=2 * tiny if dry else tiny * eps)  # the interpreter garbles subnormal bfloat16
+            report[f"{name} {dtype}"] = float(((y.double() - exact).abs() / due).max())
+    if not all(ratio <= 1 for ratio in report.values()):
+        raise BrokenPromiseError(report)
+    return report
+
+
+def decode_16_bit(device: torch.device, dry: bool) -> Report:
+    """Every finite 16-bit input: worst and RMS error of the decode as multiples of the floors."""
+    report: Report = {}
+    for name, curve in CURVES.items():
+        for dtype in SIXTEEN_BIT:
+            x = every_value(dtype)
+            x = x[x.isfinite()].to(device)
+            y = curve.forward(x)
+            decoded = _decode(y, pack(x < curve.threshold(dtype)), curve)
+            e = errors_against_floors(curve, x.cpu(), y.cpu(), decoded.cpu())
+            report[f"{name} {dtype}"] = {"worst": e.worst / e.worst_floor, "rms": e.rms / e.rms_floor}
+    if not all(ratio <= GPU_SLACK for ratios in report.values() for ratio in ratios.values()):
+        raise BrokenPromiseError(report)
+    return report
+
+
+def decode_float32(device: torch.device, dry: bool) -> Report:
+    """float32: largest error against exact inversion away from the minimum, and against f'(x) anywhere."""
+    report: Report = {}
+    for name, curve in CURVES.items():
+        near = torch.linspace(curve.x_min - 2e-3, curve.x_min + 2e-3, 4_001 if dry else 200_001)
+        x = torch.cat([torch.linspace(-15, 15, 4_001 if dry else 2_000_001), near]).to(device)
+        y, left = curve.forward(x), x < curve.threshold(x.dtype)
+        decoded = _decode(y, pack(left), curve).double()
+        exact = derivative_from_output(curve, y.double(), left)
+        far = (x.double() - curve.x_min).abs() > 0.1
+        report[name] = {
+            "far": float((decoded - exact).abs()[far].max()),
+            "anywhere": float((decoded - curve.derivative(x.double(), torch)).abs().max()),
+        }
+    if not all(e["far"] <= FLOAT32_FAR and e["anywhere"] <= FLOAT32_ANYWHERE for e in report.values()):
+        raise BrokenPromiseError(report)
+    return report
+
+
+def layouts(device: torch.device, dry: bool) -> Report:
+    """Shapes whose rows end within a byte, scalars, empty, unaligned, strided and channels_last tensors, in place."""
+    base = torch.randn(100_000, device=device)
+    cases = {
+        "scalar": base[0],
+        "empty": base[:0].reshape(0, 5),
+        "one column": base[:9].reshape(9, 1),
+        "odd rows": base[: 7 * 131].reshape(7, 131),
+        "whole bytes": base[: 3 * 40].reshape(3, 40),
+        "several programs": base[:16_384].reshape(8, 2048),
+        "unaligned": base[1 : 1 + 4096].reshape(4, 1024),
+        "strided": base[: 64 * 64].reshape(64, 64)[:, ::2],
+        "transposed": base[: 64 * 96].reshape(64, 96).t(),
+        "expanded": base[:64].expand(8, 64),
+        "channels_last": base[: 2 * 16 * 64].reshape(2, 16, 8, 8).to(memory_format=torch.channels_last),
+    }
+    for label, values in cases.items():
+        for dtype in DTYPES:
+            x = values.to(dtype)
+            for name in ["gelu"] if dry else list(CURVES):
+                _same_as_eager(x, name, label)
+    return {"cases": list(cases), "dtypes": [str(dtype) for dtype in DTYPES]}
+
+
+def _same_as_eager(x: Tensor, name: str, label: str) -> None:
+    curve, grad = CURVES[name], torch.randn_like(x)
+    expected_y, expected_bits = eager.activation_forward(x, curve, [])
+    y, bits = backend.activation_forward(x, curve, [])
+    product = backend.activation_backward(grad, expected_y, bits, curve).float()
+    if not torch.equal(bits, expected_bits):
+        raise BrokenPromiseError(f"{name} {x.dtype} {label}: bits")
+    if y.stride() != torch.empty_like(x).stride() or not torch.allclose(
+        y.float(), expected_y.float(), rtol=2 * torch.finfo(x.dtype).eps, atol=1e-6
+    ):
+        raise BrokenPromiseError(f"{name} {x.dtype} {label}: output")
+    # where f' is steep in y, near the minimum, the two decoders may differ by the floors of the 16-bit dtypes
+    slack = {torch.bfloat16: 0.02, torch.float16: 0.008, torch.float32: 2e-5}[x.dtype]
+    expected = eager.activation_backward(grad.float(), expected_y.float(), bits, curve)
+    if x.dtype != torch.float32:
+        expected = eager.activation_backward(grad, expected_y, bits, curve).float()
+    if product.numel() and ((product - expected).abs() > slack * grad.float().abs() + slack / 10).any():
+        raise BrokenPromiseError(f"{name} {x.dtype} {label}: gradient")
+    if label != "expanded":
+        changed = x.clone(memory_format=torch.preserve_format)
+        if not torch.equal(backend.activation_forward_(changed, curve, []), bits) or not torch.equal(changed, y):
+            raise BrokenPromiseError(f"{name} {x.dtype} {label}: in place")
+
+
+def gated(device: torch.device, dry: bool) -> Report:
+    """h = act(gate) * up: separate tensors, halves, odd rows, zeros, overflow, NaN, against eager and float64."""
+    report: Report = {}
+    for dtype in DTYPES:
+        corners = torch.tensor(
+            [0.0, -0.0, 1e-30, -1e-6, 0.5, -0.75, -40, 300, 6e4, 3e38, -3e38, torch.inf, torch.nan]
+        )
+        gates = corners[corners.isnan() | (corners.abs() < 1e5)]  # PyTorch's own GELU differs by device beyond
+        grid = torch.cartesian_prod(gates, corners).to(device).to(dtype)
+        wide = torch.randn(48, 2 * 160, device=device).to(dtype)
+        cases = {
+            "corners": (grid[:, 0].contiguous(), grid[:, 1].contiguous()),
+            "one element": (wide[0, 0], wide[0, 1]),
+            "halves": wide.chunk(2, dim=-1),
+            "halves of three dimensions": wide.unflatten(0, (6, 8)).chunk(2, dim=-1),
+            "odd halves": wide[:9, :262].contiguous().chunk(2, dim=-1),
+            "bytes": wide[:9, :80].contiguous().chunk(2, dim=-1),
+            "transposed": (wide[:, :40].t(), wide[:, 40:80].t()),
+        }
+        for name in ["gelu", "silu"] if dry else list(CURVES):
+            for label, (gate, up) in cases.items():
+                error = _gated_error(gate, up, CURVES[name], label)
+                if gate.numel() > 1:  # of a single one it says little
+                    report[f"{name} {dtype}"] = max(report.get(f"{name} {dtype}", 0.0), error)
+    # what rounding h, s and the result costs, and the decode near the minimum; the interpreter truncates to bfloat16
+    due = {"torch.bfloat16": 1.6e-2 if dry else 8e-3, "torch.float16": 1.5e-3, "torch.float32": 1e-5}
+    if not all(error <= due[key.split()[1]] for key, error in report.items()):
+        raise BrokenPromiseError(report)
+    return report
+
+
+def _gated_error(gate: Tensor, up: Tensor, curve: Curve, label: str) -> float:
+    """The larger relative error, in the Euclidean norm, of the two gradients against float64; 0 for ``corners``."""
+    what = f"{curve.name} {gate.dtype} {label}"
+    h, slot, bits = backend.gated_forward(gate, up, curve)
+    expected_h, expected_slot, expected_bits = eager.gated_forward(gate, up, curve)
+    close = functools.partial(torch.allclose, rtol=4 * torch.finfo(gate.dtype).eps, atol=1e-6, equal_nan=True)
+    if not close(h.float(), expected_h.float()):
+        raise BrokenPromiseError(f"{what}: h")
+    # whether h is a normal number may hang on the last bit of s: at the corners only what comes back counts
+    if label != "corners" and not (close(slot.float(), expected_slot.float()) and torch.equal(bits, expected_bits)):
+        raise BrokenPromiseError(f"{what}: slot or bits")
+    grad = torch.ones_like(h) if label == "corners" else torch.randn(h.shape, device=h.device).to(h.dtype)
+    halves = h.new_empty((*h.shape[:-1], 2 * h.shape[-1])).chunk(2, dim=-1) if h.ndim else (h.clone(), h.clone())
+    backend.gated_backward(grad, h, slot, bits, curve, *halves)
+    if label == "corners":
+        _gated_corners(what, (h, slot, bits), up, curve, halves)
+        return 0.0
+    x, u, g = gate.double(), up.double(), grad.double()
+    exact = (g * u * curve.derivative(x, torch), g * curve.function(x, torch))
+    return max(
+        float((found.double() - truth).norm() / truth.norm()) for found, truth in zip(halves, exact, strict=True)
+    )
+
+
+def _gated_corners(what: str, saved: tuple[Tensor, ...], up: Tensor, curve: Curve, found: tuple[Tensor, ...]) -> None:
+    """The gradients of ``found`` are those that eager finds in what was saved, infinities and NaN included."""
+    h, slot, bits = saved
+    expected = (torch.empty_like(h), torch.empty_like(h))
+    eager.gated_backward(torch.ones_like(h), h, slot, bits, curve, *expected)
+    factor = up.float().abs().nan_to_num(0, 0, 0)  # the decode's error is an absolute one, which up multiplies
+    for ours, theirs, more in zip(found, expected, (factor, torch.zeros_like(factor)), strict=True):
+        differs = (ours.float() - theirs.float()) / (theirs.float().abs().clamp(min=1) + more)
+        if not torch.equal(ours.isnan(), theirs.isnan()) or differs.nan_to_num(0, 0, 0).abs().max() > 0.03:
+            raise BrokenPromiseError(f"{what}: gradients")
+
+
+def beyond_32_bits(device: torch.device, dry: bool) -> Report:
+    """A tensor of more than 2^31 elements: its last part is as if it stood alone."""
+    tail = 1 << 12
+    n = (1 << 16 if dry else 1 << 31) + tail
+    if not dry and torch.cuda.mem_get_info(device)[0] < 9 * n:
+        return {"skipped": f"needs {9 * n / 2**30:.0f} GiB of free memory"}
+    shapes = {"flat": (n,), "odd rows": (n // 4097, 4097)}
+    for label, shape in shapes.items():
+        x = torch.empty(shape, dtype=torch.bfloat16, device=device).normal_()
+        y, bits = ops.activation_forward(x, "gelu", [])
+        rows = slice(-tail, None) if label == "flat" else slice(-2, None)
+        expected_y, expected_bits = ops.activation_forward(x[rows].clone(), "gelu", [])
+        byte_rows = slice(-tail // 8, None) if label == "flat" else rows
+        if not torch.equal(y[rows], expected_y) or not torch.equal(bits[byte_rows], expected_bits):
+            raise BrokenPromiseError(f"{label}: forward")
+        del x
+        grad = ops.activation_backward(y, y, bits, "gelu", [])
+        if not torch.equal(grad[rows], ops.activation_backward(expected_y, expected_y, expected_bits, "gelu", [])):
+            raise BrokenPromiseError(f"{label}: backward")
+        del y, bits, grad
+    return {"elements": n}
+
+
+def autograd(device: torch.device, dry: bool) -> Report:
+    """optiacts.gelu and its sisters on a device tensor, against float64 derivatives, through autograd."""
+    calls: dict[str, Callable[[Tensor], Tensor]] = {
+        "gelu": optiacts.gelu,
+        "gelu_tanh": functools.partial(optiacts.gelu, approximate="tanh"),
+        "silu": optiacts.silu,
+        "mish": optiacts.mish,
+        "quick_gelu": optiacts.quick_gelu,
+    }
+    worst: Report = {}
+    for name, call in calls.items():
+        x = torch.linspace(-6, 6, 4096, device=device).requires_grad_()
+        (grad,) = torch.autograd.grad(call(x).sum(), x)
+        far = (x.detach().double() - CURVES[name].x_min).abs() > 0.1
+        error = (grad.double() - CURVES[name].derivative(x.detach().double(), torch)).abs()[far]
+        worst[name] = float(error.max())
+    if not all(error <= 1e-5 for error in worst.values()):
+        raise BrokenPromiseError(worst)
+    return worst
+
+
+def graph_capture(device: torch.device, dry: bool) -> Report:
+    """Forward and backward captured in a CUDA graph and replayed on new data."""
+    if dry:
+        return {"skipped": "needs a GPU"}
+    x, grad = torch.randn(64, 1024, device=device), torch.randn(64, 1024, device=device)
+
+    def step() -> tuple[Tensor, Tensor]:
+        y, bits = ops.activation_forward(x, "gelu", [])
+        return y, ops.activation_backward(grad, y, bits, "gelu", [])
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    torch.cuda.synchronize()
+    if not all(torch.equal(a, b) for a, b in zip(captured, step(), strict=True)):
+        raise BrokenPromiseError("replay differs from a plain call")
+    return {"replayed": True}
+
+
+def streams(device: torch.device, dry: bool) -> Report:
+    """The kernels run on the current stream: behind a sleep and a fill that are queued there."""
+    if dry:
+        return {"skipped": "needs a GPU"}
+    x = torch.zeros(1 << 20, device=device)
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(200_000_000)
+        x.fill_(2.0)
+        y, bits = ops.activation_forward(x, "silu", [])
+        grad = ops.activation_backward(x, y, bits, "silu", [])
+    side.synchronize()
+    if not torch.equal(y, torch.nn.functional.silu(x)) or not (grad > 2).all():
+        raise BrokenPromiseError("a kernel did not wait for the stream it was called on")
+    return {"side stream": True}
+
+
+def other_device(device: torch.device, dry: bool) -> Report:
+    """Tensors on a GPU that is not the current one."""
+    if dry or torch.cuda.device_count() < 2:
+        return {"skipped": "needs two GPUs"}
+    x = torch.randn(4096, device="cuda:1")
+    y, bits = ops.activation_forward(x, "gelu", [])
+    ops.activation_backward(y, y, bits, "gelu", [])
+    if torch.cuda.current_device() != 0 or not torch.equal(y, torch.nn.functional.gelu(x)):
+        raise BrokenPromiseError("wrong on the second GPU")
+    return {"devices": torch.cuda.device_count()}
+
+
+def no_synchronisation(device: torch.device, dry: bool) -> Report:
+    """Once compiled, no call waits for the GPU."""
+    if dry:
+        return {"skipped": "needs a GPU"}
+    x = torch.randn(64, 1000, device=device, requires_grad=True)
+    optiacts.gelu(x).backward(x.detach())
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        optiacts.gelu(x).backward(x.detach())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return {"synchronises": False}
+
+
+CHECKS = (
+    forward_is_pytorchs,
+    forward_is_exact,
+    decode_16_bit,
+    decode_float32,
+    layouts,
+    gated,
+    beyond_32_bits,
+    autograd,
+    graph_capture,
+    streams,
+    other_device,
+    no_synchronisation,
+)
+
+
+def _inputs(dtype: torch.dtype, device: torch.device, dry: bool) -> Iterator[Tensor]:
+    """All values of ``dtype`` in parts; in a dry run every 65,521-st of the float32 ones."""
+    if dtype != torch.float32:
+        yield every_value(dtype).to(device)
+    elif dry:
+        yield torch.arange(-(2**31), 2**31, 65_521).to(torch.int32).view(torch.float32)[: 1 << 16]
+    else:
+        size = 1 << 26
+        for start in range(-(2**31), 2**31, size):
+            yield torch.arange(start, start + size, device=device).to(torch.int32).view(torch.float32)
+
+
+def _pattern(y: Tensor) -> Tensor:
+    return y.view(torch.int16 if y.element_size() == 2 else torch.int32)
+
+
+def _decode(y: Tensor, bits: Tensor, curve: Curve) -> Tensor:
+    """f' in float32, not rounded to the dtype of ``y``: the backward kernel with a float32 result."""
+    from optiacts.backends.triton import launch
+
+    decoded = torch.empty(y.shape, dtype=torch.float32, device=y.device)
+    launch.backward(torch.ones_like(y), y, bits, decoded, curve)
+    return decoded

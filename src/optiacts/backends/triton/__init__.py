@@ -1,0 +1,96 @@
+"""The backend for CUDA and ROCm: one kernel for each forward, one for each backward, written in Triton.
+
+Importing this package does not load Triton; the first call does. float64 is left to the eager
+backend. The decode is within 1.3 x of the least possible error in bfloat16 and float16 (see docs/gpu.md), and
+the float32 one is eager's.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from optiacts.backends import eager
+from optiacts.curves import Curve
+from optiacts.layouts import Order, permute
+
+name = "triton"
+dtypes = frozenset((torch.float32, torch.bfloat16, torch.float16))
+
+
+@functools.cache
+def unavailable(device: torch.device) -> str | None:
+    """Why this backend cannot serve ``device``, or None if it can."""
+    if device.type != "cuda":
+        return f"the triton backend serves CUDA and ROCm devices, not {device.type}"
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if not torch.version.hip and torch.cuda.get_device_capability(device) < (8, 0):
+        return f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0"
+    return None
+
+
+def activation_forward(x: Tensor, curve: Curve, order: Order) -> tuple[Tensor, Tensor]:
+    """PyTorch's own output to the bit, and the packed side bits."""
+    from optiacts.backends.triton import launch
+
+    ordered = permute(x, order)
+    dense = ordered.contiguous()
+    if not launch.fused(curve, x.dtype, x.device):
+        return curve.forward(x), launch.pack(dense, curve)
+    y = torch.empty_like(x)
+    ordered_y = permute(y, order)
+    target = ordered_y if ordered_y.is_contiguous() else torch.empty_like(dense)
+    bits = launch.forward(dense, target, curve)
+    if target is not ordered_y:
+        ordered_y.copy_(target)
+    return y, bits
+
+
+def activation_forward_(x: Tensor, curve: Curve, order: Order) -> Tensor:
+    """Overwrites ``x`` with the output and returns the packed side bits."""
+    from optiacts.backends.triton import launch
+
+    ordered = permute(x, order)
+    dense = ordered.contiguous()
+    if not launch.fused(curve, x.dtype, x.device):
+        bits = launch.pack(dense, curve)
+        curve.forward_(x)
+        return bits
+    bits = launch.forward(dense, dense, curve)
+    if dense is not ordered:
+        ordered.copy_(dense)
+    return bits
+
+
+def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> Tensor:
+    """``grad`` * f'(x), in the dtype of ``y``."""
+    from optiacts.backends.triton import launch
+
+    grad_x = torch.empty_like(y)
+    target = grad_x if grad_x.is_contiguous() else torch.empty(y.shape, dtype=y.dtype, device=y.device)
+    launch.backward(grad.contiguous(), y.contiguous(), bits.contiguous(), target, curve)
+    return grad_x if target is grad_x else grad_x.copy_(target)
+
+
+def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor, Tensor]:
+    """h = act(gate) * up, the slot and the packed bits. Halves of longer rows are read without a copy."""
+    if not curve.unimodal:  # ReLU
+        return eager.gated_forward(gate, up, curve)
+    from optiacts.backends.triton import gated_launch
+
+    return gated_launch.gated_forward(gate, up, curve)
+
+
+def gated_backward(
+    grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, curve: Curve, grad_gate: Tensor, grad_up: Tensor
+) -> None:
+    """Writes the gradients into ``grad_gate`` and ``grad_up``, in place where they are halves of longer rows."""
+    if not curve.unimodal:
+        return eager.gated_backward(grad, h, slot, bits, curve, grad_gate, grad_up)
+    from optiacts.backends.triton import gated_launch
+
+    return gated_launch.gated_backward(grad, h, slot, bits, curve, grad_gate, grad_up)

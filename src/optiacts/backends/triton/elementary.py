@@ -1,0 +1,58 @@
+"""The elementary functions the kernels are made of.
+
+On a GPU they are those of the vendor's own library (libdevice, OCML), which PyTorch's kernels call as well.
+Triton's interpreter, which runs the kernels on a CPU in the tests, knows neither; there numpy's serve.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from triton import knobs
+from triton.language.extra import libdevice
+
+INTERPRETED: bool = knobs.runtime.interpret
+VENDOR: str = "interpreted" if INTERPRETED else "hip" if torch.version.hip else "cuda"
+
+
+def _of_numpy(function):
+    """``function`` on the array inside an interpreted tensor."""
+    from triton.runtime.interpreter import TensorHandle
+
+    def apply(x):
+        with np.errstate(all="ignore"):
+            values = function(x.handle.data.astype(np.float64)).astype(x.handle.data.dtype)
+        return tl.core.tensor(TensorHandle(values, x.handle.dtype), x.type)
+
+    return apply
+
+
+if INTERPRETED:
+    erf = _of_numpy(np.vectorize(math.erf, otypes=[np.float64]))
+    exp = _of_numpy(np.exp)
+    tanh = _of_numpy(np.tanh)
+    log1p = _of_numpy(np.log1p)
+else:
+    erf = libdevice.erf
+    exp = libdevice.exp
+    tanh = libdevice.tanh
+    log1p = libdevice.log1p
+
+
+@triton.jit
+def divide(a, b):
+    """a / b, rounded correctly, as a plain division in CUDA C++ is."""
+    return tl.div_rn(a, b)
+
+
+@triton.jit
+def log2_approximate(x, VENDOR: tl.constexpr):
+    """The logarithm to base 2 of a normal number, absolutely good to 1e-6: one instruction on a GPU."""
+    if VENDOR == "cuda":
+        return libdevice.fast_log2f(x)
+    else:
+        return tl.log2(x)

@@ -1,0 +1,87 @@
+"""From tensors to launches of the gated kernels."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from optiacts.backends.triton.gated_kernels import gated_backward_kernel, gated_forward_kernel
+from optiacts.backends.triton.launch import backward_constants, forward_constants, fused, on_device, tile
+from optiacts.bits import packed_shape
+from optiacts.curves import Curve
+
+
+def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor, Tensor]:
+    """h = act(gate) * up, the slot and the packed bits, all contiguous."""
+    h, slot = gate.new_empty(gate.shape), gate.new_empty(gate.shape)
+    *rows, octets = packed_shape(gate.shape)
+    bits = gate.new_empty((*rows, 2 * octets), dtype=torch.uint8)
+    if gate.numel() == 0:
+        return h, slot, bits
+    ours = fused(curve, gate.dtype, gate.device)
+    s = gate if ours else curve.forward(gate).contiguous()
+    (gate, gate_stride), (up, up_stride) = _rows(gate), _rows(up)
+    grid, sizes, tiling = _tiling(h, bits)
+    with on_device(gate.device):
+        gated_forward_kernel[grid](
+            *(gate, up, s, h, slot, bits, *sizes, gate_stride, up_stride),
+            **tiling,
+            **gated_forward_constants(curve, gate.dtype, ours),
+        )
+    return h, slot, bits
+
+
+def gated_backward(
+    grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, curve: Curve, grad_gate: Tensor, grad_up: Tensor
+) -> None:
+    """Writes the gradients into ``grad_gate`` and ``grad_up``, which may be halves of longer rows."""
+    if h.numel() == 0:
+        return
+    inputs = (grad.contiguous(), h.contiguous(), slot.contiguous(), bits.contiguous())
+    (gate_rows, gate_stride), (up_rows, up_stride) = _rows(grad_gate), _rows(grad_up)
+    grid, sizes, tiling = _tiling(h, inputs[3])
+    with on_device(h.device):
+        gated_backward_kernel[grid](
+            *(*inputs, gate_rows, up_rows, *sizes, gate_stride, up_stride),
+            **tiling,
+            **gated_backward_constants(curve, h.dtype),
+        )
+    for target, written in ((grad_gate, gate_rows), (grad_up, up_rows)):
+        if target is not written:
+            target.copy_(written)
+
+
+def gated_forward_constants(curve: Curve, dtype: torch.dtype, ours: bool, *vendor: str) -> dict[str, Any]:
+    """Those of the forward, and the range of normal numbers."""
+    limits = torch.finfo(dtype)
+    return forward_constants(curve, dtype, ours, *vendor) | {"TINY": limits.tiny, "MOST": limits.max}
+
+
+def gated_backward_constants(curve: Curve, dtype: torch.dtype, *vendor: str) -> dict[str, Any]:
+    """Those of the backward, and the largest number."""
+    return backward_constants(curve, dtype, *vendor) | {"MOST": torch.finfo(dtype).max}
+
+
+def _rows(x: Tensor) -> tuple[Tensor, int]:
+    """``x`` and the stride of its rows, if it has equally spaced, dense rows; else a contiguous copy of it."""
+    if x.ndim == 0:
+        return x, 1
+    leading = [(size, stride) for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True) if size > 1]
+    even = all(a_stride == size * stride for (_, a_stride), (size, stride) in itertools.pairwise(leading))
+    if even and (x.stride(-1) == 1 or x.shape[-1] == 1):
+        return x, leading[-1][1] if leading else x.shape[-1]
+    return x.contiguous(), x.shape[-1]
+
+
+def _tiling(h: Tensor, bits: Tensor) -> tuple[tuple[int], tuple[int, int, int], dict[str, Any]]:
+    """The grid, the sizes (units, columns, units per row) and the constants of a launch."""
+    columns = h.shape[-1] if h.ndim else 1
+    unit = 32 if columns % 32 == 0 and bits.data_ptr() % 4 == 0 else 8
+    per_row = triton.cdiv(columns, unit)
+    units = h.numel() // columns * per_row
+    tiling = tile(unit, h.element_size()) | {"PADDED": columns % unit != 0}
+    return (triton.cdiv(units, tiling["UNITS"]),), (units, columns, per_row), tiling

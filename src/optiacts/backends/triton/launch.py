@@ -1,0 +1,138 @@
+"""From tensors to launches: layouts, the size of a word of bits, the grid, the device.
+
+Nothing here waits for the GPU or tunes anything, and the current stream is used, so calls can be captured in a
+CUDA graph once each kernel has been compiled by a first call. Triton compiles a variant for tensors that are not
+16-byte aligned by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from optiacts.backends.triton.decode import decoder
+from optiacts.backends.triton.elementary import VENDOR
+from optiacts.backends.triton.kernels import backward_kernel, forward_kernel
+from optiacts.backends.triton.values import VALUES
+from optiacts.bits import packed_shape
+from optiacts.curves import Curve
+from optiacts.curves.table import every_value
+
+# For each kind of GPU, the curves whose forward our kernel may compute, in one pass with the bits. `make gpu-check`
+# compares them with PyTorch's over every 16-bit and every float32 input and says which curves belong here. The
+# others run PyTorch's op and then a kernel that packs the bits: always right, one more read of x.
+FUSED_FORWARDS: dict[str, frozenset[str]] = {
+    "cuda": frozenset(VALUES),
+    "hip": frozenset(),
+    "interpreted": frozenset(VALUES),
+}
+
+BYTES_PER_PROGRAM = 4096  # of each tensor: two 16-byte accesses per thread
+WARPS = 4
+
+
+def fused(curve: Curve, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the forward is ours: in ``FUSED_FORWARDS``, and equal to PyTorch's in this installation.
+
+    That depends on versions: the erf of CUDA 13.5 differs in the last bit from that of CUDA 13.0, and Triton brings
+    its own. So the first call with a curve, dtype and device compares the two, over every 16-bit value or 2^20
+    float32 ones spread over all of them. During a CUDA graph capture, which allows no comparison, the answer is no.
+    """
+    if curve.name not in FUSED_FORWARDS[VENDOR] or VENDOR == "interpreted":
+        return VENDOR == "interpreted"
+    key = (curve.name, dtype, device)
+    if key not in _equal_to_pytorch:
+        if torch.cuda.is_current_stream_capturing():
+            return False
+        _equal_to_pytorch[key] = _equals_pytorch(curve, dtype, device)
+    return _equal_to_pytorch[key]
+
+
+_equal_to_pytorch: dict[tuple[str, torch.dtype, torch.device], bool] = {}
+
+
+def _equals_pytorch(curve: Curve, dtype: torch.dtype, device: torch.device) -> bool:
+    if dtype == torch.float32:
+        patterns = torch.arange(-(2**31), 2**31, 4096, device=device) + 1365  # of odd numbers: full mantissas
+        x = patterns.to(torch.int32).view(dtype)
+    else:
+        x = every_value(dtype).to(device)
+    x = x[~x.isnan()]
+    y = torch.empty_like(x)
+    forward(x, y, curve)
+    bits = torch.int16 if dtype.itemsize == 2 else torch.int32
+    expected = curve.forward(x)
+    return bool(((y.view(bits) == expected.view(bits)) | (y.isnan() & expected.isnan())).all())
+
+
+def forward(x: Tensor, y: Tensor, curve: Curve) -> Tensor:
+    """Writes the output of contiguous ``x`` to contiguous ``y``, which may be ``x``; the packed bits."""
+    bits = x.new_empty(packed_shape(x.shape), dtype=torch.uint8)
+    _forward(x, y, bits, curve, fused=True)
+    return bits
+
+
+def pack(x: Tensor, curve: Curve) -> Tensor:
+    """The packed side bits of contiguous ``x``."""
+    bits = x.new_empty(packed_shape(x.shape), dtype=torch.uint8)
+    _forward(x, x, bits, curve, fused=False)
+    return bits
+
+
+def _forward(x: Tensor, y: Tensor, bits: Tensor, curve: Curve, fused: bool) -> None:
+    if bits.numel() == 0:
+        return
+    grid, sizes, tiling = _tiling(x, bits)
+    with on_device(x.device):
+        forward_kernel[grid](x, y, bits, *sizes, **tiling, **forward_constants(curve, x.dtype, fused))
+
+
+def backward(grad: Tensor, y: Tensor, bits: Tensor, grad_x: Tensor, curve: Curve) -> None:
+    """Writes ``grad`` * f'(x) to ``grad_x``. All contiguous."""
+    if bits.numel() == 0:
+        return
+    grid, sizes, tiling = _tiling(y, bits)
+    with on_device(y.device):
+        backward_kernel[grid](grad, y, bits, grad_x, *sizes, **tiling, **backward_constants(curve, y.dtype))
+
+
+def _tiling(x: Tensor, bits: Tensor) -> tuple[tuple[int], tuple[int, int, int], dict[str, Any]]:
+    """The grid, the sizes (units, columns, units per row) and the constants of a launch: see kernels.py."""
+    columns = x.shape[-1] if x.ndim else 1
+    padded = columns % 8 != 0
+    wide = x.numel() % 32 == 0 and not padded and bits.data_ptr() % 4 == 0
+    unit = 32 if wide else 8
+    units = x.numel() // unit if wide else bits.numel()
+    tiling = tile(unit, x.element_size()) | {"PADDED": padded}
+    return (triton.cdiv(units, tiling["UNITS"]),), (units, columns, (columns + 7) // 8), tiling
+
+
+def forward_constants(curve: Curve, dtype: torch.dtype, fused: bool, vendor: str = VENDOR) -> dict[str, Any]:
+    """The constants and compiler options of a forward, or of packing only.
+
+    The options make our forwards PyTorch's: its CUDA kernels are compiled with fused multiply-adds, and without
+    flushing subnormal numbers to zero (which Triton's libdevice does unless told otherwise).
+    """
+    constants = {"VALUE": VALUES[curve.name] if fused else None, "THRESHOLD": curve.threshold(dtype)}
+    return constants | {"enable_fp_fusion": True} | ({"enable_reflect_ftz": False} if vendor == "cuda" else {})
+
+
+def backward_constants(curve: Curve, dtype: torch.dtype, vendor: str = VENDOR) -> dict[str, Any]:
+    """The constants and compiler options of a backward."""
+    return {"DECODER": decoder(curve.fit or curve.name, dtype), "VENDOR": vendor, "enable_fp_fusion": True}
+
+
+def tile(unit: int, element_size: int) -> dict[str, Any]:
+    """The tile of a program whose words hold ``unit`` bits."""
+    return {"UNIT": unit, "UNITS": BYTES_PER_PROGRAM // (unit * element_size), "num_warps": WARPS}
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Makes ``device`` the current one, if it is not; Triton launches on the current device and its stream."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)

@@ -1,0 +1,56 @@
+"""What the compilers make of the GPU kernels, ahead of time: no spills, wide accesses, few instructions."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TARGETS = ("sm_80", "sm_90", "sm_100")
+INSTRUCTION_BUDGET = 40  # per bf16 element of a backward, at 3 TB/s
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+@pytest.fixture(scope="module")
+def kernels() -> list[dict[str, Any]]:
+    command = [sys.executable, "benchmarks/gpu_codegen.py", "--dtypes", "bfloat16", "float32", "--targets", *TARGETS]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "TRITON_INTERPRET": "0"}
+    run = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+def test_every_kernel_is_compiled_for_every_target(kernels: list[dict[str, Any]]) -> None:
+    assert len(kernels) == len(TARGETS) * 2 * (4 * 5 + 1)
+
+
+def test_no_registers_are_spilled(kernels: list[dict[str, Any]]) -> None:
+    assert [k for k in kernels if k["spills"] or k["stack_bytes"]] == []
+
+
+def test_tensors_move_16_bytes_at_a_time_and_bits_in_words(kernels: list[dict[str, Any]]) -> None:
+    """Two accesses per thread and tensor: everything is 16 bytes wide but the 4-byte words of bits."""
+    tensors = {
+        "forward": (2, 2),
+        "pack": (2, 0),
+        "backward": (4, 2),
+        "gated_forward": (4, 4),
+        "gated_backward": (6, 4),
+    }
+    for kernel in kernels:
+        loads, stores = tensors[kernel["kernel"]]
+        assert kernel["loads"].count(16) == loads, kernel
+        assert kernel["stores"].count(16) == stores, kernel
+        bits = [width for width in kernel["loads"] + kernel["stores"] if width != 16]
+        assert bits and set(bits) == {4}, kernel
+
+
+def test_the_16_bit_backward_stays_within_its_budget(kernels: list[dict[str, Any]]) -> None:
+    backwards = [k for k in kernels if k["kernel"] == "backward" and k["dtype"] == "bfloat16"]
+    assert len(backwards) == 5 * len(TARGETS)
+    assert max(k["instructions_per_element"] for k in backwards) <= INSTRUCTION_BUDGET
