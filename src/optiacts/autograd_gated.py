@@ -76,7 +76,8 @@ class _GatedFused(torch.autograd.Function):
 
     @staticmethod
     def forward(gate_up: Tensor, curve: str) -> tuple[Tensor, ...]:
-        return *_forward(*gate_up.chunk(2, dim=-1), curve), _edge(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return *_forward(gate, up, curve), _edge(gate_up)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: tuple[Tensor, ...]) -> None:
@@ -97,7 +98,8 @@ class _GatedFused(torch.autograd.Function):
 class _DualGatedFused(_GatedFused):
     @staticmethod
     def forward(gate_up: Tensor, curve: str) -> tuple[Tensor, ...]:
-        return *_forward(*gate_up.chunk(2, dim=-1), curve), torch.zeros_like(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return *_forward(gate, up, curve), torch.zeros_like(gate_up)
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> tuple[Tensor | None, ...]:
