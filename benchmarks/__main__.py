@@ -24,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=3.0, help="per line of the tables")
+    parser.add_argument("--sizes", type=int, nargs="+", default=operations.SIZES, help="elements")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out: no C++ compiler needed")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -34,7 +35,7 @@ def main() -> None:
         console,
         "cpu_operations",
         "forward + backward, µs; ratios: ours / theirs",
-        operations.rows(not arguments.no_compile, arguments.seconds),
+        operations.rows(arguments.sizes, not arguments.no_compile, arguments.seconds),
     )
     _publish(console, "cpu_block", "training step of a BERT-base layer, ms", block.rows(5 * arguments.seconds))
 

@@ -1,8 +1,8 @@
-"""Forward + backward of one activation, against PyTorch's own op, eager and compiled."""
+"""Forward + backward of activations and gated products, against PyTorch's own op, eager and compiled."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +14,25 @@ from benchmarks.timing import alternate, copy_bandwidth
 
 SIZES = tuple(1 << power for power in (10, 12, 14, 16, 18, 20, 22, 24))
 DTYPES = (torch.float32, torch.bfloat16)
-PAIRS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    "gelu": (optiacts.gelu, functional.gelu),
-    "silu": (optiacts.silu, functional.silu),
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op, PyTorch's way to compute it, and the least traffic of forward + backward."""
+
+    ours: Callable[..., Tensor]
+    theirs: Callable[..., Tensor]
+    inputs: int
+    tensors_moved: int
+    bits_moved: int  # per element
+
+
+CASES = {
+    # x -> y; grad, y -> result; the side bit written and read
+    "gelu": Case(optiacts.gelu, functional.gelu, 1, tensors_moved=5, bits_moved=2),
+    "silu": Case(optiacts.silu, functional.silu, 1, tensors_moved=5, bits_moved=2),
+    # gate, up -> h, slot; grad, h, slot -> two results; two bits written and read
+    "swiglu": Case(optiacts.swiglu, lambda g, u: functional.silu(g) * u, 2, tensors_moved=9, bits_moved=4),
 }
 
 
@@ -37,35 +53,27 @@ class Row:
     roofline: float  # the least traffic at the measured copy bandwidth, as a share of our best time
 
 
-def rows(compiled: bool, budget: float) -> Iterator[Row]:
-    """Every activation, dtype and size in turn."""
-    for name, pair in PAIRS.items():
+def rows(sizes: Sequence[int], compiled: bool, budget: float) -> Iterator[Row]:
+    """Every op, dtype and size in turn."""
+    for name, case in CASES.items():
         for dtype in DTYPES:
-            for elements in SIZES:
-                yield _row(name, *pair, dtype, elements, compiled, budget)
+            for elements in sizes:
+                yield _row(name, case, dtype, elements, compiled, budget)
 
 
-def _row(
-    name: str,
-    ours: Callable[[Tensor], Tensor],
-    theirs: Callable[[Tensor], Tensor],
-    dtype: torch.dtype,
-    elements: int,
-    compiled: bool,
-    budget: float,
-) -> Row:
-    x = torch.randn(elements).to(dtype).requires_grad_()
+def _row(name: str, case: Case, dtype: torch.dtype, elements: int, compiled: bool, budget: float) -> Row:
+    inputs = [torch.randn(elements).to(dtype).requires_grad_() for _ in range(case.inputs)]
     grad = torch.randn(elements).to(dtype)
 
-    def step(activation: Callable[[Tensor], Tensor]) -> Callable[[], object]:
-        return lambda: torch.autograd.grad(activation(x), x, grad)
+    def step(op: Callable[..., Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(op(*inputs), inputs, grad)
 
-    contenders = {"ours": step(ours), "torch": step(theirs), "product": lambda: grad * grad}
+    contenders = {"ours": step(case.ours), "torch": step(case.theirs), "product": lambda: grad * grad}
     if compiled:
         torch.compiler.reset()
-        contenders["compiled"] = step(torch.compile(theirs, dynamic=False))
+        contenders["compiled"] = step(torch.compile(case.theirs, dynamic=False))
     times = alternate(contenders, budget)
-    traffic = elements * (5 * dtype.itemsize + 2 / 8)  # x, y; grad, y, result; the bits written and read
+    traffic = elements * (case.tensors_moved * dtype.itemsize + case.bits_moved / 8)
     bound = traffic / copy_bandwidth(elements, dtype)
     other = times.get("compiled")
     return Row(

@@ -42,13 +42,14 @@ const Kernels& kernels() {
     return kernels_portable;
 }
 
-constexpr int64_t ELEMENTS_PER_THREAD = 1 << 14;  // fewer are done before another thread has woken up
+// Elements that take a thread about 10 us, twice what it costs to wake one up and to wait for it.
+constexpr int64_t PACKED_PER_THREAD = 1 << 17, DECODED_PER_THREAD = 1 << 14;
 constexpr int64_t OCTETS_PER_STEP = 512;          // 4096 elements: whole pages of the results, but for the bits
 
 // Runs segment(row, octet, count) on every stretch of `count` elements from the octet-th eight of a row on.
 template <class Segment>
-void for_segments(int64_t rows, int64_t cols, int threads, Segment segment) {
-    const int64_t row_octets = (cols + 7) / 8, useful = rows * cols / ELEMENTS_PER_THREAD + 1;
+void for_segments(int64_t rows, int64_t cols, int threads, int64_t per_thread, Segment segment) {
+    const int64_t row_octets = (cols + 7) / 8, useful = rows * cols / per_thread + 1;
     if (threads > useful) threads = int(useful);
     parallel_ranges(rows * row_octets, OCTETS_PER_STEP, threads, [=](int64_t at, int64_t end) {
         while (at < end) {
@@ -63,17 +64,17 @@ void for_segments(int64_t rows, int64_t cols, int threads, Segment segment) {
 
 // The same as segment(element, byte, count) for one contiguous tensor and its bits.
 template <class Segment>
-void for_contiguous(int64_t rows, int64_t cols, int threads, Segment segment) {
+void for_contiguous(int64_t rows, int64_t cols, int threads, int64_t per_thread, Segment segment) {
     if (cols % 8 == 0) cols *= rows, rows = 1;
     const int64_t row_octets = (cols + 7) / 8;
-    for_segments(rows, cols, threads, [=](int64_t row, int64_t octet, int64_t count) {
+    for_segments(rows, cols, threads, per_thread, [=](int64_t row, int64_t octet, int64_t count) {
         segment(row * cols + 8 * octet, row * row_octets + octet, count);
     });
 }
 
 template <class Word, class Pack>
 void pack(Pack pack, const Word* x, uint8_t* bits, int64_t rows, int64_t cols, Word first, Word span, int threads) {
-    for_contiguous(rows, cols, threads, [=](int64_t element, int64_t byte, int64_t count) {
+    for_contiguous(rows, cols, threads, PACKED_PER_THREAD, [=](int64_t element, int64_t byte, int64_t count) {
         pack(x + element, bits + byte, count, first, span);
     });
 }
@@ -81,7 +82,7 @@ void pack(Pack pack, const Word* x, uint8_t* bits, int64_t rows, int64_t cols, W
 template <class Element, class Backward, class Decoder>
 void backward(Backward backward, const Element* grad, const Element* y, const uint8_t* bits, Element* out,
               int64_t rows, int64_t cols, const Decoder* decoder, int threads) {
-    for_contiguous(rows, cols, threads, [=](int64_t element, int64_t byte, int64_t count) {
+    for_contiguous(rows, cols, threads, DECODED_PER_THREAD, [=](int64_t element, int64_t byte, int64_t count) {
         backward(grad + element, y + element, bits + byte, out + element, count, decoder);
     });
 }
@@ -91,7 +92,7 @@ void gated_forward(Forward forward, const Element* gate, int64_t gate_stride, co
                    Element* h, Element* slot, uint8_t* bits, int64_t rows, int64_t cols, float threshold,
                    int threads) {
     const int64_t octets = (cols + 7) / 8;
-    for_segments(rows, cols, threads, [=](int64_t row, int64_t octet, int64_t count) {
+    for_segments(rows, cols, threads, DECODED_PER_THREAD, [=](int64_t row, int64_t octet, int64_t count) {
         const int64_t col = 8 * octet, element = row * cols + col;
         uint8_t* const left = bits + 2 * row * octets + octet;
         forward(gate + row * gate_stride + col, up + row * up_stride + col, h + element, slot + element, left,
@@ -104,7 +105,7 @@ void gated_backward(Backward backward, const Element* grad, const Element* h, co
                     const uint8_t* bits, Element* grad_gate, int64_t gate_stride, Element* grad_up,
                     int64_t up_stride, int64_t rows, int64_t cols, const Decoder* decoder, int threads) {
     const int64_t octets = (cols + 7) / 8;
-    for_segments(rows, cols, threads, [=](int64_t row, int64_t octet, int64_t count) {
+    for_segments(rows, cols, threads, DECODED_PER_THREAD, [=](int64_t row, int64_t octet, int64_t count) {
         const int64_t col = 8 * octet, element = row * cols + col;
         const uint8_t* const left = bits + 2 * row * octets + octet;
         backward(grad + element, h + element, slot + element, left, left + octets, grad_gate + row * gate_stride + col,

@@ -19,9 +19,7 @@ from optiacts.layouts import Order, memory_order, permute, restore
 
 def activation(input: Tensor, curve: str) -> Tensor:
     """The activation with its output and side bits saved for backward."""
-    if torch.compiler.is_compiling():
-        return _Activation.apply(input, curve)[0]
-    return run(_DualActivation, input, curve)[0]
+    return run(_Activation if torch.compiler.is_compiling() else _DualActivation, input, curve)[0]
 
 
 def activation_(input: Tensor, curve: str) -> Tensor:
@@ -32,12 +30,16 @@ def activation_(input: Tensor, curve: str) -> Tensor:
 
 
 def run(function: type[torch.autograd.Function], input: Tensor, *args: Any) -> Any:
-    """``function.apply(input, *args)`` for eager mode, faster outside torch.func.
+    """``function.apply(input, *args)``, faster where neither a compiler nor torch.func looks on.
 
     ``Function.apply`` binds default arguments with ``inspect`` on every call, which takes half as long as a whole
     small activation. Outside transforms nothing else happens before its base class's ``apply``.
     """
-    if torch._C._are_functorch_transforms_active() or torch._C._functorch.is_functorch_wrapped_tensor(input):
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._functorch.is_functorch_wrapped_tensor(input)
+    ):
         return function.apply(input, *args)
     return super(torch.autograd.Function, function).apply(input, *args)  # type: ignore[misc]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from optiacts import curves, layouts, ops
-from optiacts.autograd import Decoding
+from optiacts.autograd import Decoding, run
 from optiacts.backends import eager
 from optiacts.curves.inverse import inverse
 
@@ -22,13 +22,13 @@ from optiacts.curves.inverse import inverse
 def gated(gate: Tensor, up: Tensor, curve: str) -> Tensor:
     """act(gate) * up, of two tensors of one shape and dtype."""
     function = _DualGated if _forward_mode() else _Gated
-    return function.apply(gate, up, curve)[0]
+    return run(function, gate, up, curve)[0]
 
 
 def gated_fused(gate_up: Tensor, curve: str) -> Tensor:
     """The same, of the halves of the last dimension of one tensor, which gets its gradient in one piece."""
     function = _DualGatedFused if _forward_mode() else _GatedFused
-    return function.apply(gate_up, curve)[0]
+    return run(function, gate_up, curve)[0]
 
 
 class _Gated(torch.autograd.Function):
