@@ -38,10 +38,12 @@ TARGETS = {
 }
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 KERNELS = ("forward", "pack", "backward", "gated_forward", "gated_backward")
+# How bits are stored, by the size of the last dimension: (bits per word, rows end within a byte).
+VARIANTS = {"words": (32, False), "bytes": (8, False), "padded": (8, True)}
 Figures = dict[str, Any]
 
 
-def compile_kernel(kernel: str, curve: str, dtype: torch.dtype, target: str, unit: int = 32) -> Any:
+def compile_kernel(kernel: str, curve: str, dtype: torch.dtype, target: str, variant: str = "words") -> Any:
     """``kernel`` as the launcher asks for it, for aligned tensors whose sizes are multiples of 16."""
     known, vendor = get(curve), TARGETS[target].backend
     function, constants = {
@@ -57,7 +59,7 @@ def compile_kernel(kernel: str, curve: str, dtype: torch.dtype, target: str, uni
             gated_launch.gated_backward_constants(known, dtype, vendor),
         ),
     }[kernel]()
-    constants |= launch.tile(unit, dtype.itemsize) | {"PADDED": False}
+    constants |= _tile(kernel, dtype, variant) | {"PADDED": VARIANTS[variant][1]}
     names = function.arg_names
     options = {name: constants.pop(name) for name in list(constants) if name not in names}
     signature = {name: "constexpr" if name in constants else _type_of(name, dtype) for name in names}
@@ -70,18 +72,23 @@ def compile_kernel(kernel: str, curve: str, dtype: torch.dtype, target: str, uni
     return triton.compile(source, target=TARGETS[target], options=options)
 
 
+def _tile(kernel: str, dtype: torch.dtype, variant: str) -> dict[str, Any]:
+    tile = gated_launch.gated_tile if kernel.startswith("gated") else launch.tile
+    return tile(VARIANTS[variant][0], dtype.itemsize)
+
+
 def _type_of(name: str, dtype: torch.dtype) -> str:
     if not name.endswith("_pointer"):
         return "i32"
     return "*u8" if name == "bits_pointer" else POINTERS[dtype]
 
 
-def figures(kernel: str, curve: str, dtype: torch.dtype, target: str, unit: int = 32) -> Figures:
+def figures(kernel: str, curve: str, dtype: torch.dtype, target: str, variant: str = "words") -> Figures:
     """The figures of one kernel."""
-    compiled = compile_kernel(kernel, curve, dtype, target, unit)
+    compiled = compile_kernel(kernel, curve, dtype, target, variant)
     inspect = _inspect_cuda if TARGETS[target].backend == "cuda" else _inspect_hip
     measured = inspect(compiled)
-    tiling = launch.tile(unit, dtype.itemsize)
+    tiling = _tile(kernel, dtype, variant)
     threads = tiling["num_warps"] * TARGETS[target].warp_size
     instructions = measured.pop("instructions")
     return {
@@ -89,7 +96,7 @@ def figures(kernel: str, curve: str, dtype: torch.dtype, target: str, unit: int 
         "curve": curve,
         "dtype": str(dtype).removeprefix("torch."),
         "target": target,
-        "unit": unit,
+        "variant": variant,
         "instructions_per_element": round(instructions / (tiling["UNIT"] * tiling["UNITS"] / threads), 1),
         **measured,
         "triton": triton.__version__,
@@ -153,12 +160,14 @@ def _found(pattern: str, text: str) -> str:
 
 
 def all_figures(targets: list[str], dtypes: list[torch.dtype]) -> Iterator[Figures]:
-    """Every kernel, curve, dtype and target. Packing is the same kernel for every curve."""
+    """Every kernel, curve, dtype and target. Packing is the same for every curve; odd variants are shown once."""
     for target in targets:
         for kernel in KERNELS:
             for curve in ["gelu"] if kernel == "pack" else list(CURVES):
                 for dtype in dtypes:
                     yield figures(kernel, curve, dtype, target)
+            for variant in ("bytes", "padded"):
+                yield figures(kernel, "gelu", dtypes[0], target, variant)
 
 
 def table(lines: list[Figures]) -> str:

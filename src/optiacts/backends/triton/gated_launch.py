@@ -55,6 +55,11 @@ def gated_backward(
             target.copy_(written)
 
 
+def gated_tile(unit: int, element_size: int) -> dict[str, Any]:
+    """Half a usual tile: with twice the tensors, a whole one would spill registers."""
+    return tile(unit, element_size, share=2)
+
+
 def gated_forward_constants(curve: Curve, dtype: torch.dtype, ours: bool, *vendor: str) -> dict[str, Any]:
     """Those of the forward, and the range of normal numbers."""
     limits = torch.finfo(dtype)
@@ -83,5 +88,5 @@ def _tiling(h: Tensor, bits: Tensor) -> tuple[tuple[int], tuple[int, int, int], 
     unit = 32 if columns % 32 == 0 and bits.data_ptr() % 4 == 0 else 8
     per_row = triton.cdiv(columns, unit)
     units = h.numel() // columns * per_row
-    tiling = tile(unit, h.element_size()) | {"PADDED": columns % unit != 0}
+    tiling = gated_tile(unit, h.element_size()) | {"PADDED": columns % unit != 0}
     return (triton.cdiv(units, tiling["UNITS"]),), (units, columns, per_row), tiling

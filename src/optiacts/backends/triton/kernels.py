@@ -78,9 +78,13 @@ def _tile(units, columns, units_per_row, UNIT: tl.constexpr, UNITS: tl.constexpr
         unit = first_unit + row
         column = (unit % units_per_row)[:, None] * UNIT + place[None, :]
         offsets = (unit // units_per_row)[:, None] * columns + column
-        return first_unit * 0, offsets, word_inside[:, None] & (column < columns), word_inside
-    offsets = row[:, None] * UNIT + place[None, :]
-    return first_unit * UNIT, offsets, word_inside[:, None] & (place[None, :] < UNIT), word_inside
+        first = first_unit * 0
+        inside = word_inside[:, None] & (column < columns)
+    else:
+        offsets = row[:, None] * UNIT + place[None, :]
+        first = first_unit * UNIT
+        inside = tl.broadcast_to(word_inside[:, None], (UNITS, UNIT))
+    return first, offsets, inside, word_inside
 
 
 @triton.jit

@@ -126,9 +126,9 @@ def backward_constants(curve: Curve, dtype: torch.dtype, vendor: str = VENDOR) -
     return {"DECODER": decoder(curve.fit or curve.name, dtype), "VENDOR": vendor, "enable_fp_fusion": True}
 
 
-def tile(unit: int, element_size: int) -> dict[str, Any]:
-    """The tile of a program whose words hold ``unit`` bits."""
-    return {"UNIT": unit, "UNITS": BYTES_PER_PROGRAM // (unit * element_size), "num_warps": WARPS}
+def tile(unit: int, element_size: int, share: int = 1) -> dict[str, Any]:
+    """The tile of a program whose words hold ``unit`` bits; of 1 / ``share`` of the usual bytes."""
+    return {"UNIT": unit, "UNITS": BYTES_PER_PROGRAM // (share * unit * element_size), "num_warps": WARPS}
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -1,0 +1,62 @@
+"""What the launcher does for one call, up to the driver: every variant of every kernel is bound and compiled.
+
+There is no GPU: a stand-in for Triton's driver says that the target is sm_90, and ``run(warmup=True)`` stops before
+the launch. Sizes of 1, odd rows, rows of whole bytes and of whole words each make variants of their own.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = """
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+class Driver:
+    def get_current_device(self): return 0
+    def get_current_stream(self, device=None): return 0
+    def get_current_target(self): return GPUTarget("cuda", 90, 32)
+
+driver.set_active(Driver())
+from optiacts.backends.triton import gated_launch, launch
+from optiacts.curves import get
+
+compiled = []
+
+class Warmup:
+    def __init__(self, kernel): self.kernel = kernel
+    def __getitem__(self, grid):
+        return lambda *a, **k: compiled.append(self.kernel.run(*a, grid=grid, warmup=True, **k))
+
+for module, names in ((launch, ("forward_kernel", "backward_kernel")),
+                      (gated_launch, ("gated_forward_kernel", "gated_backward_kernel"))):
+    for name in names:
+        setattr(module, name, Warmup(getattr(module, name)))
+gated_launch.fused = lambda *_: True
+
+curve = get("silu")
+for shape in ((), (1,), (9, 1), (7, 131), (3, 40), (64, 1024)):
+    for offset in (0, 1):
+        x = torch.empty(64 * 1024 + 1, dtype=torch.bfloat16)[offset:][: torch.Size(shape).numel()].reshape(shape)
+        bits = launch.forward(x, x, curve)
+        launch.pack(x, curve)
+        launch.backward(x, x, bits, x, curve)
+        h, slot, bits = gated_launch.gated_forward(x, x, curve)
+        gated_launch.gated_backward(h, h, slot, bits, curve, h, slot)
+print(len(compiled), all("cubin" in kernel.asm for kernel in compiled))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_every_variant_is_bound_and_compiled() -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-c", SCRIPT]
+    run = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.split() == [str(6 * 2 * 5), "True"]
