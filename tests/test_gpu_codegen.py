@@ -41,8 +41,8 @@ def test_tensors_move_16_bytes_at_a_time_and_bits_in_words(kernels: list[dict[st
         "forward": (2, 2),
         "pack": (2, 0),
         "backward": (4, 2),
-        "gated_forward": (4, 4),
-        "gated_backward": (6, 4),
+        "gated_forward": (2, 2),
+        "gated_backward": (3, 2),
     }
     for kernel in (k for k in kernels if k["variant"] == "words"):
         loads, stores = tensors[kernel["kernel"]]
