@@ -38,6 +38,7 @@ TARGETS = {
 }
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 KERNELS = ("forward", "pack", "backward", "gated_forward", "gated_backward")
+CURVES_OF = {"pack": ["gelu"], "gated_forward": ["gelu", "silu"], "gated_backward": ["gelu", "silu"]}
 # How bits are stored, by the size of the last dimension: (bits per word, rows end within a byte).
 VARIANTS = {"words": (32, False), "bytes": (8, False), "padded": (8, True)}
 Figures = dict[str, Any]
@@ -160,10 +161,10 @@ def _found(pattern: str, text: str) -> str:
 
 
 def all_figures(targets: list[str], dtypes: list[torch.dtype]) -> Iterator[Figures]:
-    """Every kernel, curve, dtype and target. Packing is the same for every curve; odd variants are shown once."""
+    """Every kernel, dtype and target for all curves or those of ``CURVES_OF``; the odd variants once."""
     for target in targets:
         for kernel in KERNELS:
-            for curve in ["gelu"] if kernel == "pack" else list(CURVES):
+            for curve in CURVES_OF.get(kernel, list(CURVES)):
                 for dtype in dtypes:
                     yield figures(kernel, curve, dtype, target)
             for variant in ("bytes", "padded"):

@@ -60,3 +60,9 @@ def test_every_variant_is_bound_and_compiled() -> None:
     run = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     assert run.stdout.split() == [str(6 * 2 * 5), "True"]
+
+
+def test_importing_the_library_does_not_load_triton() -> None:
+    code = "import sys, torch; before = 'triton' in sys.modules; import optiacts, optiacts.backends.triton; "
+    code += "assert before or 'triton' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(ROOT / "src")})
