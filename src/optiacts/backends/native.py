@@ -91,6 +91,8 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tenso
         slot = curve.forward_out(gate.detach(), _result_like(gate, contiguous=True))
     else:
         slot = curve.forward(gate).contiguous()
+        if slot.dtype != gate.dtype:  # widened by autocast
+            return eager.gated_forward(gate, up, curve)
     h = _result_like(slot)
     bits = torch.empty((*gate.shape[:-1], 2 * ((cols + 7) // 8)), dtype=torch.uint8)
     kernels.gated_forward(

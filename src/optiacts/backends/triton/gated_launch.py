@@ -9,6 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
+from optiacts.backends import eager
 from optiacts.backends.triton.gated_kernels import gated_backward_kernel, gated_forward_kernel
 from optiacts.backends.triton.launch import backward_constants, forward_constants, fused, on_device, tile
 from optiacts.bits import packed_shape
@@ -24,6 +25,8 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tenso
         return h, slot, bits
     ours = fused(curve, gate.dtype, gate.device)
     s = gate if ours else curve.forward(gate).contiguous()
+    if s.dtype != gate.dtype:  # widened by autocast
+        return eager.gated_forward(gate, up, curve)
     (gate, gate_stride), (up, up_stride) = _rows(gate), _rows(up)
     grid, sizes, tiling = _tiling(h, bits)
     with on_device(gate.device):
