@@ -11,9 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import optiacts
-from optiacts.demo import bert
+from optiacts.demo.bert import published_setting
 from optiacts.demo.picture import draw
 from optiacts.demo.training import Run, compare
+from optiacts.report import MemoryReport
 
 MIB, GIB = 2**20, 2**30
 
@@ -34,7 +35,7 @@ def run(steps: int, seed: int, picture: Path, console: Console) -> list[Run]:
     console.print(training_table(runs))
     draw(runs, picture)
     console.print(f"Picture: {picture}\n")
-    console.print(bert_table(bert.saved_bytes(False), bert.saved_bytes(True)))
+    console.print(bert_table(published_setting()))
     return runs
 
 
@@ -59,12 +60,11 @@ def training_table(runs: list[Run]) -> Table:
     return table
 
 
-def bert_table(before: int, after: int) -> Table:
+def bert_table(made: MemoryReport) -> Table:
     """Saved memory of BERT-base at full size."""
-    table = Table(
-        title="BERT-base, training, float32, 16 x 512 tokens, fused attention: held for backward (fake tensors)"
-    )
-    for heading in ("transformers' GELU", "optiacts.GELU", "saved"):
+    table = Table(title="BERT-base at full size (fake tensors), float32, 16 x 512 tokens: held for backward on a GPU")
+    for heading in ("transformers' GELU", "optiacts.convert(model)", "saved"):
         table.add_column(heading, justify="right")
+    before, after = made.now.bytes, made.stages[-1].bytes
     table.add_row(f"{before / GIB:.2f} GiB", f"{after / GIB:.2f} GiB", f"{1 - after / before:.1%}")
     return table
