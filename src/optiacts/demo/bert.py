@@ -9,7 +9,7 @@ from optiacts.report.build import Setting, build
 
 
 def published_setting() -> MemoryReport:
-    """What autograd holds on a GPU after a training forward of `BertModel(BertConfig())`: float32, 16 x 512 tokens."""
+    """What a GPU holds after a training forward of `BertModel(BertConfig())`: float32, 16 x 512 tokens."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         built = build("bert-base", Setting(batch=16, seq=512, dtype="float32", loss=False))
     return report(built.model, *built.args, like_cuda=True, name="bert-base", setting=built.setting, **built.kwargs)
