@@ -55,6 +55,8 @@ def training_table(runs: list[Run]) -> Table:
         "loss, first step": [f"{run.losses[0]:.6f}" for run in runs],
         f"loss, mean of last {edge}": [f"{run.mean_loss(slice(-edge, None)):.6f}" for run in runs],
     }
+    apart = max(abs(a - b) for a, b in zip(theirs.losses, runs[-1].losses, strict=True))
+    rows["losses, largest difference"] = ["", f"{apart:.1e}"]
     for label, cells in rows.items():
         table.add_row(label, *cells)
     return table
