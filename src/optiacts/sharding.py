@@ -32,10 +32,11 @@ def supports(x: Any) -> bool:
 
 
 def supports_gated(gate: Any, up: Any = None) -> bool:
-    """Whether the gated product of ``gate`` and ``up``, or of the halves of ``gate``, can save DTensors sharded alike.
+    """Whether the gated product of ``gate`` and ``up``, or of the halves of ``gate``, can save what it needs.
 
-    The two planes of bits lie side by side in every shard, so they can't be resharded along the packed dimension:
-    all parts must have their places from the start. The halves of a sharded row lie on different ranks.
+    Of DTensors, that is; of anything else it can. The two planes of bits lie side by side
+    in every shard, so they cannot be resharded along the packed dimension: all parts must have their places from
+    the start. The halves of a sharded row lie on different ranks.
     """
     tensors = (gate,) if up is None else (gate, up)
     if not any(_is_dtensor(t) for t in tensors):
