@@ -116,6 +116,95 @@ def awkward_shards_take_pytorchs_path(rank: int) -> None:
         torch.testing.assert_close(x.grad.full_tensor(), plain.grad, rtol=0, atol=2e-4)  # type: ignore[union-attr]
 
 
+class SwiGLUMLP(nn.Module):
+    """Llama's, without biases, as the plans for tensor parallelism expect it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.gate = nn.Linear(WIDTH, HIDDEN, bias=False)
+        self.up = nn.Linear(WIDTH, HIDDEN, bias=False)
+        self.down = nn.Linear(HIDDEN, WIDTH, bias=False)
+        self.product = optiacts.SwiGLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.product(self.gate(x), self.up(x)))
+
+
+def gated_tensor_parallel(rank: int, local: bool) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    net, mesh = SwiGLUMLP(), init_device_mesh("cpu", (WORLD,))
+    column = ColwiseParallel(use_local_output=local)
+    parallelize_module(net, mesh, {"gate": column, "up": column, "down": RowwiseParallel()})
+    x, reference = inputs(), SwiGLUMLP()
+    gate, up = net.gate(x), net.up(x)
+    assert isinstance(gate, DTensor) != local
+    assert "Gated" in type(net.product(gate, up).grad_fn).__name__
+    total, wanted = net(x).square().sum(), reference(x).square().sum()
+    total.backward()
+    wanted.backward()
+    torch.testing.assert_close(total.detach(), wanted.detach())
+    for ours, theirs in zip(net.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad.full_tensor(), theirs.grad)  # type: ignore[union-attr]
+
+    share = HIDDEN // WORLD  # h, the slot and two bits per element of the share; the edges are one float each
+    held = saved_memory(net.product, gate, up).bytes
+    assert held == 2 * ROWS * share * 4 + 2 * ROWS * share // 8 + 2 * 4
+
+
+def gated_tensor_parallel_local(rank: int) -> None:
+    gated_tensor_parallel(rank, local=True)
+
+
+def gated_tensor_parallel_dtensor(rank: int) -> None:
+    gated_tensor_parallel(rank, local=False)
+
+
+def gated_shards_of_every_kind(rank: int) -> None:
+    """Whichever way the inputs and the gradient are sharded, the results are those of whole tensors."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+
+    mesh, generator = init_device_mesh("cpu", (WORLD,)), torch.Generator().manual_seed(2)
+    rows, columns, whole = Shard(0), Shard(1), Replicate()
+
+    def spread(x: Tensor, placement: Any) -> Tensor:
+        if placement.is_partial():  # each rank holds its half of the sum
+            return DTensor.from_local(x / WORLD, mesh, [placement]).requires_grad_()
+        return distribute_tensor(x, mesh, [placement]).requires_grad_()
+
+    def check(output: Tensor, parts: list[Tensor], wholes: list[Tensor], weight: Tensor, by: Any, ours: bool) -> None:
+        assert ("Gated" in type(output.grad_fn).__name__) == ours
+        plain = optiacts.swiglu(*wholes)
+        wanted = torch.autograd.grad(plain, wholes, weight)
+        got = torch.autograd.grad(output, parts, spread(weight, by).detach())
+        torch.testing.assert_close(output.full_tensor(), plain)  # type: ignore[attr-defined]
+        for a, b in zip(got, wanted, strict=True):
+            torch.testing.assert_close(a.full_tensor(), b, rtol=0, atol=2e-4)  # type: ignore[attr-defined]
+
+    for width in (20, 32):  # 10 columns per rank are no whole bytes
+        for by in (rows, columns, whole, Partial()):
+            weight = torch.randn(6, width, generator=generator)
+            pair = [torch.randn(6, width, generator=generator, requires_grad=True) for _ in range(2)]
+            for one, other, ours in (
+                (rows, rows, True),
+                (whole, whole, True),
+                (columns, columns, width == 32),
+                (columns, whole, False),
+                (rows, columns, False),
+                (Partial(), Partial(), False),
+            ):
+                parts = [spread(t.detach(), p) for t, p in zip(pair, (one, other), strict=True)]
+                check(optiacts.swiglu(*parts), parts, pair, weight, by, ours)
+            both = torch.randn(6, 2 * width, generator=generator, requires_grad=True)
+            for placement in (rows, whole, columns):
+                part = spread(both.detach(), placement)
+                check(optiacts.swiglu(part), [part], [both], weight, by, True)
+
+
 def tensor_parallel_local(rank: int) -> None:
     tensor_parallel(rank, local=True, sequence=False)
 
@@ -135,6 +224,9 @@ CHECKS: list[Any] = [
     tensor_parallel_dtensor,
     sequence_parallel_dtensor,
     awkward_shards_take_pytorchs_path,
+    gated_tensor_parallel_local,
+    gated_tensor_parallel_dtensor,
+    gated_shards_of_every_kind,
 ]
 
 

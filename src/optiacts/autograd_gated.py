@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from optiacts import curves, layouts, ops
+from optiacts import curves, layouts, ops, sharding
 from optiacts.autograd import Decoding, run
 from optiacts.backends import eager
 from optiacts.curves.inverse import inverse
@@ -49,7 +49,7 @@ class _Gated(torch.autograd.Function):
         h, slot, bits, gate_edge, up_edge = ctx.saved_tensors
         by_gate, by_up = to_edges[-2:]
         if grad is not None:
-            grads = _gradients(grad, h, slot, bits, gate_edge, up_edge, ctx.by)
+            grads = _gradients(sharding.like(grad, h), h, slot, bits, gate_edge, up_edge, ctx.by)
             by_gate, by_up = _sum(grads[0], by_gate), _sum(grads[1], by_up)
         return by_gate, by_up, None
 
@@ -87,6 +87,7 @@ class _GatedFused(torch.autograd.Function):
         h, slot, bits, edge = ctx.saved_tensors
         if grad is None:
             return to_edge[-1], None
+        grad = sharding.like(grad, h)
         if not ctx.by.order and not _differentiable():
             both = ops.gated_backward_fused(grad, h, slot, bits, ctx.by.curve)
         else:

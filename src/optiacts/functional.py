@@ -108,8 +108,9 @@ def passes_our_ops(input: Tensor) -> bool:
     kind = type(input)
     if kind in (Tensor, torch.nn.Parameter):
         return True
-    name = f"{kind.__module__}.{kind.__name__}"
-    return name in _TRACERS or (name == "torch.distributed.tensor.DTensor" and sharding.supports(input))
+    if sharding.is_dtensor_type(kind):
+        return sharding.supports(input)
+    return f"{kind.__module__}.{kind.__name__}" in _TRACERS
 
 
 _TRACERS = frozenset(

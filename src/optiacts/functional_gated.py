@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from optiacts import autograd_gated, curves
+from optiacts import autograd_gated, curves, sharding
 from optiacts.functional import compiles_autocast, passes_our_ops, saves_memory
 
 
@@ -78,19 +78,24 @@ def gated(gate: Tensor, up: Tensor | None, curve: str) -> Tensor:
     if up is None:
         if gate.ndim == 0 or gate.shape[-1] % 2:
             raise ValueError(f"gate without up must have an even last dimension; got shape {tuple(gate.shape)}")
-        if saves_memory(gate) and not compiles_autocast(known, gate):
+        if saves_memory(gate) and sharding.supports_gated(gate) and not compiles_autocast(known, gate):
             return autograd_gated.gated_fused(gate, curve)
-        gate, up = gate.chunk(2, dim=-1)
-    elif saves_memory(gate) and _matches(up, gate) and not compiles_autocast(known, gate):
+        gate, up = gate.chunk(2, dim=-1)  # of a DTensor with sharded rows: gathered, and then two tensors to us
+    if saves_memory(gate) and _matches(up, gate) and not compiles_autocast(known, gate):
         return autograd_gated.gated(gate, up, curve)
     return known.forward(gate) * up
 
 
 def _matches(up: Tensor, gate: Tensor) -> bool:
     """Whether the product needs neither broadcasting nor type promotion, nor a kind of tensor unknown to us."""
-    return (up.shape, up.dtype, up.device, up.layout) == (
-        gate.shape,
-        gate.dtype,
-        gate.device,
-        gate.layout,
-    ) and passes_our_ops(up)
+    return (
+        (up.shape, up.dtype, up.device, up.layout)
+        == (
+            gate.shape,
+            gate.dtype,
+            gate.device,
+            gate.layout,
+        )
+        and passes_our_ops(up)
+        and sharding.supports_gated(gate, up)
+    )
