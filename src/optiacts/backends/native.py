@@ -6,6 +6,7 @@ tables. In 16-bit dtypes every instruction set gives the bits of the eager backe
 agree to the bit, and all are within a few units in the last place of each other and of eager.
 
 Environment: ``OPTIACTS_CPU_LEVEL`` = portable, avx2 or avx512 chooses a lower level than the best one,
+``OPTIACTS_CPU_LIBRARY`` names another build of the kernels (`make asan`),
 ``OPTIACTS_HUGE_PAGES=0`` leaves the pages of large results as the system makes them.
 """
 
@@ -268,10 +269,13 @@ def _library() -> ctypes.CDLL:
 def _load() -> ctypes.CDLL | str:
     """The library, or why there is none. It lies in the package, be that installed, editable or a source tree."""
     folders = [Path(folder) for folder in sys.modules["optiacts"].__path__]
-    built = [folder / FILE for folder in folders if (folder / FILE).exists()]
+    named = os.environ.get("OPTIACTS_CPU_LIBRARY")
+    built = [Path(named)] if named else [folder / FILE for folder in folders if (folder / FILE).exists()]
     if not built:
         return f"{FILE} was not built (no C++17 compiler at installation?); looked in {', '.join(map(str, folders))}"
-    newest = max(built, key=lambda path: path.stat().st_mtime)  # an editable install and `make native` both make one
+    newest = (
+        built[0] if named else max(built, key=lambda path: path.stat().st_mtime)
+    )  # an editable install and `make native` both make one
     try:
         library = _declared(ctypes.CDLL(str(newest)))
     except (OSError, AttributeError) as error:
