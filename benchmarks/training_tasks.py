@@ -1,4 +1,4 @@
-"""What is trained: a small GPT, a small Llama, and a pretrained sentence encoder, all on the texts of `help()`."""
+"""What is trained: a small GPT, a small Llama, and a pretrained BERT, all on the texts of `help()`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from optiacts.demo.text import batches, corpus
 
 WIDTH, LAYERS, HEADS = 64, 2, 4
 BATCH, CONTEXT = 8, 64  # of the language models: windows a step, bytes a window
-PAIRS, TOKENS = 8, 32  # of the sentence encoder: pairs a step, tokens a sentence
-TEMPERATURE = 0.05
+SENTENCES, TOKENS = 16, 32  # of the pretrained encoder: sentences a step, tokens a sentence
+MASKED = 0.15  # of the tokens
 
 Batch = Any  # what a task's own loss takes
 
@@ -87,26 +87,25 @@ def _next_byte_loss(model: nn.Module, window: Tensor) -> Tensor:
     return functional.cross_entropy(logits.flatten(0, 1).float(), window[:, 1:].flatten())
 
 
-def sentence_pairs() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Neighbouring sentences of one paragraph, for training and, 64 pairs of them, held out."""
+def sentences() -> tuple[list[str], list[str]]:
+    """The sentences of the help texts, each once: for training and, 64 of them, held out."""
     from pydoc_data.topics import topics
 
-    found: list[tuple[str, str]] = []
+    found: dict[str, None] = {}
     for name in sorted(topics):
         for paragraph in re.split(r"\n\s*\n", topics[name]):
-            sentences = re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(paragraph.split()))
-            pairs = zip(sentences[::2], sentences[1::2], strict=False)  # none twice: it would be its own rival
-            found += [(a, b) for a, b in pairs if 40 <= len(a) <= 250 and 40 <= len(b) <= 250]
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()
-    mixed = [found[i] for i in order]
+            parts = re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(paragraph.split()))
+            found.update((part, None) for part in parts if 40 <= len(part) <= 250)
+    kept = list(found)
+    order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(0)).tolist()
+    mixed = [kept[i] for i in order]
     return mixed[64:], mixed[:64]
 
 
 def encoder(steps: int = 16) -> Task:
-    """all-MiniLM-L6-v2, a 6-layer BERT: which of the second sentences follows which of the first ones.
+    """all-MiniLM-L6-v2, a 6-layer BERT, learning to fill in masked words.
 
-    Mean-pooled, normalised embeddings; cosine similarities over a temperature; cross-entropy against the other
-    second sentences of the batch. This is how such encoders are trained.
+    The pretrained weights come without the head of that task; the word embeddings serve as the head.
 
     Raises:
         ModuleNotFoundError: the package with the weights is not installed; see benchmarks/pretrained.txt.
@@ -118,34 +117,43 @@ def encoder(steps: int = 16) -> Task:
     logging.disable_progress_bar()
     path = get_model_path()
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    training, held_out = sentence_pairs()
+    training, held_out = sentences()
 
-    def tokens(pairs: list[tuple[str, str]]) -> Batch:
-        texts = [a for a, _ in pairs] + [b for _, b in pairs]
-        return tokenizer(texts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
+    def masked(texts: list[str], generator: torch.Generator) -> Batch:
+        tokens = tokenizer(
+            texts,
+            padding="max_length",
+            truncation=True,
+            max_length=TOKENS,
+            return_special_tokens_mask=True,
+            return_tensors="pt",
+        )
+        ids = tokens["input_ids"]
+        hidden = (torch.rand(ids.shape, generator=generator) < MASKED) & (tokens["special_tokens_mask"] == 0)
+        inputs = ids.masked_fill(hidden, tokenizer.mask_token_id)
+        return {"input_ids": inputs, "attention_mask": tokens["attention_mask"]}, hidden, ids[hidden]
 
     def endless(seed: int) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(seed)
         while True:
-            chosen = torch.randperm(len(training), generator=generator)[:PAIRS].tolist()
-            yield tokens([training[i] for i in chosen])
+            chosen = torch.randperm(len(training), generator=generator)[:SENTENCES].tolist()
+            yield masked([training[i] for i in chosen], generator)
 
+    fixed = torch.Generator().manual_seed(0)
     return Task(
         name="MiniLM, GELU, pretrained",
         steps=steps,
-        learning_rate=5e-5,
+        learning_rate=2e-4,
         build=lambda: AutoModel.from_pretrained(path, local_files_only=True),
         batches=endless,
-        held_out=[tokens(held_out[first : first + 16]) for first in range(0, 64, 16)],
-        loss=pair_loss,
+        held_out=[masked(held_out[first : first + SENTENCES], fixed) for first in range(0, 64, SENTENCES)],
+        loss=masked_word_loss,
     )
 
 
-def pair_loss(model: nn.Module, tokens: Batch) -> Tensor:
-    """Mean cross-entropy, in nats, of finding the second sentence of each pair among those of the batch."""
-    hidden = model(**tokens).last_hidden_state
-    mask = tokens["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-    pooled = functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
-    first, second = pooled.chunk(2)
-    similarities = (first @ second.T / TEMPERATURE).to(torch.promote_types(hidden.dtype, torch.float32))
-    return functional.cross_entropy(similarities, torch.arange(len(first)))
+def masked_word_loss(model: Any, batch: Batch) -> Tensor:
+    """Mean cross-entropy of the masked tokens, in nats."""
+    tokens, places, words = batch
+    hidden = model(**tokens).last_hidden_state[places]
+    logits = functional.linear(hidden, model.get_input_embeddings().weight)
+    return functional.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), words)
