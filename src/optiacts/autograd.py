@@ -51,7 +51,7 @@ class _Activation(torch.autograd.Function):
 
     @staticmethod
     def forward(input: Tensor, curve: str) -> tuple[Tensor, Tensor]:
-        return ops.activation_forward(input, curve, memory_order(input))
+        return ops.call(ops.activation_forward, input, curve, memory_order(input))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: tuple[Tensor, Tensor]) -> None:
@@ -106,7 +106,7 @@ def _times_derivative(grad: Tensor, y: Tensor, bits: Tensor, curve: str, order: 
     """``grad`` * f'(x); through a Function only where someone may differentiate it again."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _TimesDerivative.apply(grad, y, bits, Decoding(curve, tuple(order)))
-    return ops.activation_backward(grad, y, bits, curve, order)
+    return ops.call(ops.activation_backward, grad, y, bits, curve, order)
 
 
 @dataclass(frozen=True)

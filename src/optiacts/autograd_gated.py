@@ -89,7 +89,7 @@ class _GatedFused(torch.autograd.Function):
             return to_edge[-1], None
         grad = sharding.like(grad, h)
         if not ctx.by.order and not _differentiable():
-            both = ops.gated_backward_fused(grad, h, slot, bits, ctx.by.curve)
+            both = ops.call(ops.gated_backward_fused, grad, h, slot, bits, ctx.by.curve)
         else:
             both = torch.cat(_gradients(grad, h, slot, bits, *edge.chunk(2, dim=-1), ctx.by), dim=-1)
         return _sum(both, to_edge[-1]), None
@@ -113,7 +113,7 @@ def _forward_mode() -> bool:
 
 def _forward(gate: Tensor, up: Tensor, curve: str) -> tuple[Tensor, Tensor, Tensor]:
     order = layouts.memory_order(gate)
-    h, slot, bits = ops.gated_forward(layouts.permute(gate, order), layouts.permute(up, order), curve)
+    h, slot, bits = ops.call(ops.gated_forward, layouts.permute(gate, order), layouts.permute(up, order), curve)
     return layouts.restore(h, order), slot, bits
 
 
@@ -170,7 +170,7 @@ class _Gradients(torch.autograd.Function):
         by: Decoding,
     ) -> tuple[Tensor, Tensor]:
         grad, h = layouts.permute(grad, by.order), layouts.permute(h, by.order)
-        grads = ops.gated_backward(grad, h, slot, bits, by.curve)
+        grads = ops.call(ops.gated_backward, grad, h, slot, bits, by.curve)
         return layouts.restore(grads[0], by.order), layouts.restore(grads[1], by.order)
 
     @staticmethod

@@ -19,6 +19,8 @@ Gated bits are two planes side by side in the last dimension, the side bits of g
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -218,3 +220,36 @@ activation_backward = torch.ops.optiacts.activation_backward.default
 gated_forward = torch.ops.optiacts.gated_forward.default
 gated_backward = torch.ops.optiacts.gated_backward.default
 gated_backward_fused = torch.ops.optiacts.gated_backward_fused.default
+
+
+_KERNELS: dict[Any, Callable[..., Any]] = {
+    activation_forward: _activation_forward,
+    activation_backward: _activation_backward,
+    gated_forward: _gated_forward,
+    gated_backward: _gated_backward,
+    gated_backward_fused: _gated_backward_fused,
+}
+
+
+def call(op: Any, first: Tensor, second: Any, *more: Any) -> Any:
+    """``op(first, second, *more)``, past the dispatcher where nobody can want to see it: some 3 microseconds less.
+
+    A compiler or a dispatch mode (fake tensors, selective checkpointing, ...) wants to see it, and so does whatever
+    puts a key of its own on a tensor: a subclass, a transform, a vmap old or new, a meta device.
+    """
+    if torch.compiler.is_compiling() or _mode_count():
+        return op(first, second, *more)
+    known = _plain_keys(first.is_cuda)
+    if _keys(first).raw_repr() != known or (isinstance(second, Tensor) and _keys(second).raw_repr() != known):
+        return op(first, second, *more)
+    return _KERNELS[op](first, second, *more)
+
+
+_mode_count = torch._C._len_torch_dispatch_stack
+_keys = torch._C._dispatch_keys
+
+
+@functools.cache
+def _plain_keys(on_cuda: bool) -> int:
+    """The dispatch keys of a tensor that is nothing but one."""
+    return _keys(torch.empty(0, device="cuda" if on_cuda else "cpu")).raw_repr()

@@ -95,7 +95,7 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tenso
         if slot.dtype != gate.dtype:  # widened by autocast
             return eager.gated_forward(gate, up, curve)
     h = _result_like(slot)
-    bits = torch.empty((*gate.shape[:-1], 2 * ((cols + 7) // 8)), dtype=torch.uint8)
+    bits = gate.new_empty((*gate.shape[:-1], 2 * ((cols + 7) // 8)), dtype=torch.uint8)
     kernels.gated_forward(
         gate_rows.data_ptr(), gate_stride, up.data_ptr(), up_stride, h.data_ptr(), slot.data_ptr(), bits.data_ptr(),
         rows, cols, kernels.threshold, threads(),
@@ -159,7 +159,7 @@ def _rows(x: Tensor) -> tuple[int, int]:
 
 
 def _pack(x: Tensor, kernels: _Kernels) -> Tensor:
-    bits = torch.empty(packed_shape(x.shape), dtype=torch.uint8)
+    bits = x.new_empty(packed_shape(x.shape), dtype=torch.uint8)
     x = x.contiguous()
     kernels.pack(x.data_ptr(), bits.data_ptr(), *_rows(x), kernels.first, kernels.span, threads())
     return bits

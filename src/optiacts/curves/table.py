@@ -22,7 +22,7 @@ _PATTERNS = 1 << 16
 
 def every_value(dtype: torch.dtype) -> Tensor:
     """All 65,536 values of a 16-bit ``dtype``, in the order of their bit patterns."""
-    return torch.arange(_PATTERNS, dtype=torch.int32).to(torch.int16).view(dtype)
+    return torch.arange(_PATTERNS, dtype=torch.int32, device="cpu").to(torch.int16).view(dtype)
 
 
 def table_index(y: Tensor, left: Tensor) -> Tensor:
