@@ -60,14 +60,20 @@ def fsdp(rank: int) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    net = model()
-    fully_shard(net, mesh=init_device_mesh("cpu", (WORLD,)))
+    mesh = init_device_mesh("cpu", (WORLD,))
+    net, plain = model(), model()
+    plain[1] = nn.GELU()  # type: ignore[index]
+    fully_shard(net, mesh=mesh)
+    fully_shard(plain, mesh=mesh)
     part = inputs().chunk(WORLD)[rank].clone()
     loss, gradients = loss_and_gradients(net, part)
     dist.all_reduce(loss)
     wanted, truth = loss_and_gradients(model(), inputs())
     torch.testing.assert_close(loss / WORLD, wanted)
     torch.testing.assert_close([g.full_tensor() for g in gradients], truth)  # type: ignore[attr-defined]
+    rows = ROWS // WORLD
+    saved = saved_memory(plain, part).bytes - saved_memory(net, part).bytes
+    assert saved == rows * HIDDEN * 4 - rows * HIDDEN // 8
 
 
 def tensor_parallel(rank: int, local: bool, sequence: bool) -> None:
