@@ -1,7 +1,13 @@
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)  # two test processes share the machine; tests of threading ask for more
+
+
+# The same examples on every run; `--hypothesis-profile default` looks for new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)
