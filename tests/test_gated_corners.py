@@ -124,7 +124,7 @@ def test_nan_spreads(curve):
 def test_any_finite_inputs(data, dtype, curve):
     """Never NaN where PyTorch's gradients are finite, and grad_up as good as PyTorch's.
 
-    Left out is where act(gate) itself is infinite for a finite gate, as PyTorch's bfloat16 GELU on CPU is above 1.7e38:
+    Left out is where act(gate) is infinite for a finite gate, as PyTorch's bfloat16 GELU on CPU is above 1.7e38:
     with up = 0 the product is NaN there already, and up cannot be had back from it.
     """
     width = {torch.float64: 64, torch.float16: 16}.get(dtype, 32)
