@@ -187,3 +187,33 @@ def test_ops_pass_torchs_own_check(curve):
     h, slot, bits = ops.gated_forward(gate, up, curve)
     torch.library.opcheck(ops.gated_backward, (h, h, slot, bits, curve))
     torch.library.opcheck(ops.gated_backward_fused, (h, h, slot, bits, curve))
+
+
+PYTORCHS_LAYOUTS = {
+    "transposed": lambda x: x.transpose(0, 2),
+    "channels_last": lambda x: x.unsqueeze(0).contiguous(memory_format=torch.channels_last),
+    "every other, transposed": lambda x: x[:, ::2].transpose(0, 1),
+    "expanded": lambda x: x[:, :1].expand(-1, 5, -1),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", PYTORCHS_LAYOUTS)
+@pytest.mark.parametrize("curve", sorted(curves.GATES))
+def test_layouts_keep_pytorchs_bits_and_strides(curve, layout, dtype):
+    """PyTorch's GELU rounds differently by layout on CPU; the product follows it. Gradients are a plain copy's."""
+    torch.manual_seed(0)
+    gate, up = (
+        PYTORCHS_LAYOUTS[layout](torch.randn(12, 16, 24).to(dtype)).detach().requires_grad_() for _ in range(2)
+    )
+    wanted = curves.gate(curve).forward(gate.detach()) * up.detach()
+    h = optiacts.gated(gate, up, curve)
+    assert torch.equal(h, wanted) and h.stride() == wanted.stride()
+    weight = torch.randn(h.shape).to(dtype)
+    got = torch.autograd.grad(h, (gate, up), weight)
+    plain = [t.detach().contiguous().requires_grad_() for t in (gate, up)]
+    expected = torch.autograd.grad(optiacts.gated(*plain, curve), plain, weight)
+    floor = {torch.float32: 2e-4, torch.bfloat16: 0.03}[dtype]  # two last bits of the output near the minimum
+    for ours, theirs in zip(got, expected, strict=True):
+        scale = (up * weight).abs().float().max()
+        assert (ours.float() - theirs.float()).abs().max() <= floor * scale

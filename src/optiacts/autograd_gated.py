@@ -112,9 +112,17 @@ def _forward_mode() -> bool:
 
 
 def _forward(gate: Tensor, up: Tensor, curve: str) -> tuple[Tensor, Tensor, Tensor]:
-    order = layouts.memory_order(gate)
+    order = _order(gate)
     h, slot, bits = ops.call(ops.gated_forward, layouts.permute(gate, order), layouts.permute(up, order), curve)
+    if gate.is_cpu and layouts.memory_order(gate):
+        return torch.empty_like(gate).copy_(h), slot, bits  # in PyTorch's layout
     return layouts.restore(h, order), slot, bits
+
+
+def _order(gate: Tensor) -> list[int]:
+    """The order in which a backend meets the dimensions. On the CPU as they are: PyTorch's GELU rounds differently by
+    layout there, and only on the layout given are its bits PyTorch's."""
+    return [] if gate.is_cpu else layouts.memory_order(gate)
 
 
 def _forward_fused(gate_up: Tensor, curve: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,7 +135,7 @@ def _edge(input: Tensor) -> Tensor:
 
 
 def _save(ctx: Any, gate: Tensor, curve: str, output: tuple[Tensor, ...]) -> None:
-    ctx.by = Decoding(curve, tuple(layouts.memory_order(gate)))
+    ctx.by = Decoding(curve, tuple(_order(gate)))
     ctx.mark_non_differentiable(*output[1:3])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output)
