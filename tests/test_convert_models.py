@@ -1,7 +1,6 @@
 """Known models, converted: the same bits forward, gradients within rounding, training, and back."""
 
 import copy
-from collections.abc import Iterator
 
 import model_table
 import model_zoo
@@ -16,15 +15,6 @@ EVERY = pytest.mark.parametrize("entry", ZOO, ids=[entry.name for entry in ZOO])
 # What a 16-bit copy costs in time is spent on one model of each kind of rewriting.
 SOME = ("BERT", "GPT-2", "Phi-3", "Llama", "Mixtral", "Gemma 3", "T5 v1.1 (gated GELU)", "CLIP", "UNet (diffusers)")
 NOTHING_TO_CONVERT = ("T5 (ReLU)", "T5 (gated ReLU)")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors are tiny: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _forward(model: nn.Module, inputs: dict[str, object]) -> Tensor:

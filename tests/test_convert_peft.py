@@ -1,7 +1,6 @@
 """A LoRA-wrapped Llama: converted before or after the adapters come, it trains, saves and loads as without us."""
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 
 import model_zoo
@@ -14,14 +13,6 @@ import optiacts
 # peft asks transformers by a name that transformers is about to drop
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 LLAMA = next(entry for entry in model_zoo.ZOO if entry.name == "Llama")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _with_adapters(model: nn.Module) -> nn.Module:

@@ -24,16 +24,7 @@ from optiacts.backends import eager, native
 from optiacts.bits import pack, unpack
 from optiacts.curves.inverse import derivative_from_output
 from optiacts.curves.table import decode_table, every_value
-
-CPU = torch.device("cpu")
-if native.unavailable(CPU):
-    pytest.skip(f"no native kernels here: {native.unavailable(CPU)}", allow_module_level=True)
-
-LEVELS = native.LEVELS[: native.LEVELS.index(native.best_level()) + 1]
-CURVES = list(curves.CURVES.values())
-HALVES = (torch.bfloat16, torch.float16)
-DTYPES = (torch.float32, *HALVES)
-name_of = {"ids": lambda value: getattr(value, "name", None) or str(value).removeprefix("torch.")}
+from tests.kernels import CURVES, DTYPES, HALVES, LEVELS, named, same_bits
 
 
 @pytest.fixture(params=LEVELS)
@@ -41,13 +32,6 @@ def level(request: pytest.FixtureRequest) -> Iterator[str]:
     native.use_level(request.param)
     yield request.param
     native.use_level(native.best_level())
-
-
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal to the bit, but for the payload of NaNs."""
-    integer = torch.int16 if a.dtype.itemsize == 2 else torch.int32
-    numbers = ~a.isnan()
-    return torch.equal(numbers, ~b.isnan()) and torch.equal(a[numbers].view(integer), b[numbers].view(integer))
 
 
 def bit_space(count: int, curve: curves.Curve) -> torch.Tensor:
@@ -59,8 +43,8 @@ def bit_space(count: int, curve: curves.Curve) -> torch.Tensor:
     return torch.cat([patterns, normal, curve.x_min + torch.linspace(-0.2, 0.2, count), special])
 
 
-@pytest.mark.parametrize("curve", CURVES, **name_of)
-@pytest.mark.parametrize("dtype", HALVES, **name_of)
+@pytest.mark.parametrize("curve", CURVES, **named)
+@pytest.mark.parametrize("dtype", HALVES, **named)
 def test_16bit_results_are_those_of_eager_for_every_input(curve, dtype, level):
     x = every_value(dtype)
     y, bits = native.activation_forward(x, curve, [])
@@ -72,8 +56,8 @@ def test_16bit_results_are_those_of_eager_for_every_input(curve, dtype, level):
         assert same_bits(native.activation_backward(grad, y, bits, curve), expected)
 
 
-@pytest.mark.parametrize("curve", CURVES, **name_of)
-@pytest.mark.parametrize("dtype", HALVES, **name_of)
+@pytest.mark.parametrize("curve", CURVES, **named)
+@pytest.mark.parametrize("dtype", HALVES, **named)
 def test_16bit_decode_rounds_the_table_once(curve, dtype, level):
     y = every_value(dtype)
     for left in (False, True):
@@ -91,7 +75,7 @@ def reference(curve: curves.Curve) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     return x, derivative_from_output(curve, curve.forward(x).double(), left), curve.derivative(x.double(), torch)
 
 
-@pytest.mark.parametrize("curve", CURVES, **name_of)
+@pytest.mark.parametrize("curve", CURVES, **named)
 def test_float32_decode_against_float64(curve, level):
     x, of_output, of_input = reference(curve)
     y, bits = native.activation_forward(x, curve, [])
@@ -106,7 +90,7 @@ def test_float32_decode_against_float64(curve, level):
     assert (slope - eager.decode(y, left, curve)).abs()[kept].max() <= 4 * 2.0**-23
 
 
-@pytest.mark.parametrize("curve", CURVES, **name_of)
+@pytest.mark.parametrize("curve", CURVES, **named)
 def test_float32_levels_with_fused_multiply_add_agree_to_the_bit(curve):
     fused = [name for name in LEVELS if name != "portable"]
     if len(fused) < 2:
@@ -123,7 +107,7 @@ def test_float32_levels_with_fused_multiply_add_agree_to_the_bit(curve):
 @pytest.mark.parametrize(
     "shape", [(), (0,), (1,), (7,), (8,), (13, 0), (3, 5), (2, 3, 17), (129, 1), (40_003,), (5, 9001)]
 )
-@pytest.mark.parametrize("dtype", DTYPES, **name_of)
+@pytest.mark.parametrize("dtype", DTYPES, **named)
 def test_every_shape_splits_right(shape, dtype, level):
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(shape, generator=generator).to(dtype)
@@ -139,7 +123,7 @@ def test_every_shape_splits_right(shape, dtype, level):
         assert same_bits(native.activation_backward(g, o, pack(left), curve), expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, **name_of)
+@pytest.mark.parametrize("dtype", DTYPES, **named)
 def test_strided_inputs_and_results(dtype):
     curve = curves.get("silu")
     base = torch.randn(6, 10, 20, generator=torch.Generator().manual_seed(3)).to(dtype)
@@ -163,8 +147,8 @@ def test_a_gradient_of_another_dtype_is_not_rounded_first():
     )
 
 
-@pytest.mark.parametrize("curve", CURVES, **name_of)
-@pytest.mark.parametrize("dtype", DTYPES, **name_of)
+@pytest.mark.parametrize("curve", CURVES, **named)
+@pytest.mark.parametrize("dtype", DTYPES, **named)
 def test_large_results_in_huge_pages_are_the_same(curve, dtype, monkeypatch):
     x = bit_space(100_000, curve).to(dtype)
     expected = native.activation_forward(x, curve, [])
@@ -175,7 +159,7 @@ def test_large_results_in_huge_pages_are_the_same(curve, dtype, monkeypatch):
     assert same_bits(native.activation_backward(x, y, bits, curve), grad)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, **name_of)
+@pytest.mark.parametrize("dtype", DTYPES, **named)
 def test_inplace(dtype):
     curve = curves.get("mish")
     x = torch.randn(1001).to(dtype)
@@ -322,7 +306,7 @@ def test_from_several_threads_at_once():
     assert len(results) == 20 and all(torch.equal(result, expected) for result in results)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, **name_of)
+@pytest.mark.parametrize("dtype", DTYPES, **named)
 def test_nothing_is_allocated_beyond_the_results(dtype):
     curve = curves.get("silu")
     x = torch.randn(256, 1024).to(dtype)

@@ -8,16 +8,7 @@ import torch
 from optiacts import curves, ops
 from optiacts.backends import eager, native
 from optiacts.curves.table import every_value
-
-CPU = torch.device("cpu")
-if native.unavailable(CPU):
-    pytest.skip(f"no native kernels here: {native.unavailable(CPU)}", allow_module_level=True)
-
-LEVELS = native.LEVELS[: native.LEVELS.index(native.best_level()) + 1]
-CURVES = list(curves.CURVES.values())
-HALVES = (torch.bfloat16, torch.float16)
-DTYPES = (torch.float32, *HALVES)
-named = {"ids": lambda value: getattr(value, "name", None) or str(value).removeprefix("torch.")}
+from tests.kernels import CURVES, DTYPES, HALVES, LEVELS, named, same_bits
 
 
 @pytest.fixture(params=LEVELS)
@@ -25,13 +16,6 @@ def level(request: pytest.FixtureRequest) -> Iterator[str]:
     native.use_level(request.param)
     yield request.param
     native.use_level(native.best_level())
-
-
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal to the bit, but for the payload of NaNs."""
-    integer = torch.int16 if a.dtype.itemsize == 2 else torch.int32
-    numbers = ~a.isnan()
-    return torch.equal(numbers, ~b.isnan()) and torch.equal(a[numbers].view(integer), b[numbers].view(integer))
 
 
 def pairs(dtype: torch.dtype, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,0 +1,24 @@
+"""What the tests of the CPU kernels share: curves, dtypes, instruction sets, and equality to the bit."""
+
+import pytest
+import torch
+
+from optiacts import curves
+from optiacts.backends import native
+
+CPU = torch.device("cpu")
+if native.unavailable(CPU):
+    pytest.skip(f"no native kernels here: {native.unavailable(CPU)}", allow_module_level=True)
+
+LEVELS = native.LEVELS[: native.LEVELS.index(native.best_level()) + 1]
+CURVES = list(curves.CURVES.values())
+HALVES = (torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, *HALVES)
+named = {"ids": lambda value: getattr(value, "name", None) or str(value).removeprefix("torch.")}
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal to the bit, but for the payload of NaNs."""
+    integer = torch.int16 if a.dtype.itemsize == 2 else torch.int32
+    numbers = ~a.isnan()
+    return torch.equal(numbers, ~b.isnan()) and torch.equal(a[numbers].view(integer), b[numbers].view(integer))

@@ -1,0 +1,159 @@
+"""Activation modules that conversion knows, their variants, and those it leaves with a reason."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import optiacts
+from optiacts import curves
+from tests.convertible import (
+    agrees,
+    sample,
+)
+
+MODULES = {
+    "gelu": nn.GELU(),
+    "gelu_tanh": nn.GELU(approximate="tanh"),
+    "silu": nn.SiLU(),
+    "mish": nn.Mish(),
+}
+
+
+@pytest.mark.parametrize("curve", MODULES)
+def test_torch_modules(curve: str) -> None:
+    module = copy.deepcopy(MODULES[curve])
+    original = copy.deepcopy(module)
+    assert optiacts.convert(module).converted[0].what == curve  # the model may be an activation itself
+    assert isinstance(module, type(original)) and type(module).__name__ == type(original).__name__
+    assert "OptiActs" in repr(module)
+    x = sample(3, 40)
+    agrees(module, original, x)
+    assert optiacts.saved_memory(module, x).storages[0].shape == (3, 40)
+    assert optiacts.saved_memory(module, x).bytes == 3 * 40 * 4 + 3 * 5
+    optiacts.revert(module)
+    assert type(module) is type(original) and vars(module).keys() == vars(original).keys()
+
+
+def _transformers_activations() -> list[tuple[str, str]]:
+    return [
+        ("gelu", "gelu"),
+        ("gelu_python", "gelu_python"),
+        ("gelu_new", "gelu_new"),
+        ("gelu_accurate", "gelu_new"),
+        ("gelu_fast", "gelu_fast"),
+        ("gelu_pytorch_tanh", "gelu_tanh"),
+        ("gelu_python_tanh", "gelu_new"),
+        ("quick_gelu", "quick_gelu"),
+        ("silu", "silu"),
+        ("swish", "silu"),
+        ("mish", "mish"),
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("name", "curve"), _transformers_activations())
+def test_transformers_modules_keep_every_bit(name: str, curve: str, dtype: torch.dtype) -> None:
+    from transformers.activations import ACT2FN
+
+    module, original = ACT2FN[name], ACT2FN[name]
+    assert optiacts.convert(module).converted[0].what == curve
+    if dtype is torch.float32:
+        x = torch.linspace(-12, 12, 100_001)
+    else:
+        x = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype)
+    y = module(x.requires_grad_())
+    assert y.grad_fn is not None and "Activation" in y.grad_fn.name()
+    torch.testing.assert_close(y, original(x), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["laplace", "relu2", "sqrtsoftplus", "gelu_10", "leaky_relu", "prelu", "relu", "tanh"]
+)
+def test_other_activations_are_left_with_a_reason(name: str) -> None:
+    from transformers.activations import ACT2FN
+
+    module = ACT2FN[name]
+    kind = type(module)
+    report = optiacts.convert(module)
+    assert not report.converted and type(module) is kind
+    reason = report.left[0].reason
+    assert ("parameters" in reason) == (name == "prelu")
+    assert ("keeps its result" in reason) == (name in ("relu", "tanh"))
+
+
+def test_timm_is_known_by_name() -> None:
+    """timm itself needs torchvision, so its classes are stood in for, under their names."""
+
+    class GELUTanh(nn.Module):
+        def forward(self, input: Tensor) -> Tensor:
+            return functional.gelu(input, approximate="tanh")
+
+    class Swish(nn.Module):
+        def __init__(self, inplace: bool = False) -> None:
+            super().__init__()
+            self.inplace = inplace
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mul_(x.sigmoid()) if self.inplace else x.mul(x.sigmoid())
+
+    for kind in (GELUTanh, Swish):
+        kind.__module__, kind.__qualname__ = "timm.layers.activations", kind.__name__
+    model = nn.Sequential(nn.Linear(8, 8), GELUTanh(), nn.Linear(8, 8), Swish(), nn.Linear(8, 8), Swish(inplace=True))
+    original = copy.deepcopy(model)
+    report = optiacts.convert(model)
+    assert [entry.what for entry in report.converted] == ["gelu_tanh", "swish", "swish"]
+    agrees(model, original, sample())
+
+
+@pytest.mark.parametrize("name", curves.VARIANTS)
+def test_variants_meet_the_accuracy_contract(name: str) -> None:
+    """float32: 2e-6 away from the minimum, 1.2e-4 near it; 16 bits: 1.1 x the floor, and rounding."""
+    curve = curves.get(name)
+    x = torch.linspace(-5, 20, 200_001, requires_grad=True)
+    y = optiacts.functional.apply(name, x)
+    error = (torch.autograd.grad(y.sum(), x)[0].double() - curve.derivative(x.detach().double(), torch)).abs()
+    near = (x - curve.x_min).abs() <= 0.1
+    assert error[~near].max() <= 2e-6 and error.max() <= 1.2e-4
+
+    for dtype in (torch.bfloat16, torch.float16):
+        x = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype)
+        x = x[x.isfinite()].requires_grad_()
+        y = optiacts.functional.apply(name, x)
+        slope = torch.autograd.grad(y, x, torch.ones_like(y))[0].double()
+        truth = curve.derivative(x.detach().double(), torch)
+        # the floor: half the spread of f' over the inputs that one (output, side bit) stands for
+        key = (y.detach().view(torch.int16).int() & 0xFFFF) + (x < curve.threshold(dtype)).int() * 65536
+        highest = torch.zeros(1 << 17, dtype=torch.float64).scatter_reduce(
+            0, key.long(), truth, "amax", include_self=False
+        )
+        lowest = torch.zeros(1 << 17, dtype=torch.float64).scatter_reduce(
+            0, key.long(), truth, "amin", include_self=False
+        )
+        floor = ((highest - lowest) / 2).max()
+        rounding = torch.finfo(dtype).eps / 2 * 1.2  # f' is at most 1.13, and backward rounds it to the dtype
+        assert (slope - truth).abs().max() <= 1.1 * floor + rounding
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_variants_whose_result_autocast_widens(gate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA, autocast runs ``pow`` in float32, and so gelu_new of bfloat16 is float32. Here as there."""
+    narrow = curves.VARIANTS["gelu_new"]
+    wide = dataclasses.replace(narrow, forward=lambda x: narrow.forward(x.float()))
+    monkeypatch.setitem(curves.VARIANTS, "gelu_new", wide)
+    monkeypatch.setitem(curves.GATES, "gelu_new", wide)
+    x, up = (t.bfloat16().detach().requires_grad_() for t in (sample(64, 8), sample(64, 8) + 1))
+    if gate:
+        y, expected = optiacts.gated(x, up, "gelu_new"), wide.forward(x) * up
+    else:
+        y, expected = optiacts.functional.apply("gelu_new", x), wide.forward(x)
+    assert torch.equal(y, expected) and y.dtype == torch.float32
+    inputs = [x, up] if gate else [x]
+    ours = torch.autograd.grad(y.sum(), inputs)
+    theirs = torch.autograd.grad(expected.sum(), inputs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == torch.bfloat16
+        torch.testing.assert_close(a, b, rtol=2**-7, atol=2e-4)
