@@ -1,3 +1,3 @@
 #include "kernels.inc"
 
-extern const Kernels kernels_avx2 = KERNELS;
+extern const Kernels kernels_avx2[] = OPTIACTS_KERNELS;

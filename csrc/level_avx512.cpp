@@ -1,3 +1,3 @@
 #include "kernels.inc"
 
-extern const Kernels kernels_avx512 = KERNELS;
+extern const Kernels kernels_avx512[] = OPTIACTS_KERNELS;

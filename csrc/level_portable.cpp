@@ -1,3 +1,3 @@
 #include "kernels.inc"
 
-extern const Kernels kernels_portable = KERNELS;
+extern const Kernels kernels_portable[] = OPTIACTS_KERNELS;

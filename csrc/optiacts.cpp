@@ -32,14 +32,14 @@ std::atomic<int>& level() {
     return chosen;
 }
 
-const Kernels& kernels() {
+const Kernels& kernels(int dtype) {
 #if defined(OPTIACTS_X86)
     switch (level().load(std::memory_order_relaxed)) {
-        case OPTIACTS_AVX512: return kernels_avx512;
-        case OPTIACTS_AVX2: return kernels_avx2;
+        case OPTIACTS_AVX512: return kernels_avx512[dtype];
+        case OPTIACTS_AVX2: return kernels_avx2[dtype];
     }
 #endif
-    return kernels_portable;
+    return kernels_portable[dtype];
 }
 
 // Elements that take a thread about 10 us, twice what it costs to wake one up and to wait for it.
@@ -72,45 +72,9 @@ void for_contiguous(int64_t rows, int64_t cols, int threads, int64_t per_thread,
     });
 }
 
-template <class Word, class Pack>
-void pack(Pack pack, const Word* x, uint8_t* bits, int64_t rows, int64_t cols, Word first, Word span, int threads) {
-    for_contiguous(rows, cols, threads, PACKED_PER_THREAD, [=](int64_t element, int64_t byte, int64_t count) {
-        pack(x + element, bits + byte, count, first, span);
-    });
-}
-
-template <class Element, class Backward, class Decoder>
-void backward(Backward backward, const Element* grad, const Element* y, const uint8_t* bits, Element* out,
-              int64_t rows, int64_t cols, const Decoder* decoder, int threads) {
-    for_contiguous(rows, cols, threads, DECODED_PER_THREAD, [=](int64_t element, int64_t byte, int64_t count) {
-        backward(grad + element, y + element, bits + byte, out + element, count, decoder);
-    });
-}
-
-template <class Element, class Forward>
-void gated_forward(Forward forward, const Element* gate, int64_t gate_stride, const Element* up, int64_t up_stride,
-                   Element* h, Element* slot, uint8_t* bits, int64_t rows, int64_t cols, float threshold,
-                   int threads) {
-    const int64_t octets = (cols + 7) / 8;
-    for_segments(rows, cols, threads, DECODED_PER_THREAD, [=](int64_t row, int64_t octet, int64_t count) {
-        const int64_t col = 8 * octet, element = row * cols + col;
-        uint8_t* const left = bits + 2 * row * octets + octet;
-        forward(gate + row * gate_stride + col, up + row * up_stride + col, h + element, slot + element, left,
-                left + octets, count, threshold);
-    });
-}
-
-template <class Element, class Backward, class Decoder>
-void gated_backward(Backward backward, const Element* grad, const Element* h, const Element* slot,
-                    const uint8_t* bits, Element* grad_gate, int64_t gate_stride, Element* grad_up,
-                    int64_t up_stride, int64_t rows, int64_t cols, const Decoder* decoder, int threads) {
-    const int64_t octets = (cols + 7) / 8;
-    for_segments(rows, cols, threads, DECODED_PER_THREAD, [=](int64_t row, int64_t octet, int64_t count) {
-        const int64_t col = 8 * octet, element = row * cols + col;
-        const uint8_t* const left = bits + 2 * row * octets + octet;
-        backward(grad + element, h + element, slot + element, left, left + octets, grad_gate + row * gate_stride + col,
-                 grad_up + row * up_stride + col, count, decoder);
-    });
+template <class Pointer>
+Pointer at(Pointer tensor, int64_t byte) {
+    return static_cast<Pointer>(const_cast<char*>(static_cast<const char*>(tensor)) + byte);
 }
 
 }  // namespace
@@ -138,69 +102,46 @@ void optiacts_huge_pages(void* buffer, int64_t bytes) {
 #endif
 }
 
-void optiacts_pack32(const uint32_t* x, uint8_t* bits, int64_t rows, int64_t cols, uint32_t first, uint32_t span,
-                     int threads) {
-    pack(kernels().pack32, x, bits, rows, cols, first, span, threads);
+void optiacts_pack(int dtype, const void* x, uint8_t* bits, int64_t rows, int64_t cols, uint32_t first, uint32_t span,
+                   int threads) {
+    const Kernels& of = kernels(dtype);
+    for_contiguous(rows, cols, threads, PACKED_PER_THREAD, [&](int64_t element, int64_t byte, int64_t count) {
+        of.pack(at(x, element * of.element_size), bits + byte, count, first, span);
+    });
 }
 
-void optiacts_pack16(const uint16_t* x, uint8_t* bits, int64_t rows, int64_t cols, uint16_t first, uint16_t span,
-                     int threads) {
-    pack(kernels().pack16, x, bits, rows, cols, first, span, threads);
+void optiacts_backward(int dtype, const void* grad, const void* y, const uint8_t* bits, void* out, int64_t rows,
+                       int64_t cols, const void* decoder, int threads) {
+    const Kernels& of = kernels(dtype);
+    for_contiguous(rows, cols, threads, DECODED_PER_THREAD, [&](int64_t element, int64_t byte, int64_t count) {
+        const int64_t offset = element * of.element_size;
+        of.backward(at(grad, offset), at(y, offset), bits + byte, at(out, offset), count, decoder);
+    });
 }
 
-void optiacts_backward_float32(const float* grad, const float* y, const uint8_t* bits, float* out, int64_t rows,
-                               int64_t cols, const optiacts_curve* curve, int threads) {
-    backward(kernels().backward_float32, grad, y, bits, out, rows, cols, curve, threads);
+void optiacts_gated_forward(int dtype, const void* gate, int64_t gate_stride, const void* up, int64_t up_stride,
+                            void* h, void* slot, uint8_t* bits, int64_t rows, int64_t cols, float threshold,
+                            float low, float high, int threads) {
+    const Kernels& of = kernels(dtype);
+    const int64_t size = of.element_size, octets = (cols + 7) / 8;
+    for_segments(rows, cols, threads, DECODED_PER_THREAD, [=, &of](int64_t row, int64_t octet, int64_t count) {
+        const int64_t col = 8 * octet, dense = (row * cols + col) * size;
+        uint8_t* const left = bits + 2 * row * octets + octet;
+        of.gated_forward(at(gate, (row * gate_stride + col) * size), at(up, (row * up_stride + col) * size),
+                         at(h, dense), at(slot, dense), left, left + octets, count, threshold, low, high);
+    });
 }
 
-void optiacts_backward_bfloat16(const uint16_t* grad, const uint16_t* y, const uint8_t* bits, uint16_t* out,
-                                int64_t rows, int64_t cols, const float* table, int threads) {
-    backward(kernels().backward_bfloat16, grad, y, bits, out, rows, cols, table, threads);
-}
-
-void optiacts_backward_float16(const uint16_t* grad, const uint16_t* y, const uint8_t* bits, uint16_t* out,
-                               int64_t rows, int64_t cols, const float* table, int threads) {
-    backward(kernels().backward_float16, grad, y, bits, out, rows, cols, table, threads);
-}
-
-void optiacts_gated_forward_float32(const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, float* h,
-                                  float* slot, uint8_t* bits, int64_t rows, int64_t cols, float threshold,
-                                  int threads) {
-    gated_forward(kernels().gated_forward_float32, gate, gate_stride, up, up_stride, h, slot, bits, rows, cols, threshold,
-                  threads);
-}
-
-void optiacts_gated_backward_float32(const float* grad, const float* h, const float* slot, const uint8_t* bits,
-                                   float* grad_gate, int64_t gate_stride, float* grad_up, int64_t up_stride, int64_t rows,
-                                   int64_t cols, const optiacts_curve* curve, int threads) {
-    gated_backward(kernels().gated_backward_float32, grad, h, slot, bits, grad_gate, gate_stride, grad_up, up_stride, rows,
-                   cols, curve, threads);
-}
-
-void optiacts_gated_forward_bfloat16(const uint16_t* gate, int64_t gate_stride, const uint16_t* up, int64_t up_stride, uint16_t* h,
-                                  uint16_t* slot, uint8_t* bits, int64_t rows, int64_t cols, float threshold,
-                                  int threads) {
-    gated_forward(kernels().gated_forward_bfloat16, gate, gate_stride, up, up_stride, h, slot, bits, rows, cols, threshold,
-                  threads);
-}
-
-void optiacts_gated_backward_bfloat16(const uint16_t* grad, const uint16_t* h, const uint16_t* slot, const uint8_t* bits,
-                                   uint16_t* grad_gate, int64_t gate_stride, uint16_t* grad_up, int64_t up_stride, int64_t rows,
-                                   int64_t cols, const float* table, int threads) {
-    gated_backward(kernels().gated_backward_bfloat16, grad, h, slot, bits, grad_gate, gate_stride, grad_up, up_stride, rows,
-                   cols, table, threads);
-}
-
-void optiacts_gated_forward_float16(const uint16_t* gate, int64_t gate_stride, const uint16_t* up, int64_t up_stride, uint16_t* h,
-                                  uint16_t* slot, uint8_t* bits, int64_t rows, int64_t cols, float threshold,
-                                  int threads) {
-    gated_forward(kernels().gated_forward_float16, gate, gate_stride, up, up_stride, h, slot, bits, rows, cols, threshold,
-                  threads);
-}
-
-void optiacts_gated_backward_float16(const uint16_t* grad, const uint16_t* h, const uint16_t* slot, const uint8_t* bits,
-                                   uint16_t* grad_gate, int64_t gate_stride, uint16_t* grad_up, int64_t up_stride, int64_t rows,
-                                   int64_t cols, const float* table, int threads) {
-    gated_backward(kernels().gated_backward_float16, grad, h, slot, bits, grad_gate, gate_stride, grad_up, up_stride, rows,
-                   cols, table, threads);
+void optiacts_gated_backward(int dtype, const void* grad, const void* h, const void* slot, const uint8_t* bits,
+                             void* grad_gate, int64_t gate_stride, void* grad_up, int64_t up_stride, int64_t rows,
+                             int64_t cols, const void* decoder, int threads) {
+    const Kernels& of = kernels(dtype);
+    const int64_t size = of.element_size, octets = (cols + 7) / 8;
+    for_segments(rows, cols, threads, DECODED_PER_THREAD, [=, &of](int64_t row, int64_t octet, int64_t count) {
+        const int64_t col = 8 * octet, dense = (row * cols + col) * size;
+        const uint8_t* const left = bits + 2 * row * octets + octet;
+        of.gated_backward(at(grad, dense), at(h, dense), at(slot, dense), left, left + octets,
+                          at(grad_gate, (row * gate_stride + col) * size),
+                          at(grad_up, (row * up_stride + col) * size), count, decoder);
+    });
 }

@@ -31,6 +31,9 @@ typedef struct {
     float scale[OPTIACTS_PIECES];
     float shift[OPTIACTS_PIECES];
     float polynomials[OPTIACTS_DEGREE + 1][OPTIACTS_PIECES];
+    float border, centre; /* of the valley: src/optiacts/curves/valley.py */
+    float valley_output[OPTIACTS_DEGREE + 1];
+    float valley_slope[OPTIACTS_DEGREE + 1];
 } optiacts_curve;
 
 /* Instruction sets, each with its own build of the kernels. In 16-bit dtypes all of them give the same bits, in
@@ -52,45 +55,34 @@ OPTIACTS_API int optiacts_has_threads(void);
 /* Asks for huge pages for the whole pages of a fresh buffer. A wish: no effect where the system has none. */
 OPTIACTS_API void optiacts_huge_pages(void* buffer, int64_t bytes);
 
+/* In the functions below a tensor's elements are of the type that `dtype` tells. */
+enum { OPTIACTS_FLOAT32 = 0, OPTIACTS_BFLOAT16 = 1, OPTIACTS_FLOAT16 = 2 };
+
 /* bit = first <= x <= first + span, of the values' unsigned bit patterns. That is x < threshold for any negative
  * threshold: below it lie the patterns from the next one after the threshold's up to that of -infinity. */
-OPTIACTS_API void optiacts_pack32(const uint32_t* x, uint8_t* bits, int64_t rows, int64_t cols, uint32_t first,
-                                  uint32_t span, int threads);
-OPTIACTS_API void optiacts_pack16(const uint16_t* x, uint8_t* bits, int64_t rows, int64_t cols, uint16_t first,
-                                  uint16_t span, int threads);
+OPTIACTS_API void optiacts_pack(int dtype, const void* x, uint8_t* bits, int64_t rows, int64_t cols, uint32_t first,
+                                uint32_t span, int threads);
+
+/* The decoder, for float32: an optiacts_curve. For 16 bits: three tables of 65536 floats, read at the pattern of a
+ * value: f' from an output whose side bit is 0, from one whose bit is 1, and act(gate) from a slot that does not hold
+ * up. In the valley, where no output lies, the first two have f' of the value itself. */
 
 /* out = grad * f'(x), with f' decoded from y and the bits. `out` may be `grad`. */
-OPTIACTS_API void optiacts_backward_float32(const float* grad, const float* y, const uint8_t* bits, float* out,
-                                            int64_t rows, int64_t cols, const optiacts_curve* curve, int threads);
+OPTIACTS_API void optiacts_backward(int dtype, const void* grad, const void* y, const uint8_t* bits, void* out,
+                                    int64_t rows, int64_t cols, const void* decoder, int threads);
 
-/* The same for 16-bit values: f' = table[pattern of y + 65536 * bit]. */
-OPTIACTS_API void optiacts_backward_bfloat16(const uint16_t* grad, const uint16_t* y, const uint8_t* bits,
-                                             uint16_t* out, int64_t rows, int64_t cols, const float* table,
-                                             int threads);
-OPTIACTS_API void optiacts_backward_float16(const uint16_t* grad, const uint16_t* y, const uint8_t* bits,
-                                            uint16_t* out, int64_t rows, int64_t cols, const float* table,
-                                            int threads);
-
-/* h = slot * up, where the slot comes holding act(gate), and leaves holding up where that is the better one to keep
- * (docs/gated.md). Rows of gate and up may lie further apart than `cols` elements. A row of bits holds two planes,
- * ceil(cols / 8) bytes each: gate < threshold, and the slot holds up. */
-OPTIACTS_API void optiacts_gated_forward_float32(const float* gate, int64_t gate_stride, const float* up,
-    int64_t up_stride, float* h, float* slot, uint8_t* bits, int64_t rows, int64_t cols, float threshold, int threads);
-OPTIACTS_API void optiacts_gated_forward_bfloat16(const uint16_t* gate, int64_t gate_stride, const uint16_t* up,
-    int64_t up_stride, uint16_t* h, uint16_t* slot, uint8_t* bits, int64_t rows, int64_t cols, float threshold, int threads);
-OPTIACTS_API void optiacts_gated_forward_float16(const uint16_t* gate, int64_t gate_stride, const uint16_t* up,
-    int64_t up_stride, uint16_t* h, uint16_t* slot, uint8_t* bits, int64_t rows, int64_t cols, float threshold, int threads);
+/* h = slot * up, where the slot comes holding act(gate), and leaves holding gate where low <= gate <= high, and up
+ * where that is the better one to keep (docs/gated.md). Rows of gate and up may lie further apart than `cols`
+ * elements. A row of bits holds two planes, ceil(cols / 8) bytes each: gate < threshold, and the slot holds up. */
+OPTIACTS_API void optiacts_gated_forward(int dtype, const void* gate, int64_t gate_stride, const void* up,
+                                         int64_t up_stride, void* h, void* slot, uint8_t* bits, int64_t rows,
+                                         int64_t cols, float threshold, float low, float high, int threads);
 
 /* grad_gate = grad * up * f'(gate) and grad_up = grad * act(gate), into rows `stride` elements apart. */
-OPTIACTS_API void optiacts_gated_backward_float32(const float* grad, const float* h, const float* slot,
-    const uint8_t* bits, float* grad_gate, int64_t gate_stride, float* grad_up, int64_t up_stride, int64_t rows,
-    int64_t cols, const optiacts_curve* curve, int threads);
-OPTIACTS_API void optiacts_gated_backward_bfloat16(const uint16_t* grad, const uint16_t* h, const uint16_t* slot,
-    const uint8_t* bits, uint16_t* grad_gate, int64_t gate_stride, uint16_t* grad_up, int64_t up_stride, int64_t rows,
-    int64_t cols, const float* table, int threads);
-OPTIACTS_API void optiacts_gated_backward_float16(const uint16_t* grad, const uint16_t* h, const uint16_t* slot,
-    const uint8_t* bits, uint16_t* grad_gate, int64_t gate_stride, uint16_t* grad_up, int64_t up_stride, int64_t rows,
-    int64_t cols, const float* table, int threads);
+OPTIACTS_API void optiacts_gated_backward(int dtype, const void* grad, const void* h, const void* slot,
+                                          const uint8_t* bits, void* grad_gate, int64_t gate_stride, void* grad_up,
+                                          int64_t up_stride, int64_t rows, int64_t cols, const void* decoder,
+                                          int threads);
 
 #ifdef __cplusplus
 }

@@ -86,7 +86,9 @@ def test_float32_decode_against_float64(curve, level):
     kept = ~slope.isnan()
     away = (x - curve.x_min).abs() > 0.1
     assert (slope - of_output).abs()[kept & away].max() <= 2e-6
-    assert (slope - of_input).abs()[kept & x.isfinite()].max() <= 1.2e-4
+    kept_finite = kept & x.isfinite()
+    lost = (of_output - of_input).abs()[kept_finite].max()  # by PyTorch's rounding, which depends on the CPU
+    assert (slope - of_input).abs()[kept_finite].max() <= max(1.2e-4, lost)
     assert (slope - eager.decode(y, left, curve)).abs()[kept].max() <= 4 * 2.0**-23
 
 
@@ -265,11 +267,13 @@ def test_our_kernels_use_one_thread_in_a_forked_child_by_themselves():
     y, bits = native.activation_forward(x, curves.get("gelu"), [])
     out = torch.empty_like(x)
     native.activation_backward(x, y, bits, curves.get("gelu"))
-    kernels, library = native._kernels("gelu", torch.float32), native._library()
+    constants, library = native._constants("gelu", torch.float32), native._library()
     pid = os.fork()
     if pid == 0:  # nothing of torch here that could start threads
         addresses = (tensor.data_ptr() for tensor in (x, y, bits, out))
-        library.optiacts_backward_float32(*addresses, 1, x.numel(), kernels.decoder, native.threads())
+        library.optiacts_backward(
+            constants.dtype, *addresses, 1, x.numel(), constants.decoder, native.threads()
+        )
         os._exit(native.threads())
     for _ in range(500):
         ended, status = os.waitpid(pid, os.WNOHANG)

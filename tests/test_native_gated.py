@@ -67,10 +67,14 @@ def test_float32_gradients(curve, level):
     saved = eager.gated_forward(gate, up, curve)
     by_gate, by_up = gradients(native, grad, *saved, curve)
     expected_gate, expected_up = gradients(eager, grad, *saved, curve)
-    assert same_bits(by_up, expected_up)
+    low, high = curve.valley(torch.float32)
+    in_valley = (gate >= low) & (gate <= high) & ~curve.forward(gate).isnan()
+    assert same_bits(by_up[~in_valley], expected_up[~in_valley])
+    exact = grad.double() * curve.function(gate.double(), torch)
+    assert ((by_up.double() - exact).abs() <= 4e-7 * exact.abs() + 2.0**-149)[in_valley & grad.isfinite()].all()
     assert torch.equal(by_gate.isnan(), expected_gate.isnan())
     # f' differs by a few units in the last place of 1, and the gradient by that times grad * up
-    _, other, _ = eager.gated_factors(*saved, curve)
+    other = eager.gated_factors(*saved, curve).up
     bound = 4 * 2.0**-23 * (grad.double() * other.double()).abs() + 2.0**-149
     finite = by_gate.isfinite() & expected_gate.isfinite()
     assert ((by_gate.double() - expected_gate.double()).abs() <= bound)[finite].all()

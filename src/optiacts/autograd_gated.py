@@ -216,8 +216,8 @@ class _Point(torch.autograd.Function):
         h: Tensor, slot: Tensor, bits: Tensor, gate_edge: Tensor, up_edge: Tensor, by: Decoding
     ) -> tuple[Tensor, ...]:
         known = curves.gate(by.curve)
-        s, up, left = eager.gated_factors(layouts.permute(h, by.order), slot, bits, known)
-        gate = inverse(known, s.double(), left)
+        s, up, left, in_valley = eager.gated_factors(layouts.permute(h, by.order), slot, bits, known)
+        gate = torch.where(in_valley, slot.double(), inverse(known, s.double(), left))
         point = s, up, known.derivative(gate, torch), known.second_derivative(gate, torch)
         return tuple(layouts.restore(t.to(s.dtype), by.order) for t in point)
 

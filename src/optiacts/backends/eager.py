@@ -7,6 +7,7 @@ inverting the curve. The product with the incoming gradient is taken in float32 
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,9 +51,9 @@ def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> 
 def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor, Tensor]:
     """h = s * up with s = act(gate), the slot and the packed bits.
 
-    The slot holds s, and h / s gives up back. Only where h is no normal number (0, subnormal, overflowed, NaN)
-    does the slot hold the larger factor of the two, and a bit says if that is up. Where s and its derivative
-    are both 0 the gradients are 0 whatever up is: there the slot holds s.
+    The slot holds s, or in the curve's valley gate, which gives s; and h / s gives up back. Only where h is no normal
+    number (0, subnormal, overflowed, NaN) and up the larger factor does the slot hold up, and a bit says so. Where s
+    and its derivative are both 0 the gradients are 0 whatever up is: there the slot holds s.
     """
     s = curve.forward(gate)
     h = s * up
@@ -61,6 +62,10 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tenso
     size = h.abs()
     normal = (size >= limits.tiny) & (size <= limits.max)
     holds_up = (up.abs() > s.abs()) & ~normal & ~(left & (s == 0))
+    if curve.unimodal:
+        low, high = curve.valley(s.dtype)
+        itself = gate.to(s.dtype)
+        s = torch.where((itself >= low) & (itself <= high), itself, s)
     slot = torch.where(holds_up, up, s)
     planes = (left, holds_up) if curve.unimodal else (holds_up,)
     return h.contiguous(), slot.contiguous(), torch.cat([pack(plane) for plane in planes], dim=-1)
@@ -70,18 +75,35 @@ def gated_backward(
     grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, curve: Curve, grad_gate: Tensor, grad_up: Tensor
 ) -> None:
     """Writes grad * up * f'(gate) and grad * act(gate), each computed in float32 (float64) and rounded once."""
-    s, up, left = gated_factors(h, slot, bits, curve)
+    s, up, left, in_valley = gated_factors(h, slot, bits, curve)
+    slope = decode(s.to(h.dtype), left, curve)
+    if curve.unimodal:
+        slope = torch.where(in_valley, curve.derivative(slot.double(), torch).to(slope.dtype), slope)
     grad_up.copy_(grad * s)
-    grad_gate.copy_(grad * up * decode(s.to(h.dtype), left, curve))
+    grad_gate.copy_(grad * up * slope)
 
 
-def gated_factors(h: Tensor, slot: Tensor, bits: Tensor, curve: Curve) -> tuple[Tensor, Tensor, Tensor]:
-    """act(gate) and up in float32 (float64), and which elements of gate lie on the left branch (bool)."""
+class Factors(NamedTuple):
+    """What was saved of a gated product, told apart: s = act(gate) and up in float32 (float64), the rest bool."""
+
+    s: Tensor
+    up: Tensor
+    left: Tensor  # where gate lies on the left branch
+    in_valley: Tensor  # where the slot is gate itself
+
+
+def gated_factors(h: Tensor, slot: Tensor, bits: Tensor, curve: Curve) -> Factors:
+    """The two factors of ``h``, one from the slot, the other from ``h`` and the one."""
     *side, holds_up = (unpack(plane, h.shape) for plane in bits.chunk(2 if curve.unimodal else 1, dim=-1))
-    other = _other_factor(h, slot)
-    kept = slot.to(other.dtype)
     left = side[0] if side else (slot == 0) & ~holds_up
-    return torch.where(holds_up, other, kept), torch.where(holds_up, kept, other), left
+    in_valley = torch.zeros_like(left)
+    known = slot  # act(gate) or up
+    if curve.unimodal:
+        in_valley = (slot <= curve.valley(slot.dtype)[1]) & ~holds_up
+        known = torch.where(in_valley, curve.forward(slot), slot)
+    other = _other_factor(h, known)
+    known = known.to(other.dtype)
+    return Factors(torch.where(holds_up, other, known), torch.where(holds_up, known, other), left, in_valley)
 
 
 def _other_factor(h: Tensor, kept: Tensor) -> Tensor:

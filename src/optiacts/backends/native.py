@@ -16,7 +16,6 @@ import ctypes
 import functools
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,13 @@ from optiacts import curves
 from optiacts.backends import eager
 from optiacts.bits import packed_shape
 from optiacts.curves import Curve
-from optiacts.curves._format import DEGREE, PIECES, Coefficients
-from optiacts.curves.table import decode_table
+from optiacts.curves._format import DEGREE, PIECES
+from optiacts.curves.table import slot_table
 from optiacts.layouts import Order, permute
 
 name = "native"
-dtypes = frozenset((torch.float32, torch.bfloat16, torch.float16))
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of csrc/optiacts.h
+dtypes = frozenset(_DTYPES)
 LEVELS = ("portable", "avx2", "avx512")
 FILE = "_native.so"
 
@@ -52,17 +52,17 @@ def unavailable(device: torch.device) -> str | None:
 
 def activation_forward(x: Tensor, curve: Curve, order: Order) -> tuple[Tensor, Tensor]:
     """PyTorch's own output, and the packed side bits."""
-    kernels = _kernels(curve.name, x.dtype)
+    constants = _constants(curve.name, x.dtype)
     if curve.forward_out is not None and x.nbytes >= _HUGE_PAGES_FROM and x.is_contiguous():
         y = curve.forward_out(x.detach(), _result_like(x))
     else:
         y = curve.forward(x)
-    return y, _pack(permute(x, order), kernels)
+    return y, _pack(permute(x, order), constants)
 
 
 def activation_forward_(x: Tensor, curve: Curve, order: Order) -> Tensor:
     """Overwrites ``x`` with the output and returns the packed side bits."""
-    bits = _pack(permute(x, order), _kernels(curve.name, x.dtype))
+    bits = _pack(permute(x, order), _constants(curve.name, x.dtype))
     curve.forward_(x)
     return bits
 
@@ -71,11 +71,11 @@ def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> 
     """``grad`` * f'(x), in the dtype of ``y``."""
     if grad.dtype != y.dtype:
         return eager.activation_backward(grad, y, bits, curve)
-    kernels = _kernels(curve.name, y.dtype)
+    constants = _constants(curve.name, y.dtype)
     grad, y_read, bits = grad.contiguous(), y.contiguous(), bits.contiguous()
     out = _result_like(y_read)
-    kernels.backward(
-        grad.data_ptr(), y_read.data_ptr(), bits.data_ptr(), out.data_ptr(), *_rows(y), kernels.decoder, threads()
+    _library().optiacts_backward(
+        constants.dtype, grad.data_ptr(), y_read.data_ptr(), bits.data_ptr(), out.data_ptr(), *_rows(y), constants.decoder, threads()
     )
     return out if y_read is y else torch.empty_like(y).copy_(out)
 
@@ -84,7 +84,7 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tenso
     """h = act(gate) * up, the slot and the packed bits; rows of gate and up may lie apart (a fused projection's)."""
     if not curve.unimodal:
         return eager.gated_forward(gate, up, curve)
-    kernels = _kernels(curve.name, gate.dtype)
+    constants = _constants(curve.name, gate.dtype)
     rows, cols = _rows(gate)
     gate_rows, gate_stride = _by_rows(gate)
     up, up_stride = _by_rows(up)
@@ -96,9 +96,9 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tenso
             return eager.gated_forward(gate, up, curve)
     h = _result_like(slot)
     bits = gate.new_empty((*gate.shape[:-1], 2 * ((cols + 7) // 8)), dtype=torch.uint8)
-    kernels.gated_forward(
-        gate_rows.data_ptr(), gate_stride, up.data_ptr(), up_stride, h.data_ptr(), slot.data_ptr(), bits.data_ptr(),
-        rows, cols, kernels.threshold, threads(),
+    _library().optiacts_gated_forward(
+        constants.dtype, gate_rows.data_ptr(), gate_stride, up.data_ptr(), up_stride, h.data_ptr(), slot.data_ptr(), bits.data_ptr(),
+        rows, cols, *constants.borders, threads(),
     )  # fmt: skip
     return h, slot, bits
 
@@ -110,16 +110,16 @@ def gated_backward(
     if not curve.unimodal:
         eager.gated_backward(grad, h, slot, bits, curve, grad_gate, grad_up)
         return
-    kernels = _kernels(curve.name, h.dtype)
+    constants = _constants(curve.name, h.dtype)
     grad, h, slot, bits = grad.contiguous(), h.contiguous(), slot.contiguous(), bits.contiguous()
     gate_out, gate_stride = _by_rows(grad_gate)  # a copy if its rows are not regular
     up_out, up_stride = _by_rows(grad_up)
     rows, cols = _rows(h)
     for result, stride in ((gate_out, gate_stride), (up_out, up_stride)):
         _ask_for_huge_pages(result, rows * stride * result.itemsize)
-    kernels.gated_backward(
-        grad.data_ptr(), h.data_ptr(), slot.data_ptr(), bits.data_ptr(), gate_out.data_ptr(), gate_stride,
-        up_out.data_ptr(), up_stride, rows, cols, kernels.decoder, threads(),
+    _library().optiacts_gated_backward(
+        constants.dtype, grad.data_ptr(), h.data_ptr(), slot.data_ptr(), bits.data_ptr(), gate_out.data_ptr(), gate_stride,
+        up_out.data_ptr(), up_stride, rows, cols, constants.decoder, threads(),
     )  # fmt: skip
     for result, wanted in ((gate_out, grad_gate), (up_out, grad_up)):
         if result is not wanted:
@@ -158,10 +158,12 @@ def _rows(x: Tensor) -> tuple[int, int]:
     return (x.numel() // cols, cols) if cols else (0, 0)
 
 
-def _pack(x: Tensor, kernels: _Kernels) -> Tensor:
+def _pack(x: Tensor, constants: _Constants) -> Tensor:
     bits = x.new_empty(packed_shape(x.shape), dtype=torch.uint8)
     x = x.contiguous()
-    kernels.pack(x.data_ptr(), bits.data_ptr(), *_rows(x), kernels.first, kernels.span, threads())
+    _library().optiacts_pack(
+        constants.dtype, x.data_ptr(), bits.data_ptr(), *_rows(x), constants.first, constants.span, threads()
+    )
     return bits
 
 
@@ -189,39 +191,29 @@ def _ask_for_huge_pages(fresh: Tensor, nbytes: int) -> None:
 
 
 @dataclass(frozen=True)
-class _Kernels:
-    """The C functions for one curve and dtype, and their constant arguments."""
+class _Constants:
+    """What the C functions take besides tensors, for one curve and dtype."""
 
-    pack: Callable[..., None]
+    dtype: int
     first: int
     span: int
-    backward: Callable[..., None]
-    gated_forward: Callable[..., None]
-    gated_backward: Callable[..., None]
-    threshold: float
+    borders: tuple[float, float, float]  # between the branches, and the two of the valley
     decoder: int  # the address of
     decoder_owner: _Struct | Tensor
 
 
 @functools.cache
-def _kernels(curve: str, dtype: torch.dtype) -> _Kernels:
+def _constants(curve: str, dtype: torch.dtype) -> _Constants:
     known = curves.get(curve)
-    library = _library()
-    decoder = _struct(known.coefficients) if dtype == torch.float32 else decode_table(curve, dtype)
-    address = decoder.data_ptr() if isinstance(decoder, Tensor) else ctypes.addressof(decoder)
+    decoder = _struct(known) if dtype == torch.float32 else slot_table(curve, dtype)
     threshold = known.threshold(dtype)
     first, span = _left_patterns(threshold, dtype)
-    pack = library.optiacts_pack32 if dtype.itemsize == 4 else library.optiacts_pack16
-    kind = str(dtype).removeprefix("torch.")
-    return _Kernels(
-        pack=pack,
+    return _Constants(
+        dtype=_DTYPES.index(dtype),
         first=first,
         span=span,
-        backward=getattr(library, f"optiacts_backward_{kind}"),
-        gated_forward=getattr(library, f"optiacts_gated_forward_{kind}"),
-        gated_backward=getattr(library, f"optiacts_gated_backward_{kind}"),
-        threshold=threshold,
-        decoder=address,
+        borders=(threshold, *known.valley(dtype)),
+        decoder=decoder.data_ptr() if isinstance(decoder, Tensor) else ctypes.addressof(decoder),
         decoder_owner=decoder,
     )
 
@@ -248,13 +240,19 @@ class _Struct(ctypes.Structure):
         ("scale", ctypes.c_float * PIECES),
         ("shift", ctypes.c_float * PIECES),
         ("polynomials", ctypes.c_float * PIECES * (DEGREE + 1)),
+        ("border", ctypes.c_float),
+        ("centre", ctypes.c_float),
+        ("valley_output", ctypes.c_float * (DEGREE + 1)),
+        ("valley_slope", ctypes.c_float * (DEGREE + 1)),
     ]
 
 
-def _struct(c: Coefficients) -> _Struct:
+def _struct(curve: Curve) -> _Struct:
+    c, valley = curve.coefficients, curve.valley_polynomials(torch.float32)
     rows = tuple((ctypes.c_float * PIECES)(*row) for row in c.polynomials)
     return _Struct(
-        c.y_min_high, c.y_min_low, c.least, -1 / c.y_min, c.limits, c.breaks, c.scale, c.shift, rows
+        c.y_min_high, c.y_min_low, c.least, -1 / c.y_min, c.limits, c.breaks, c.scale, c.shift, rows,
+        curve.valley(torch.float32)[1], valley.centre, valley.output, valley.slope,
     )  # fmt: skip
 
 
@@ -288,25 +286,20 @@ def _load() -> ctypes.CDLL | str:
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     """The library with the signatures of csrc/optiacts.h; ``AttributeError`` if it is that of another version."""
-    address, size, count, whole = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_uint32
+    address, size, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    pattern, number = ctypes.c_uint32, ctypes.c_float
+    rows = [address, size]  # and the distance of its rows
     signatures: dict[str, list[Any]] = {
         "optiacts_best_level": [],
         "optiacts_level": [],
         "optiacts_use_level": [count],
         "optiacts_has_threads": [],
         "optiacts_huge_pages": [address, size],
-        "optiacts_pack32": [address, address, size, size, whole, whole, count],
-        "optiacts_pack16": [address, address, size, size, ctypes.c_uint16, ctypes.c_uint16, count],
+        "optiacts_pack": [count, address, address, size, size, pattern, pattern, count],
+        "optiacts_backward": [count, *4 * [address], size, size, address, count],
+        "optiacts_gated_forward": [count, *rows, *rows, *3 * [address], size, size, number, number, number, count],
+        "optiacts_gated_backward": [count, *4 * [address], *rows, *rows, size, size, address, count],
     }
-    rows = [address, size]  # and the distance of its rows
-    for kind in ("float32", "bfloat16", "float16"):
-        signatures[f"optiacts_backward_{kind}"] = [*4 * [address], size, size, address, count]
-        signatures[f"optiacts_gated_forward_{kind}"] = [
-            *rows, *rows, address, address, address, size, size, ctypes.c_float, count
-        ]  # fmt: skip
-        signatures[f"optiacts_gated_backward_{kind}"] = [
-            *4 * [address], *rows, *rows, size, size, address, count
-        ]  # fmt: skip
     for function, arguments in signatures.items():
         getattr(library, function).argtypes = arguments
         getattr(library, function).restype = count if arguments in ([], [count]) else None

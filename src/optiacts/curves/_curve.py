@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 
 from optiacts.curves._format import Coefficients, load
+from optiacts.curves.valley import Valley, load_valleys
+
+# The upper border of the valley in units of y_min: below every output, and above x_min for every curve.
+BORDER = 1.5
 
 # A formula takes the point and a namespace with exp, erfc, tanh and log1p: `torch` for tensors,
 # `mpmath.mp` for the fitting tool. One text therefore defines the mathematics everywhere.
@@ -55,6 +59,15 @@ class Curve:
     def threshold(self, dtype: torch.dtype) -> float:
         """``x_min`` rounded to ``dtype``: the side bit of an element is ``x < threshold``."""
         return _rounded(self.x_min, dtype)
+
+    def valley(self, dtype: torch.dtype) -> tuple[float, float]:
+        """The interval around the minimum in which a gated product saves gate itself: see curves/valley.py."""
+        border = BORDER * self.y_min
+        return _rounded(2 * self.x_min - border, dtype), _rounded(border, dtype)
+
+    def valley_polynomials(self, dtype: torch.dtype) -> Valley:
+        """act(gate) and f'(gate) there, for float32, bfloat16 or float16 gates."""
+        return load_valleys()[self.fit or self.name][str(dtype).removeprefix("torch.")]
 
     def left(self, x: Tensor) -> Tensor:
         """Which elements lie on the left branch: their side bits (bool)."""

@@ -40,6 +40,7 @@ def normal_mass(x: Tensor) -> Tensor:
 def decode_table(name: str, dtype: torch.dtype) -> Tensor:
     """f' for every output of curve ``name`` in ``dtype`` (bfloat16 or float16): float32, 2 * 65,536 entries.
 
+    A value of the valley (see curves/valley.py) is no output, but in a gated product gate itself: f' of it stands there.
     512 KiB, of which data like N(0, 1) touches a few thousand entries. Made once per process, in about 0.1 s.
     """
     curve = get(name)
@@ -57,7 +58,28 @@ def decode_table(name: str, dtype: torch.dtype) -> Tensor:
     worst = ((highest - lowest) / 2).max()
     best = torch.minimum(torch.maximum(mean, highest - worst), lowest + worst)
     reached = zeros.index_fill(0, index, 1.0).bool()
-    return torch.where(reached, best, table).float()
+    table = torch.where(reached, best, table)
+
+    value = every_value(dtype)
+    itself = curve.derivative(value.double(), torch).repeat(2)
+    return torch.where(_in_valley(curve, value).repeat(2), itself, table).float()
+
+
+@functools.cache
+def slot_table(name: str, dtype: torch.dtype) -> Tensor:
+    """What the slot of a gated product tells, in one table: float32, 3 * 65,536 entries.
+
+    The decode table; then act(gate) for every value of a slot that does not hold up: the value itself, unless it
+    lies in the valley and is gate.
+    """
+    curve, value = get(name), every_value(dtype)
+    output = torch.where(_in_valley(curve, value), curve.forward(value), value)
+    return torch.cat([decode_table(name, dtype), output.float()])
+
+
+def _in_valley(curve: Curve, value: Tensor) -> Tensor:
+    low, high = curve.valley(value.dtype)
+    return (value >= low) & (value <= high)
 
 
 def _analytic(curve: Curve, dtype: torch.dtype) -> Tensor:

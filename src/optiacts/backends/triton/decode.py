@@ -83,6 +83,13 @@ def _decode_float32(
 
 
 @triton.jit
+def valley(gate, CENTRE: tl.constexpr, OUTPUT: tl.constexpr, SLOPE: tl.constexpr):
+    """act(gate) and f'(gate) of gates in the valley: see curves/valley.py."""
+    t = gate - CENTRE
+    return _polynomial(t, OUTPUT), _polynomial(t, SLOPE)
+
+
+@triton.jit
 def _of_piece(second, third, FIRST: tl.constexpr, SECOND: tl.constexpr, THIRD: tl.constexpr):
     return tl.where(third, THIRD, tl.where(second, SECOND, FIRST))
 

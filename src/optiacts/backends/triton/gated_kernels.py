@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from optiacts.backends.triton.decode import clamp, decode
+from optiacts.backends.triton.decode import clamp, decode, valley
 
 
 @triton.jit
@@ -29,6 +29,7 @@ def gated_forward_kernel(
     up_stride,
     VALUE: tl.constexpr,
     THRESHOLD: tl.constexpr,
+    VALLEY: tl.constexpr,
     TINY: tl.constexpr,
     MOST: tl.constexpr,
     UNIT: tl.constexpr,
@@ -48,10 +49,12 @@ def gated_forward_kernel(
     h = (wide_s * wide_up).to(gate.dtype)
     size = tl.abs(h.to(tl.float32))
     normal = (size >= TINY) & (size <= MOST)
-    left = gate.to(tl.float32) < THRESHOLD
+    wide_gate = gate.to(tl.float32)
+    left = wide_gate < THRESHOLD
+    in_valley = (wide_gate >= VALLEY[0]) & (wide_gate <= VALLEY[1])
     holds_up = (tl.abs(wide_up) > tl.abs(wide_s)) & (normal == 0) & ((left & (wide_s == 0.0)) == 0)
     tl.store(h_pointer + dense, h, mask=inside)
-    tl.store(slot_pointer + dense, tl.where(holds_up, up, s), mask=inside)
+    tl.store(slot_pointer + dense, tl.where(holds_up, up, tl.where(in_valley, gate, s)), mask=inside)
     places = tl.broadcast_to((1 << tl.arange(0, UNIT))[None, :], (UNITS, UNIT))
     words = _words(bits_pointer, UNIT) + word
     tl.store(words, tl.sum(tl.where(left & inside, places, 0), axis=1), mask=word_inside)
@@ -72,13 +75,14 @@ def gated_backward_kernel(
     grad_gate_stride,
     grad_up_stride,
     DECODER: tl.constexpr,
+    VALLEY: tl.constexpr,
     VENDOR: tl.constexpr,
     MOST: tl.constexpr,
     UNIT: tl.constexpr,
     UNITS: tl.constexpr,
     PADDED: tl.constexpr,
 ):
-    """grad_gate = grad * up * f'(gate), grad_up = grad * s, with s or up = h / slot. In float32, rounded once."""
+    """grad_gate = grad * up * f'(gate), grad_up = grad * s, with s or up = h / the other. In float32, rounded once."""
     row, column, inside, word, word_inside = _tile(units, columns, units_per_row, UNIT, UNITS, PADDED)
     dense = row * columns + column
     words = _words(bits_pointer, UNIT) + word
@@ -89,9 +93,13 @@ def gated_backward_kernel(
     h = clamp(tl.load(h_pointer + dense, mask=inside, other=0.0).to(tl.float32), -MOST, MOST)
     slot = tl.load(slot_pointer + dense, mask=inside, other=0.0)
     kept = slot.to(tl.float32)
-    other = clamp(tl.where(kept == 0.0, h * kept, h / kept), -MOST, MOST)
-    s, up = tl.where(holds_up, other, kept), tl.where(holds_up, kept, other)
+    in_valley = (kept <= VALLEY[0]) & (holds_up == 0)
+    output, valley_slope = valley(kept, VALLEY[1], VALLEY[2], VALLEY[3])
+    known = tl.where(in_valley, output.to(slot.dtype).to(tl.float32), kept)
+    other = clamp(tl.where(known == 0.0, h * known, h / known), -MOST, MOST)
+    s, up = tl.where(holds_up, other, known), tl.where(holds_up, known, other)
     slope = decode(s.to(slot.dtype).to(tl.float32), left, DECODER, VENDOR)
+    slope = tl.where(in_valley, valley_slope, slope)
     element = grad_gate_pointer.dtype.element_ty
     tl.store(grad_up_pointer + row * grad_up_stride + column, (grad * s).to(element), mask=inside)
     tl.store(grad_gate_pointer + row * grad_gate_stride + column, (grad * up * slope).to(element), mask=inside)

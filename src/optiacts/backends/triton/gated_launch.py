@@ -64,14 +64,17 @@ def gated_tile(unit: int, element_size: int) -> dict[str, Any]:
 
 
 def gated_forward_constants(curve: Curve, dtype: torch.dtype, ours: bool, *vendor: str) -> dict[str, Any]:
-    """Those of the forward, and the range of normal numbers."""
+    """Those of the forward, the valley's borders, and the range of normal numbers."""
     limits = torch.finfo(dtype)
-    return forward_constants(curve, dtype, ours, *vendor) | {"TINY": limits.tiny, "MOST": limits.max}
+    more = {"VALLEY": curve.valley(dtype), "TINY": limits.tiny, "MOST": limits.max}
+    return forward_constants(curve, dtype, ours, *vendor) | more
 
 
 def gated_backward_constants(curve: Curve, dtype: torch.dtype, *vendor: str) -> dict[str, Any]:
-    """Those of the backward, and the largest number."""
-    return backward_constants(curve, dtype, *vendor) | {"MOST": torch.finfo(dtype).max}
+    """Those of the backward, the valley's border and polynomials, and the largest number."""
+    polynomials = curve.valley_polynomials(dtype)
+    valley = (curve.valley(dtype)[1], polynomials.centre, polynomials.output, polynomials.slope)
+    return backward_constants(curve, dtype, *vendor) | {"VALLEY": valley, "MOST": torch.finfo(dtype).max}
 
 
 def _rows(x: Tensor) -> tuple[Tensor, int]:

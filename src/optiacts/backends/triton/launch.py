@@ -43,7 +43,7 @@ def fused(curve: Curve, dtype: torch.dtype, device: torch.device) -> bool:
     float32 ones spread over all of them. During a CUDA graph capture, which allows no comparison, the answer is no.
     """
     if curve.name not in FUSED_FORWARDS[VENDOR] or VENDOR == "interpreted":
-        return VENDOR == "interpreted"
+        return curve.name in FUSED_FORWARDS[VENDOR]
     key = (curve.name, dtype, device)
     if key not in _equal_to_pytorch:
         if torch.cuda.is_current_stream_capturing():
