@@ -2,10 +2,11 @@
 
 Three digits are enough there, so each branch has one polynomial of low degree and no pieces. With
 
-    v = sqrt(clamp(y - y_min, least, most))                    on the right branch,
-    v = sqrt(-log2(clamp(y * scale, smallest, largest)))       on the left branch, scale = 1 / y_min,
+    a = clamp(y - y_min, least, most)                      on the right branch, and v = sqrt(a),
+    v = sqrt(-log2(clamp(y * scale, smallest, largest)))   on the left branch, scale = 1 / y_min,
 
-the derivative is right(v) or y * left(v). One square root and one logarithm serve both branches. The y_min
+the derivative is 1 + exp2(a * (envelope[0] + a * envelope[1])) * right(v), or y * left(v). The envelope is how the
+derivative tends to 1 on this curve, and makes it 1 for large outputs. One square root serves both branches. The y_min
 here is moved by a fraction of a unit in the last place, and the clamps begin a little above the minimum, so
 that the decode near it is about the middle of f' over the interval of inputs that an output stands for.
 """
@@ -33,6 +34,7 @@ class ShortDecoder:
     largest: float
     left: tuple[float, ...]
     right: tuple[float, ...]
+    envelope: tuple[float, float]
 
 
 def short_decoder(curve: str, dtype: torch.dtype) -> ShortDecoder:

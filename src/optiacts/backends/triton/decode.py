@@ -23,7 +23,7 @@ def decoder(curve: str, dtype: torch.dtype) -> tuple[object, ...]:
     """The constants of the decode of ``curve`` for outputs of ``dtype``, in the order the kernels read them."""
     if dtype is not torch.float32:
         s = short_decoder(curve, dtype)
-        return "short", (s.scale, s.smallest, s.largest), (s.y_min, s.least, s.most), s.left, s.right
+        return "short", (s.scale, s.smallest, s.largest), (s.y_min, s.least, s.most), s.envelope, s.left, s.right
     c = get(curve).coefficients
     pieces = tuple((c.scale[i], c.shift[i], tuple(row[i] for row in c.polynomials)) for i in range(4))
     return "float32", (c.y_min_high, c.y_min_low, c.least), -1 / c.y_min, c.limits, c.breaks, pieces
@@ -33,7 +33,7 @@ def decoder(curve: str, dtype: torch.dtype) -> tuple[object, ...]:
 def decode(y, left, DECODER: tl.constexpr, VENDOR: tl.constexpr):
     """f'(x), float32, of the outputs ``y`` on the branch that ``left`` tells."""
     if DECODER[0] == "short":
-        return _decode_short(y, left, DECODER[1], DECODER[2], DECODER[3], DECODER[4], VENDOR)
+        return _decode_short(y, left, DECODER[1], DECODER[2], DECODER[3], DECODER[4], DECODER[5], VENDOR)
     else:  # Triton compiles what follows an if, whatever its condition
         return _decode_float32(y, left, DECODER[1], DECODER[2], DECODER[3], DECODER[4], DECODER[5])
 
@@ -44,6 +44,7 @@ def _decode_short(
     left,
     FRACTION: tl.constexpr,
     ABOVE: tl.constexpr,
+    ENVELOPE: tl.constexpr,
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
     VENDOR: tl.constexpr,
@@ -52,7 +53,8 @@ def _decode_short(
     fraction = clamp(y * FRACTION[0], FRACTION[1], FRACTION[2])
     above = clamp(y - ABOVE[0], ABOVE[1], ABOVE[2])
     v = tl.sqrt(tl.where(left, -log2_approximate(fraction, VENDOR), above))
-    return tl.where(left, y * _polynomial(v, LEFT), _polynomial(v, RIGHT))
+    fall = tl.exp2(above * _polynomial(above, ENVELOPE))
+    return tl.where(left, y * _polynomial(v, LEFT), tl.fma(fall, _polynomial(v, RIGHT), _like(v, 1.0)))
 
 
 @triton.jit
