@@ -19,6 +19,7 @@ lint: $(VENV)/.installed
 fit: $(VENV)/.installed
 	$(BIN)/python tools/fit_curves.py
 	$(BIN)/python tools/fit_short.py
+	$(BIN)/python tools/fit_valley.py
 
 # On a machine with a GPU, with the torch and triton that are there: nothing is installed.
 gpu-check:

@@ -113,7 +113,11 @@ def decode_16_bit(device: torch.device, dry: bool) -> Report:
 
 
 def decode_float32(device: torch.device, dry: bool) -> Report:
-    """float32: largest error against exact inversion away from the minimum, and against f'(x) anywhere."""
+    """float32: largest error against exact inversion away from the minimum, and against f'(x) anywhere.
+
+    ``lost`` is what exact inversion errs by: how far PyTorch's own rounding of y, which depends on the device, has
+    moved the answer near the minimum.
+    """
     report: Report = {}
     for name, curve in CURVES.items():
         near = torch.linspace(curve.x_min - 2e-3, curve.x_min + 2e-3, 4_001 if dry else 200_001)
@@ -122,11 +126,15 @@ def decode_float32(device: torch.device, dry: bool) -> Report:
         decoded = _decode(y, pack(left), curve).double()
         exact = derivative_from_output(curve, y.double(), left)
         far = (x.double() - curve.x_min).abs() > 0.1
+        truth = curve.derivative(x.double(), torch)
         report[name] = {
             "far": float((decoded - exact).abs()[far].max()),
-            "anywhere": float((decoded - curve.derivative(x.double(), torch)).abs().max()),
+            "anywhere": float((decoded - truth).abs().max()),
+            "lost": float((exact - truth).abs().max()),
         }
-    if not all(e["far"] <= FLOAT32_FAR and e["anywhere"] <= FLOAT32_ANYWHERE for e in report.values()):
+    if not all(
+        e["far"] <= FLOAT32_FAR and e["anywhere"] <= max(FLOAT32_ANYWHERE, e["lost"]) for e in report.values()
+    ):
         raise BrokenPromiseError(report)
     return report
 
@@ -210,8 +218,8 @@ def gated(device: torch.device, dry: bool) -> Report:
                 error = _gated_error(gate, up, CURVES[name], label)
                 if gate.numel() > 1:  # of a single one it says little
                     report[f"{name} {dtype}"] = max(report.get(f"{name} {dtype}", 0.0), error)
-    # what rounding h, s and the result costs, and the decode near the minimum; the interpreter truncates to bfloat16
-    due = {"torch.bfloat16": 1.6e-2 if dry else 8e-3, "torch.float16": 1.5e-3, "torch.float32": 1e-5}
+    # 1.5 times what PyTorch's own 16-bit gradients err by; the interpreter truncates to bfloat16, twice the error
+    due = {"torch.bfloat16": 1e-2 if dry else 5e-3, "torch.float16": 6e-4, "torch.float32": 1e-6}
     if not all(error <= due[key.split()[1]] for key, error in report.items()):
         raise BrokenPromiseError(report)
     return report

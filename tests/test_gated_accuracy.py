@@ -7,8 +7,9 @@ import optiacts
 from optiacts import curves
 
 N = 1 << 19
-GATE_LIMIT = {torch.bfloat16: 1.6, torch.float16: 2.2}
-UP_LIMIT = 1.1
+# Times PyTorch's error. The contract is 1.6 in bfloat16, 2.2 in float16. ReLU's up is h / s, with one rounding more
+# than PyTorch's, which leaves a factor of sqrt(2); and where few elements make the norm, it is a matter of chance.
+GATE_LIMIT, RELU_LIMIT, RARE_LIMIT, UP_LIMIT = 1.1, 1.6, 1.6, 1.1
 
 
 def _normal(generator):
@@ -19,12 +20,16 @@ def _student(generator):
     return _normal(generator) / sum(_normal(generator) ** 2 / 3 for _ in range(3)).sqrt()
 
 
-def _outliers(generator):
-    """One in a hundred is a hundred times as large: a few thousand elements then make the norm, enough to average."""
-    return torch.where(torch.rand(N, generator=generator) < 1e-2, 100.0, 1.0) * _normal(generator)
+def _outliers(generator, share=1e-2):
+    """One in a hundred is a hundred times as large."""
+    return torch.where(torch.rand(N, generator=generator) < share, 100.0, 1.0) * _normal(generator)
 
 
-DATA = {"normal": _normal, "student": _student, "outliers": _outliers}
+def _rare(generator):
+    return _outliers(generator, share=1e-3)
+
+
+DATA = {"normal": _normal, "student": _student, "outliers": _outliers, "rare": _rare}
 
 
 def _inputs(kind, dtype):
@@ -49,53 +54,29 @@ def _error(got, exact):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", DATA)
-# A variant's 16-bit output tells less about its input; tests/test_convert.py holds it to its own floor. Measured,
-# float16, outliers: gelu_new 2.3 and gelu_fast 2.6 times PyTorch's error; of mish_python PyTorch's gradient is NaN.
-@pytest.mark.parametrize("curve", [curve for curve in curves.GATES if curve not in curves.VARIANTS])
+@pytest.mark.parametrize("curve", curves.GATES)
 def test_16_bit_error_beside_pytorch(curve, kind, dtype):
     known, inputs = curves.gate(curve), _inputs(kind, dtype)
     exact = _exact(known, *inputs)
     ours = _gradients(lambda g, u: optiacts.gated(g, u, curve), *inputs)
     theirs = _gradients(lambda g, u: known.forward(g) * u, *inputs)
-    assert _error(ours[0], exact[0]) <= GATE_LIMIT[dtype] * _error(theirs[0], exact[0])
+    assert all(gradient.isfinite().all() for gradient in ours)
+    finite = theirs[0].isfinite()  # of tanh-GELU written out in float16, PyTorch's gradient of an outlier is NaN
+    assert finite.sum() > 0.998 * N
+    limit = RELU_LIMIT if curve == "relu" else RARE_LIMIT if kind == "rare" else GATE_LIMIT
+    assert _error(ours[0][finite], exact[0][finite]) <= limit * _error(theirs[0][finite], exact[0][finite])
     assert _error(ours[1], exact[1]) <= UP_LIMIT * _error(theirs[1], exact[1])
 
 
 @pytest.mark.parametrize("kind", DATA)
 @pytest.mark.parametrize("curve", curves.GATES)
-def test_float32_error_away_from_the_minimum(curve, kind):
+def test_float32_error(curve, kind):
     known, inputs = curves.gate(curve), _inputs(kind, torch.float32)
     exact = _exact(known, *inputs)
     ours = _gradients(lambda g, u: optiacts.gated(g, u, curve), *inputs)
     theirs = _gradients(lambda g, u: known.forward(g) * u, *inputs)
-    away = (inputs[0] - known.x_min).abs() > 0.1 if known.unimodal else torch.ones(N, dtype=torch.bool)
-    assert _error(ours[0][away], exact[0][away]) <= 1e-6
+    assert _error(ours[0], exact[0]) <= 1e-6
     assert _error(ours[1], exact[1]) <= UP_LIMIT * _error(theirs[1], exact[1])
-
-
-@pytest.mark.parametrize("curve", curves.CURVES)
-def test_float32_error_near_the_minimum_is_near_its_floor(curve):
-    """Every float32 within 0.06 of the minimum, weighted as N(0, 1) is.
-
-    With PyTorch's float32 forward, 2 to 4 ulps off there, the relative error that no decoder of the output and a
-    side bit can go below is 0.9e-6 to 1.1e-6. Ours is 1.1e-6 to 1.4e-6, measured as DESIGN says: error / RMS of f'.
-    """
-    known = curves.gate(curve)
-    near, far = torch.tensor([known.x_min + 0.06, known.x_min - 0.06]).view(torch.int32).tolist()
-    gate = torch.arange(near, far, dtype=torch.int32).view(torch.float32)
-    s, slope = known.forward(gate), known.derivative(gate.double(), torch)
-    weight = torch.exp(-(gate.double() ** 2) / 2) * (torch.nextafter(gate, torch.full_like(gate, -9.0)) - gate).abs()
-    one = torch.ones_like(gate)
-    by_gate, _ = _gradients(lambda g, u: optiacts.gated(g, u, curve), gate, one, one)
-
-    _, group = torch.unique(s.view(torch.int32).long() * 2 + known.left(gate), return_inverse=True)
-    zeros = torch.zeros(int(group.max()) + 1, dtype=torch.float64)
-    best = zeros.index_add(0, group, weight * slope) / zeros.index_add(0, group, weight)
-    error, floor = ((weight * (d - slope) ** 2).sum().sqrt() for d in (by_gate.double(), best[group]))
-    assert error <= 1.35 * floor
-    grid = torch.linspace(-9, 9, 180_001, dtype=torch.float64)
-    rms = (known.derivative(grid, torch) ** 2 * torch.exp(-(grid**2) / 2) * 1e-4).sum().sqrt()
-    assert error <= 1.5e-6 * rms
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

@@ -271,9 +271,7 @@ def test_our_kernels_use_one_thread_in_a_forked_child_by_themselves():
     pid = os.fork()
     if pid == 0:  # nothing of torch here that could start threads
         addresses = (tensor.data_ptr() for tensor in (x, y, bits, out))
-        library.optiacts_backward(
-            constants.dtype, *addresses, 1, x.numel(), constants.decoder, native.threads()
-        )
+        library.optiacts_backward(constants.dtype, *addresses, 1, x.numel(), constants.decoder, native.threads())
         os._exit(native.threads())
     for _ in range(500):
         ended, status = os.waitpid(pid, os.WNOHANG)

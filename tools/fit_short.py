@@ -45,7 +45,7 @@ Array = np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class Branch:
-    """The distinct outputs of one branch, the best decode of each, the spread of f' and the mass of N(0, 1) behind it."""
+    """The distinct outputs of one branch, the best decode of each, the spread and the mass of N(0, 1) behind it."""
 
     y: Array
     best: Array
@@ -148,9 +148,7 @@ def derive(curve: Curve, dtype: torch.dtype) -> tuple[ShortDecoder, tuple[float,
 
     cost_left, largest, left_polynomial = min(map(fit_left, LEAST))
     cost_right, least, right_polynomial = min(map(fit_right, LEAST))
-    decoder = ShortDecoder(
-        y_min, least, MOST, scale, SMALLEST, largest, left_polynomial, right_polynomial, envelope
-    )
+    decoder = ShortDecoder(y_min, least, MOST, scale, SMALLEST, largest, left_polynomial, right_polynomial, envelope)
     return decoder, (cost_left, cost_right)
 
 

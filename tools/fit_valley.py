@@ -15,6 +15,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ def derive(curve: Curve, dtype: torch.dtype) -> Valley:
     low, high = curve.valley(torch.float64)
     centre = float(np.float32(curve.x_min))
 
-    def polynomial(function: Callable[..., object], degree: int) -> tuple[float, ...]:
+    def polynomial(function: Callable[..., Any], degree: int) -> tuple[float, ...]:
         of_t = np.vectorize(lambda t: float(function(mp.mpf(t) + centre, mp)))
         fitted = Chebyshev.interpolate(of_t, degree, domain=[low - centre, high - centre])
         powers = fitted.convert(kind=Polynomial, domain=[-1, 1], window=[-1, 1])

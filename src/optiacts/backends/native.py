@@ -75,7 +75,14 @@ def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> 
     grad, y_read, bits = grad.contiguous(), y.contiguous(), bits.contiguous()
     out = _result_like(y_read)
     _library().optiacts_backward(
-        constants.dtype, grad.data_ptr(), y_read.data_ptr(), bits.data_ptr(), out.data_ptr(), *_rows(y), constants.decoder, threads()
+        constants.dtype,
+        grad.data_ptr(),
+        y_read.data_ptr(),
+        bits.data_ptr(),
+        out.data_ptr(),
+        *_rows(y),
+        constants.decoder,
+        threads(),
     )
     return out if y_read is y else torch.empty_like(y).copy_(out)
 
@@ -97,8 +104,8 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tenso
     h = _result_like(slot)
     bits = gate.new_empty((*gate.shape[:-1], 2 * ((cols + 7) // 8)), dtype=torch.uint8)
     _library().optiacts_gated_forward(
-        constants.dtype, gate_rows.data_ptr(), gate_stride, up.data_ptr(), up_stride, h.data_ptr(), slot.data_ptr(), bits.data_ptr(),
-        rows, cols, *constants.borders, threads(),
+        constants.dtype, gate_rows.data_ptr(), gate_stride, up.data_ptr(), up_stride,
+        h.data_ptr(), slot.data_ptr(), bits.data_ptr(), rows, cols, *constants.borders, threads(),
     )  # fmt: skip
     return h, slot, bits
 
@@ -118,8 +125,8 @@ def gated_backward(
     for result, stride in ((gate_out, gate_stride), (up_out, up_stride)):
         _ask_for_huge_pages(result, rows * stride * result.itemsize)
     _library().optiacts_gated_backward(
-        constants.dtype, grad.data_ptr(), h.data_ptr(), slot.data_ptr(), bits.data_ptr(), gate_out.data_ptr(), gate_stride,
-        up_out.data_ptr(), up_stride, rows, cols, constants.decoder, threads(),
+        constants.dtype, grad.data_ptr(), h.data_ptr(), slot.data_ptr(), bits.data_ptr(),
+        gate_out.data_ptr(), gate_stride, up_out.data_ptr(), up_stride, rows, cols, constants.decoder, threads(),
     )  # fmt: skip
     for result, wanted in ((gate_out, grad_gate), (up_out, grad_up)):
         if result is not wanted:

@@ -82,7 +82,7 @@ def gated_backward_kernel(
     UNITS: tl.constexpr,
     PADDED: tl.constexpr,
 ):
-    """grad_gate = grad * up * f'(gate), grad_up = grad * s, with s or up = h / the other. In float32, rounded once."""
+    """grad_gate = grad * up * f'(gate), grad_up = grad * s, with s or up = h / the other. float32, rounded once."""
     row, column, inside, word, word_inside = _tile(units, columns, units_per_row, UNIT, UNITS, PADDED)
     dense = row * columns + column
     words = _words(bits_pointer, UNIT) + word
