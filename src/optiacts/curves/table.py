@@ -40,7 +40,8 @@ def normal_mass(x: Tensor) -> Tensor:
 def decode_table(name: str, dtype: torch.dtype) -> Tensor:
     """f' for every output of curve ``name`` in ``dtype`` (bfloat16 or float16): float32, 2 * 65,536 entries.
 
-    A value in the valley (see curves/valley.py) is no output but, in a gated product, gate itself: f' of it stands there.
+    A value in the valley (see curves/valley.py) is no output but gate itself, in a gated product: f' of it stands
+    there.
     512 KiB, of which data like N(0, 1) touches a few thousand entries. Made once per process, in about 0.1 s.
     """
     curve = get(name)
