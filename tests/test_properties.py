@@ -1,5 +1,6 @@
 """Property-based: any shape, strides, dtype and values, NaN, infinities, zeros and subnormals among them."""
 
+import functools
 import math
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 
 from optiacts.accuracy import exhaustive_errors
 from optiacts.curves import get
+from optiacts.curves.inverse import derivative_from_output
 from optiacts.functional import apply
-from tests.samples import NAMES, bits_of, true_derivative
+from tests.samples import NAMES, around_minimum, bits_of, true_derivative
 
 EDGES = [0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-45, -1e-45, 1e-38, 6e-8, -0.7517915, -1.2784645, -1.192431]
 
@@ -35,7 +37,16 @@ def allowed(name: str, dtype: torch.dtype, slope: Tensor) -> Tensor:
     rounding = slope.abs() * torch.finfo(dtype).eps
     if dtype in (torch.bfloat16, torch.float16):
         return rounding + 1.1 * exhaustive_errors(name, dtype).worst_floor
-    return rounding + {torch.float64: 5e-8, torch.float32: 1.5e-4}[dtype]
+    return rounding + (5e-8 if dtype == torch.float64 else max(1.5e-4, lost_in_float32(name)))
+
+
+@functools.cache
+def lost_in_float32(name: str) -> float:
+    """What exact inversion of PyTorch's own outputs errs by near the minimum; it depends on the CPU."""
+    curve = get(name)
+    x = around_minimum(curve, width=20_000)
+    found = derivative_from_output(curve, curve.forward(x).double(), curve.left(x))
+    return float((found - true_derivative(curve, x)).abs().max())
 
 
 @settings(max_examples=400, deadline=None)
