@@ -2,7 +2,8 @@
 
     python benchmarks/gpu_codegen.py                      one JSON line per kernel, curve, dtype and target
     python benchmarks/gpu_codegen.py --targets sm_90      only these
-    python benchmarks/gpu_codegen.py --table FILE         FILE's lines, or those just made, as a markdown table
+    python benchmarks/gpu_codegen.py --table FILE         FILE's lines as a markdown table
+    python benchmarks/gpu_codegen.py --summary FILE       their ranges over the curves: the table of docs/gpu.md
 
 Instructions are counted in the machine code (SASS, GCN assembly) of the whole kernel, address arithmetic and
 padding of bits included, and divided by the elements a thread handles: the kernels have no loops. Branches of a
@@ -189,6 +190,24 @@ def table(lines: list[Figures]) -> str:
     return "\n".join(f"| {row} |" for row in [head, "|".join("---" for _ in fields), *rows])
 
 
+def summary(lines: list[Figures]) -> str:
+    """Instructions per element / registers, least to most over the curves, as markdown; odd variants left out."""
+    head = ["kernel", "dtype", *TARGETS]
+    rows = []
+    for kernel in KERNELS:
+        for dtype in ("bfloat16", "float16", "float32"):
+            key = (kernel, dtype, "words")
+            chosen = [line for line in lines if (line["kernel"], line["dtype"], line["variant"]) == key]
+            cells = ([line for line in chosen if line["target"] == target] for target in TARGETS)
+            rows.append([kernel.replace("_", " "), dtype, *map(_ranges, cells)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def _ranges(lines: list[Figures]) -> str:
+    values = ([line[field] for line in lines] for field in ("instructions_per_element", "registers"))
+    return " / ".join(" to ".join(map(str, sorted({min(found), max(found)}))) for found in values)
+
+
 def _text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(f"{value.count(width)} x {width} B" for width in sorted(set(value), reverse=True))
@@ -201,10 +220,12 @@ def main() -> int:
     names = {str(dtype).removeprefix("torch."): dtype for dtype in POINTERS}
     parser.add_argument("--dtypes", nargs="+", choices=names, default=list(names))
     parser.add_argument("--table", type=Path, metavar="FILE", help="print FILE's JSON lines as a markdown table")
+    parser.add_argument("--summary", type=Path, metavar="FILE", help="print the ranges over the curves instead")
     arguments = parser.parse_args()
-    if arguments.table:
-        print(table([json.loads(line) for line in arguments.table.read_text().splitlines()]))
-        return 0
+    for show, file in ((table, arguments.table), (summary, arguments.summary)):
+        if file:
+            print(show([json.loads(line) for line in file.read_text().splitlines()]))
+            return 0
     for line in all_figures(arguments.targets, [names[name] for name in arguments.dtypes]):
         print(json.dumps(line), flush=True)
     return 0

@@ -115,27 +115,28 @@ def decode_16_bit(device: torch.device, dry: bool) -> Report:
 def decode_float32(device: torch.device, dry: bool) -> Report:
     """float32: largest error against exact inversion away from the minimum, and against f'(x) anywhere.
 
-    ``lost`` is what exact inversion errs by: how far PyTorch's own rounding of y, which depends on the device, has
-    moved the answer near the minimum.
+    The latter of ``rounded`` outputs, those of the mathematics, and of PyTorch's own. Of these, exact inversion alone
+    errs by ``lost``, which depends on the device: near the minimum f' hangs on the last bits of y.
     """
     report: Report = {}
     for name, curve in CURVES.items():
         near = torch.linspace(curve.x_min - 2e-3, curve.x_min + 2e-3, 4_001 if dry else 200_001)
         x = torch.cat([torch.linspace(-15, 15, 4_001 if dry else 2_000_001), near]).to(device)
-        y, left = curve.forward(x), x < curve.threshold(x.dtype)
+        y, left, truth = curve.forward(x), x < curve.threshold(x.dtype), curve.derivative(x.double(), torch)
+        rounded = curve.function(x.double(), torch).float()
         decoded = _decode(y, pack(left), curve).double()
         exact = derivative_from_output(curve, y.double(), left)
         far = (x.double() - curve.x_min).abs() > 0.1
-        truth = curve.derivative(x.double(), torch)
         report[name] = {
             "far": float((decoded - exact).abs()[far].max()),
             "anywhere": float((decoded - truth).abs().max()),
             "lost": float((exact - truth).abs().max()),
+            "rounded": float((_decode(rounded, pack(left), curve).double() - truth).abs().max()),
         }
-    if not all(
-        e["far"] <= FLOAT32_FAR and e["anywhere"] <= max(FLOAT32_ANYWHERE, e["lost"]) for e in report.values()
-    ):
-        raise BrokenPromiseError(report)
+        due = {"far": FLOAT32_FAR, "rounded": FLOAT32_ANYWHERE}
+        due["anywhere"] = max(FLOAT32_ANYWHERE, report[name]["lost"])
+        if not all(report[name][key] <= most for key, most in due.items()):
+            raise BrokenPromiseError(report)
     return report
 
 

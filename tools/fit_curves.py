@@ -11,7 +11,6 @@ branch's breaks placed where the three pieces' errors are about equal.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 
 import mpmath
 import numpy as np
+from generated import write_or_check
 from mpmath import mp
 from numpy.polynomial import Chebyshev
 from numpy.polynomial.chebyshev import cheb2poly
@@ -151,21 +151,10 @@ def derive(curve: Curve) -> Coefficients:
     )
 
 
-def render(fitted: dict[str, Coefficients]) -> str:
+def render() -> str:
     """The text of the committed file."""
-    return json.dumps({name: dataclasses.asdict(c) for name, c in fitted.items()}, indent=1) + "\n"
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="compare with the committed file, write nothing")
-    arguments = parser.parse_args()
-    text = render({name: derive(curve) for name, curve in CURVES.items()})
-    if arguments.check:
-        return int(text != TARGET.read_text())
-    TARGET.write_text(text)
-    return 0
+    return json.dumps({name: dataclasses.asdict(derive(curve)) for name, curve in CURVES.items()}, indent=1) + "\n"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(__doc__, TARGET, render))

@@ -12,7 +12,6 @@ from it, where nothing is. Which share, and where the clamp begins, is what leav
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from generated import write_or_check
 from numpy.polynomial import Chebyshev
 from numpy.polynomial.chebyshev import chebvander
 
@@ -161,14 +161,5 @@ def render() -> str:
     return json.dumps(fitted, indent=1) + "\n"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="compare with the committed file, write nothing")
-    if parser.parse_args().check:
-        return int(render() != TARGET.read_text())
-    TARGET.write_text(render())
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(__doc__, TARGET, render))

@@ -9,7 +9,6 @@ within a factor of two of the smallest possible one.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from generated import write_or_check
 from mpmath import mp
 from numpy.polynomial import Chebyshev, Polynomial
 
@@ -56,14 +56,5 @@ def render() -> str:
     return json.dumps(fitted, indent=1) + "\n"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="compare with the committed file, write nothing")
-    if parser.parse_args().check:
-        return int(render() != TARGET.read_text())
-    TARGET.write_text(render())
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(__doc__, TARGET, render))

@@ -63,9 +63,8 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tenso
     normal = (size >= limits.tiny) & (size <= limits.max)
     holds_up = (up.abs() > s.abs()) & ~normal & ~(left & (s == 0))
     if curve.unimodal:
-        low, high = curve.valley(s.dtype)
         itself = gate.to(s.dtype)
-        s = torch.where((itself >= low) & (itself <= high), itself, s)
+        s = torch.where(curve.in_valley(itself), itself, s)
     slot = torch.where(holds_up, up, s)
     planes = (left, holds_up) if curve.unimodal else (holds_up,)
     return h.contiguous(), slot.contiguous(), torch.cat([pack(plane) for plane in planes], dim=-1)

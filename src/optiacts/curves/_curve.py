@@ -65,6 +65,11 @@ class Curve:
         border = BORDER * self.y_min
         return _rounded(2 * self.x_min - border, dtype), _rounded(border, dtype)
 
+    def in_valley(self, x: Tensor) -> Tensor:
+        """Which elements lie in the valley (bool)."""
+        low, high = self.valley(x.dtype)
+        return (x >= low) & (x <= high)
+
     def valley_polynomials(self, dtype: torch.dtype) -> Valley:
         """act(gate) and f'(gate) there, for float32, bfloat16 or float16 gates."""
         return load_valleys()[self.fit or self.name][str(dtype).removeprefix("torch.")]

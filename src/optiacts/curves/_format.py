@@ -17,10 +17,9 @@ Piece 0 is the left branch; pieces 1, 2, 3 are the right branch below, between a
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+
+from optiacts.curves._generated import read
 
 PIECES = 4
 DEGREE = 8
@@ -51,12 +50,4 @@ class Coefficients:
 @functools.cache
 def load() -> dict[str, Coefficients]:
     """The committed coefficients of every curve, by name."""
-
-    def freeze(value: Any) -> Any:
-        return tuple(map(freeze, value)) if isinstance(value, list) else value
-
-    generated = json.loads(Path(__file__).with_name("coefficients.json").read_text())
-    return {
-        name: Coefficients(**{field: freeze(value) for field, value in fields.items()})
-        for name, fields in generated.items()
-    }
+    return read("coefficients.json", Coefficients)

@@ -14,12 +14,11 @@ that the decode near it is about the middle of f' over the interval of inputs th
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
+
+from optiacts.curves._generated import read
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,4 @@ def short_decoder(curve: str, dtype: torch.dtype) -> ShortDecoder:
 
 @functools.cache
 def _load() -> dict[str, dict[str, ShortDecoder]]:
-    def freeze(fields: dict[str, Any]) -> dict[str, Any]:
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-
-    generated = json.loads(Path(__file__).with_name("short.json").read_text())
-    return {
-        curve: {dtype: ShortDecoder(**freeze(fields)) for dtype, fields in dtypes.items()}
-        for curve, dtypes in generated.items()
-    }
+    return read("short.json", ShortDecoder)

@@ -40,8 +40,9 @@ def normal_mass(x: Tensor) -> Tensor:
 def decode_table(name: str, dtype: torch.dtype) -> Tensor:
     """f' for every output of curve ``name`` in ``dtype`` (bfloat16 or float16): float32, 2 * 65,536 entries.
 
-    A value in the valley (see curves/valley.py) is no output but gate itself, in a gated product: f' of it stands
-    there.
+    No output lies in the valley (see curves/valley.py). For a gated product, whose slot holds gate itself there, such
+    an entry is f' of the value that it stands at.
+
     512 KiB, of which data like N(0, 1) touches a few thousand entries. Made once per process, in about 0.1 s.
     """
     curve = get(name)
@@ -63,7 +64,7 @@ def decode_table(name: str, dtype: torch.dtype) -> Tensor:
 
     value = every_value(dtype)
     itself = curve.derivative(value.double(), torch).repeat(2)
-    return torch.where(_in_valley(curve, value).repeat(2), itself, table).float()
+    return torch.where(curve.in_valley(value).repeat(2), itself, table).float()
 
 
 @functools.cache
@@ -74,13 +75,8 @@ def slot_table(name: str, dtype: torch.dtype) -> Tensor:
     lies in the valley and is gate.
     """
     curve, value = get(name), every_value(dtype)
-    output = torch.where(_in_valley(curve, value), curve.forward(value), value)
+    output = torch.where(curve.in_valley(value), curve.forward(value), value)
     return torch.cat([decode_table(name, dtype), output.float()])
-
-
-def _in_valley(curve: Curve, value: Tensor) -> Tensor:
-    low, high = curve.valley(value.dtype)
-    return (value >= low) & (value <= high)
 
 
 def _analytic(curve: Curve, dtype: torch.dtype) -> Tensor:

@@ -9,10 +9,9 @@ t = gate - centre, act(gate) is output(t) and f'(gate) is slope(t).
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+
+from optiacts.curves._generated import read
 
 
 @dataclass(frozen=True)
@@ -27,12 +26,4 @@ class Valley:
 @functools.cache
 def load_valleys() -> dict[str, dict[str, Valley]]:
     """The committed polynomials, by curve and dtype."""
-
-    def freeze(fields: dict[str, Any]) -> dict[str, Any]:
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-
-    generated = json.loads(Path(__file__).with_name("valley.json").read_text())
-    return {
-        curve: {dtype: Valley(**freeze(fields)) for dtype, fields in dtypes.items()}
-        for curve, dtypes in generated.items()
-    }
+    return read("valley.json", Valley)

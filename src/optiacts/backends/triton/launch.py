@@ -42,8 +42,10 @@ def fused(curve: Curve, dtype: torch.dtype, device: torch.device) -> bool:
     its own. So the first call with a curve, dtype and device compares the two, over every 16-bit value or 2^20
     float32 ones spread over all of them. During a CUDA graph capture, which allows no comparison, the answer is no.
     """
-    if curve.name not in FUSED_FORWARDS[VENDOR] or VENDOR == "interpreted":
-        return curve.name in FUSED_FORWARDS[VENDOR]
+    if curve.name not in FUSED_FORWARDS[VENDOR]:
+        return False
+    if VENDOR == "interpreted":
+        return True
     key = (curve.name, dtype, device)
     if key not in _equal_to_pytorch:
         if torch.cuda.is_current_stream_capturing():
