@@ -76,9 +76,7 @@ def inputs(kind: str, dtype: torch.dtype, count: int, seed: int = 1) -> tuple[Te
     return gate.to(dtype), up.to(dtype), grad.to(dtype)
 
 
-def errors(
-    curve: str, kind: str, dtype: torch.dtype, count: int, backend: Any = None, device: str = "cpu"
-) -> Errors:
+def errors(curve: str, kind: str, dtype: torch.dtype, count: int, backend: Any = None, device: str = "cpu") -> Errors:
     """The errors of the public function, or of ``backend``, one of the modules in optiacts.backends."""
     known, (gate, up, grad) = curves.gate(curve), (tensor.to(device) for tensor in inputs(kind, dtype, count))
     if backend is None:
