@@ -16,7 +16,7 @@ import model_zoo
 import torch
 
 import optiacts
-from optiacts.convert import ConversionReport
+from optiacts.conversion import ConversionReport
 
 TARGET = Path(__file__).parents[1] / "docs/models.md"
 

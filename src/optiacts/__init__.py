@@ -1,6 +1,6 @@
 """Activation functions that keep their output, and at most one bit per element, for the backward pass."""
 
-from optiacts.convert import Conversion, ConversionReport, convert, revert
+from optiacts.conversion import Conversion, ConversionReport, convert, revert
 from optiacts.doctor import Diagnosis, doctor
 from optiacts.functional import gelu, mish, quick_gelu, silu
 from optiacts.functional_gated import gated, geglu, reglu, swiglu

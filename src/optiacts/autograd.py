@@ -15,6 +15,7 @@ from optiacts import curves, ops
 from optiacts.bits import unpack
 from optiacts.curves.inverse import inverse
 from optiacts.layouts import Order, memory_order, permute, restore
+from optiacts.overwritten import saved_tensors
 
 
 def activation(input: Tensor, curve: str) -> Tensor:
@@ -66,7 +67,7 @@ class _Activation(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, None]:
         if grad is None:
             return None, None
-        y, bits = ctx.saved_tensors
+        y, bits = saved_tensors(ctx)
         return _times_derivative(grad, y, bits, ctx.curve, ctx.order), None
 
 
@@ -91,7 +92,7 @@ class _InplaceActivation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        y, bits = ctx.saved_tensors
+        y, bits = saved_tensors(ctx)
         return _times_derivative(grad, y, bits, ctx.curve, ctx.order), None
 
     @staticmethod

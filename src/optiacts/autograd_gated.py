@@ -17,6 +17,7 @@ from optiacts import curves, layouts, ops, sharding
 from optiacts.autograd import Decoding, run
 from optiacts.backends import eager
 from optiacts.curves.inverse import inverse
+from optiacts.overwritten import saved_tensors
 
 
 def gated(gate: Tensor, up: Tensor, curve: str) -> Tensor:
@@ -46,7 +47,7 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *to_edges: Tensor | None) -> tuple[Tensor | None, ...]:
-        h, slot, bits, gate_edge, up_edge = ctx.saved_tensors
+        h, slot, bits, gate_edge, up_edge = saved_tensors(ctx)
         by_gate, by_up = to_edges[-2:]
         if grad is not None:
             grads = _gradients(sharding.like(grad, h), h, slot, bits, gate_edge, up_edge, ctx.by)
@@ -84,7 +85,7 @@ class _GatedFused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *to_edge: Tensor | None) -> tuple[Tensor | None, None]:
-        h, slot, bits, edge = ctx.saved_tensors
+        h, slot, bits, edge = saved_tensors(ctx)
         if grad is None:
             return to_edge[-1], None
         grad = sharding.like(grad, h)

@@ -80,9 +80,22 @@ def quick_gelu(input: Tensor, inplace: bool = False) -> Tensor:
 def apply(curve: str, input: Tensor, inplace: bool = False) -> Tensor:
     """The activation called ``curve``; ``ValueError`` lists the known names if it is none of them."""
     known = curves.get(curve)
-    if not saves_memory(input) or compiles_autocast(known, input):
+    if not saves_memory(input) or compiles_autocast(known, input) or (inplace and not _may_be_overwritten(input)):
         return known.forward_(input) if inplace else known.forward(input)
     return autograd.activation_(input, curve) if inplace else autograd.activation(input, curve)
+
+
+def _may_be_overwritten(input: Tensor) -> bool:
+    """Whether PyTorch allows changing ``input`` in place. If not, its own op says so before it overwrites anything."""
+    if torch.compiler.is_compiling():
+        return True
+    if input.is_leaf:
+        return False
+    return not input._is_view() or _creation(input) == _DEFAULT  # not one of several views, as those of ``chunk``
+
+
+_creation = torch._C._autograd._get_creation_meta
+_DEFAULT = torch._C._autograd.CreationMeta.DEFAULT
 
 
 def compiles_autocast(curve: curves.Curve, input: Tensor) -> bool:
@@ -99,6 +112,7 @@ def saves_memory(input: Tensor) -> bool:
         and input.dtype in _DTYPES
         and input.layout is torch.strided
         and not torch.compiler.is_exporting()  # an exported program keeps to PyTorch's own ops
+        and not torch.jit.is_tracing()  # and so does a traced one
         and passes_our_ops(input)
     )
 

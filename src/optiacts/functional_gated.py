@@ -81,12 +81,12 @@ def gated(gate: Tensor, up: Tensor | None, curve: str) -> Tensor:
         if saves_memory(gate) and sharding.supports_gated(gate) and not compiles_autocast(known, gate):
             return autograd_gated.gated_fused(gate, curve)
         gate, up = gate.chunk(2, dim=-1)  # of a DTensor with sharded rows: gathered, and then two tensors to us
-    if saves_memory(gate) and _matches(up, gate) and not compiles_autocast(known, gate):
+    if saves_memory(gate) and matches(up, gate) and not compiles_autocast(known, gate):
         return autograd_gated.gated(gate, up, curve)
     return known.forward(gate) * up
 
 
-def _matches(up: Tensor, gate: Tensor) -> bool:
+def matches(up: Tensor, gate: Tensor) -> bool:
     """Whether the product needs neither broadcasting nor type promotion, nor a kind of tensor unknown to us."""
     return (
         (up.shape, up.dtype, up.device, up.layout)

@@ -37,7 +37,7 @@ def get(name: str) -> Curve:
 def gate(name: str) -> Curve:
     """The curve called ``name``, among those that can gate; ``ValueError`` lists them."""
     try:
-        return GATES[name]
+        return VARIANTS[name] if name in VARIANTS else GATES[name]
     except KeyError:
         raise ValueError(f"curve must be one of {', '.join(GATES)}; got {name!r}") from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from optiacts.convert.known import curve_of, saves_input
+from optiacts.conversion import sites
 
 _OPS = frozenset(("aten::gelu", "aten::silu", "aten::mish", "optiacts::activation_forward"))
 _NODES = frozenset(("Gelu", "Silu", "Mish", "_Activation", "_DualActivation", "_InplaceActivation"))
@@ -13,8 +13,8 @@ GATED_NODES = frozenset(("_Gated", "_DualGated", "_GatedFused", "_DualGatedFused
 
 def curve(module: torch.nn.Module) -> str | None:
     """The curve of an activation module that can be converted, or has been; None for any other module."""
-    found = curve_of(module)
-    return found if found is not None and saves_input(found) else None
+    found = sites.activation(module)
+    return found.base if found is not None and found.keeps_input else None
 
 
 def is_op(name: str) -> bool:

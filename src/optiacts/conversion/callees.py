@@ -1,0 +1,204 @@
+"""Which objects an expression in a function may stand for: the possible callees of a call."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.nn import Module, ModuleDict, ModuleList, Sequential
+
+from optiacts.conversion.lookup import Context, UnknownError, attribute
+from optiacts.conversion.source import source_of
+
+_MOST = 4096  # elements of a container that are looked at
+
+
+class Scope:
+    """A function's tree, with what its names and attributes may stand for.
+
+    Raises ``UnseenError`` where the source is not what runs.
+    """
+
+    def __init__(self, function: types.FunctionType, owner: Module | None = None) -> None:
+        self.function = function
+        self.owner = owner
+        self.node = source_of(function).node
+        self.context = Context(function, owner)
+        self.bound = frozenset(_bound_names(self.node))
+        self._assigned: dict[str, list[ast.expr]] = {}
+        for name, value in _assignments(self.node):
+            self._assigned.setdefault(name, []).append(value)
+
+    @functools.cached_property
+    def calls(self) -> list[ast.Call]:
+        """Every call in the function."""
+        return [node for node in ast.walk(self.node) if isinstance(node, ast.Call)]
+
+    def assigned_pairs(self) -> Iterator[tuple[str, ast.expr]]:
+        """Names with the expressions that they, or elements of them, are bound to."""
+        return _assignments(self.node)
+
+    def objects(self, node: ast.expr) -> list[Any]:
+        """The objects that ``node`` may stand for, as far as they can be told; of containers their elements."""
+        found: list[Any] = []
+        for value in self._values(node, frozenset()):
+            if not any(value is other for other in found):
+                found.append(value)
+        return found
+
+    def one(self, node: ast.expr) -> Any:
+        """The one object that a global name, or attributes of one, stand for; None if that is not known."""
+        if _root(node) in self.bound and _root(node) != self.context.self_name:
+            return None
+        try:
+            return self.context.find(node).value
+        except UnknownError:
+            return None
+
+    def _values(self, node: ast.expr, seen: frozenset[str]) -> Iterator[Any]:
+        if isinstance(node, ast.Name) and node.id in self.bound and node.id != self.context.self_name:
+            if node.id not in seen:
+                for value in self._assigned.get(node.id, ()):
+                    yield from self._values(value, seen | {node.id})
+        elif isinstance(node, (ast.Name, ast.Attribute)):
+            yield from self._named(node, seen)
+        elif isinstance(node, ast.Subscript):
+            yield from self._values(node.value, seen)
+        elif isinstance(node, ast.IfExp):
+            yield from self._values(node.body, seen)
+            yield from self._values(node.orelse, seen)
+        elif isinstance(node, ast.BoolOp):
+            for value in node.values:
+                yield from self._values(value, seen)
+        elif isinstance(node, ast.NamedExpr):
+            yield from self._values(node.value, seen)
+        elif isinstance(node, (ast.Tuple, ast.List)):
+            for element in node.elts:
+                yield from self._values(element, seen)
+        elif isinstance(node, ast.Call):
+            yield from self._returned(node, seen)
+
+    def _named(self, node: ast.Name | ast.Attribute, seen: frozenset[str]) -> Iterator[Any]:
+        if isinstance(node, ast.Attribute) and _is_super(node.value):
+            yield from self._inherited(node.attr)
+            return
+        if _root(node) in self.bound and _root(node) != self.context.self_name:
+            assert isinstance(node, ast.Attribute)
+            for base in self._values(node.value, seen):  # an attribute of what a local variable stands for
+                try:
+                    yield from _elements(attribute(base, node.attr))
+                except UnknownError:
+                    continue
+            return
+        try:
+            yield from _elements(self.context.find(node).value)
+        except UnknownError:
+            return
+
+    def _inherited(self, name: str) -> Iterator[Any]:
+        """``super().name``: that of the class after the one in whose body the function stands."""
+        cells = dict(zip(self.function.__code__.co_freevars, self.function.__closure__ or (), strict=True))
+        if "__class__" not in cells or self.owner is None:
+            return
+        kinds = type(self.owner).__mro__
+        here = cells["__class__"].cell_contents
+        for kind in kinds[kinds.index(here) + 1 :] if here in kinds else ():
+            if name in vars(kind):
+                found = vars(kind)[name]
+                if isinstance(found, types.FunctionType):
+                    yield types.MethodType(found, self.owner)
+                return
+
+    def _returned(self, node: ast.Call, seen: frozenset[str]) -> Iterator[Any]:
+        """What a call may return that can be called: an attribute by name, or an element of what it searches."""
+        if isinstance(node.func, ast.Name) and node.func.id == "getattr" and len(node.args) >= 2:
+            name = node.args[1]
+            if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                yield from self._values(ast.Attribute(node.args[0], name.value, ast.Load()), seen)
+            for default in node.args[2:]:
+                yield from self._values(default, seen)
+        elif isinstance(node.func, ast.Attribute):  # such as TABLE.get(key, default), self.layers.children()
+            yield from self._values(node.func.value, seen)
+            for argument in node.args:
+                yield from self._values(argument, seen)
+        elif isinstance(node.func, ast.Name) and node.func.id in ("enumerate", "zip", "reversed", "iter", "list"):
+            for argument in node.args:
+                yield from self._values(argument, seen)
+
+
+def _elements(value: Any) -> Iterator[Any]:
+    """``value`` itself if it can be called, the elements if it is a container."""
+    if isinstance(value, (ModuleList, ModuleDict)):
+        for child in value.children():
+            yield from _elements(child) if isinstance(child, (ModuleList, ModuleDict)) else (child,)
+    elif isinstance(value, Sequential):
+        yield value
+    elif isinstance(value, dict):
+        for element in list(dict.values(value))[:_MOST]:
+            yield from _made(element) if "__getitem__" in vars(type(value)) else (element,)
+    elif isinstance(value, (list, tuple)):
+        yield from value[:_MOST]
+    elif callable(value):
+        yield value
+
+
+def _made(element: Any) -> Iterator[Any]:
+    """What a table that makes its elements when asked (transformers' ACT2FN) makes of a class, or (class, options)."""
+    kind, options = element if isinstance(element, tuple) and len(element) == 2 else (element, {})
+    if isinstance(kind, type) and issubclass(kind, Module) and isinstance(options, dict):
+        with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]):
+            yield kind(**options)
+
+
+def _root(node: ast.expr) -> str:
+    while isinstance(node, (ast.Attribute, ast.Subscript)):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _is_super(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "super"
+
+
+def _bound_names(function: ast.AST) -> Iterator[str]:
+    """Every name that the function, or one inside it, binds."""
+    declared = {n for node in ast.walk(function) if isinstance(node, ast.Global) for n in node.names}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load) and node.id not in declared:
+            yield node.id
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and node is not function:
+            yield node.name
+        elif isinstance(node, ast.alias):
+            yield (node.asname or node.name).partition(".")[0]
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            yield node.name
+        elif isinstance(node, (ast.MatchAs, ast.MatchStar)) and node.name:
+            yield node.name
+
+
+def _assignments(function: ast.AST) -> Iterator[tuple[str, ast.expr]]:
+    """Names with the expressions that they are bound to, or to an element of."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                yield from _paired(target, node.value)
+        elif isinstance(node, (ast.AnnAssign, ast.NamedExpr)) and node.value is not None:
+            yield from _paired(node.target, node.value)
+        elif isinstance(node, (ast.For, ast.AsyncFor, ast.comprehension)):
+            yield from _paired(node.target, node.iter)
+
+
+def _paired(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, ast.expr]]:
+    if isinstance(target, ast.Name):
+        yield target.id, value
+    elif isinstance(target, (ast.Tuple, ast.List)):
+        same = isinstance(value, (ast.Tuple, ast.List)) and len(value.elts) == len(target.elts)
+        for number, element in enumerate(target.elts):
+            yield from _paired(element, value.elts[number] if same else value)  # type: ignore[attr-defined]

@@ -1,0 +1,284 @@
+"""What to replace in the functions of one module, and why not the rest."""
+
+from __future__ import annotations
+
+import ast
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import Module
+from torch.nn import functional as F
+
+from optiacts.conversion import sites
+from optiacts.conversion.callees import Scope
+from optiacts.conversion.flow import Flow, Origin
+from optiacts.conversion.interest import Interest, foreign, wrapped_in
+from optiacts.conversion.known import Known, torch_curve
+from optiacts.conversion.recognition import Recognised
+from optiacts.conversion.rewriting import Plan
+from optiacts.conversion.sites import Product, Site, Sites
+from optiacts.conversion.source import Position, UnseenError, position, source_of
+
+_DEEPEST = 8
+
+
+@dataclass
+class Found:
+    """What was met in a module's functions: what is converted, and what is left for which reason."""
+
+    converted: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+Choice = Callable[[types.FunctionType, Position, "Site | Product", Scope], bool]
+
+
+class Planner:
+    """Plans for the functions of one model.
+
+    Args:
+        modules: all modules of the model.
+        gated: whether to convert products.
+    """
+
+    def __init__(self, modules: list[Module], gated: bool) -> None:
+        self._modules = {id(module): module for module in modules}
+        self._gated = gated
+        self._sites: dict[tuple[int, int], Sites] = {}
+        self._attributes: dict[int, frozenset[str]] = {}
+        self.interest = Interest()
+        self.flow = Flow(self._origins, self._followed)
+
+    # what the flow asks
+
+    def _followed(self, module: Module) -> bool:
+        recognised = sites.activation(module)
+        return recognised is not None and recognised.keeps_input
+
+    def _origins(self, scope: Scope) -> dict[Position, Origin]:
+        found = self.sites(scope)
+        functions = [at for at, act in found.acts.items() if act.alone]
+        return {at: _origin(scope, at) for at in (*functions, *found.products)}
+
+    def sites(self, scope: Scope) -> Sites:
+        """The sites of a function; none if nothing in it looks like one."""
+        key = id(scope.function), id(scope.owner)
+        if key not in self._sites:
+            owner, function = scope.owner, scope.function
+            attributes = frozenset() if owner is None else self.attributes(owner)
+            worth = self.interest.of(function, attributes)
+            self._sites[key] = sites.find(scope, self) if worth else Sites()
+        return self._sites[key]
+
+    def contains(self, module: Module) -> bool:
+        return id(module) in self._modules
+
+    def attributes(self, module: Module) -> frozenset[str]:
+        """The attributes of a module that are, or hold, activations."""
+        if id(module) not in self._attributes:
+            names = {name for name, child in module._modules.items() if child is not None and _holds(child)}
+            for name, value in vars(module).items():
+                if isinstance(value, (list, tuple, dict)) and not name.startswith("_"):
+                    values = list(value.values()) if isinstance(value, dict) else list(value)
+                    names |= {name} if any(callable(v) for v in values[:64]) else set()
+                elif callable(value) and not isinstance(value, (type, Module)):
+                    names.add(name)
+            self._attributes[id(module)] = frozenset(names)
+        return self._attributes[id(module)]
+
+    def harmless(self, scope: Scope, call: ast.Call, number: int) -> bool:
+        """Whether a call leaves its argument of that number as it is."""
+        callees = scope.objects(call.func)
+        if callees and all(isinstance(callee, Module) for callee in callees):
+            return all(str(number) not in self.flow.module(callee).changes for callee in callees)
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else ast.unparse(call.func)
+        options = {k.arg for k in call.keywords}
+        of_torch = all(getattr(c, "__module__", "torch") in (None, "torch", "torch._C._nn") for c in callees)
+        of_torch |= all(c in vars(F).values() for c in callees if isinstance(c, types.FunctionType))
+        return bool(callees) and of_torch and not name.endswith("_") and not options & {"inplace", "out"}
+
+    def returned(
+        self, scope: Scope, call: ast.Call, callee: Any
+    ) -> tuple[Site, types.FunctionType, Module | None] | None:
+        """The activation whose output a function returns, the function, and the module that it is a method of."""
+        function, owner = self.followed(scope, call, callee, methods=True)
+        if function is None or function is scope.function or hasattr(function, "__wrapped__"):
+            return None
+        inner = self.flow.scope(function, owner)
+        act = None if inner is None else sites.returned_by(inner, self.sites(inner))
+        return None if act is None else (act, function, owner)
+
+    def followed(
+        self, scope: Scope, call: ast.Call, callee: Any, methods: bool = False
+    ) -> tuple[types.FunctionType | None, Module | None]:
+        """The function to look into, and the module that it is a method of; ``methods``: the module's own as well."""
+        owner = scope.owner
+        if isinstance(callee, types.MethodType) and callee.__self__ is owner is not None:
+            inherited = isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Call)
+            function = callee.__func__ if inherited or methods else None  # its own methods are its class's
+        elif isinstance(callee, types.FunctionType):
+            function = callee
+            first = call.args[0] if call.args else None
+            passes = isinstance(first, ast.Name) and first.id == scope.context.self_name
+            inside = callee in wrapped_in(scope.function) and callee.__qualname__ == scope.function.__qualname__
+            owner = owner if passes or inside else None
+        else:
+            return None, None
+        if not isinstance(function, types.FunctionType) or foreign(function):
+            return None, None
+        attributes = frozenset() if owner is None else self.attributes(owner)
+        return (function, owner) if self.interest.of(function, attributes) else (None, None)
+
+    # plans
+
+    def methods(self, module: Module) -> Iterator[tuple[str, types.FunctionType, bool]]:
+        """The functions of a module's classes that may be worth rewriting: name, function, whether it is static."""
+        attributes = self.attributes(module)
+        seen: set[str] = set()
+        inherited: set[str] = set()
+        kinds = [kind for kind in type(module).__mro__ if kind is not Module and issubclass(kind, Module)]
+        for kind in reversed(kinds):
+            for name, value in vars(kind).items():
+                function = value.__func__ if isinstance(value, staticmethod) else value
+                if isinstance(function, types.FunctionType) and self.interest.of(function, attributes):
+                    inherited.add(name)
+        for kind in kinds:
+            for name, value in vars(kind).items():
+                function = value.__func__ if isinstance(value, staticmethod) else value
+                if name in seen or not isinstance(function, types.FunctionType):
+                    continue
+                seen.add(name)
+                if name in inherited and (not name.startswith("__") or name == "__call__"):
+                    yield name, function, isinstance(value, staticmethod)
+
+    def plan(self, function: types.FunctionType, owner: Module | None, choose: Choice, found: Found) -> Plan | None:
+        """How to rewrite a function and what it calls; None if nothing in it is replaced."""
+        return _Planning(self, choose, found).function(function, owner, "")
+
+
+class _Planning:
+    """One function with all that it calls."""
+
+    def __init__(self, planner: Planner, choose: Choice, found: Found) -> None:
+        self._planner, self._choose, self._found = planner, choose, found
+        self._open: list[types.FunctionType] = []
+
+    def function(
+        self, function: types.FunctionType, owner: Module | None, where: str, pending: bool = False
+    ) -> Plan | None:
+        """The plan of a function; ``pending``: of one that returns an activation for the caller's product."""
+        scope = self._planner.flow.scope(function, owner)
+        if scope is None or function in self._open or len(self._open) > _DEEPEST:
+            return None
+        self._open.append(function)
+        met = self._planner.sites(scope)
+        actions: dict[Position, str] = {}
+        known: list[Known] = []
+        written: list[tuple[Position, str, Recognised]] = []
+        waiting: list[tuple[Plan | None, Plan | None]] = []
+        returned = sites.returned_by(scope, met) if pending else None
+
+        def use(act: Site, helper: str) -> None:
+            actions[act.at] = helper
+            known.extend(entry for entry in act.known if entry not in known)
+            if act.written is not None:
+                written.append((act.at, act.variable, act.written))
+            for inner, inner_owner in act.returning:
+                # once as it is, for what else calls it; its own outcome is told where it stands
+                quiet = _Planning(self._planner, self._choose, Found())
+                plans = quiet.function(inner, inner_owner, ""), quiet.function(inner, inner_owner, "", pending=True)
+                waiting.append((plans[0], plans[1]))
+
+        for at, product in met.products.items():
+            if self._planner._gated and self._take(scope, at, product, where):
+                actions[at] = product.form
+                use(product.act, "begin")
+        if returned is not None and returned.at not in actions and self._choose(function, returned.at, returned, scope):
+            use(returned, "begin")
+        for at, act in met.acts.items():
+            if at not in actions and act.alone and self._take(scope, at, act, where):
+                use(act, "call" if act.written is None else "evaluate")
+        rewritten = self._called(scope, actions, where)
+        self._open.pop()
+        if not actions:
+            return None
+        method = scope.context.self_name is not None
+        order = tuple(sorted(actions.items()))
+        pairs = tuple((plain, later) for plain, later in waiting if later is not None)
+        return Plan(function, order, tuple(known), tuple(written), tuple(rewritten), pairs, method)
+
+    def _called(self, scope: Scope, actions: dict[Position, str], where: str) -> list[Plan]:
+        """The plans of other functions that this one calls; their calls become actions."""
+        plans: list[Plan] = []
+        for call in scope.calls:
+            if position(call) in actions:
+                continue
+            for callee in scope.objects(call.func):
+                function, owner = self._planner.followed(scope, call, callee)
+                if function is None or torch_curve(function) is not None:
+                    continue
+                plan = self.function(function, owner, where or _named(function, scope.function))
+                if plan is not None:
+                    actions[position(call)] = "call"
+                    plans += [] if plan in plans else [plan]
+        return plans
+
+    def _take(self, scope: Scope, at: Position, site: Site | Product, where: str) -> bool:
+        """Whether to convert a site; notes the outcome."""
+        if not self._choose(scope.function, at, site, scope):
+            return False
+        act = site.act if isinstance(site, Product) else site
+        what = (site.what if isinstance(site, Product) else act.base) + where
+        once = act.base == "relu" if isinstance(site, Product) else act.kept_once
+        reason = why_not(self._planner.flow, _origin(scope, at), once)
+        if reason:
+            self._found.left.append(f"{what}: {reason}")
+        else:
+            self._found.converted.append(what)
+        return not reason
+
+
+def why_not(flow: Flow, origin: Origin, kept_once: bool) -> str:
+    """Why an activation is better left alone; empty if nothing speaks against it.
+
+    ``kept_once``: PyTorch keeps one tensor for it, so there is a gain only if somebody else keeps the output.
+    """
+    changed = flow.changed.get(origin)
+    if changed is not None:
+        return f"its output is changed in place by {changed}"
+    followers = flow.followers.get(origin, [])
+    if kept_once and followers and not any(follower.keeps for follower in followers):
+        return f"what follows, {followers[0].description}, does not keep its output"
+    return ""
+
+
+def unseen(function: types.FunctionType, seen: frozenset[types.FunctionType] = frozenset()) -> str:
+    """Why the source of a function, or of what it wraps, cannot be read; empty if it can."""
+    try:
+        source_of(function)
+    except UnseenError as error:
+        return str(error)
+    inner = (unseen(other, seen | {function}) for other in wrapped_in(function) if other not in seen)
+    return next(filter(None, inner), "") if hasattr(function, "__wrapped__") else ""
+
+
+def _origin(scope: Scope, at: Position) -> Origin:
+    return Origin(0 if scope.owner is None else id(scope.owner), scope.function.__code__, at)
+
+
+def _named(function: types.FunctionType, caller: types.FunctionType) -> str:
+    """Where something was found, if not in the module's own method."""
+    return "" if function.__name__ == caller.__name__ else f" in {function.__name__}()"
+
+
+def _holds(module: Module) -> bool:
+    """Whether a child is an activation or a container of some."""
+    if isinstance(module, (torch.nn.ModuleList, torch.nn.ModuleDict)):
+        return any(_holds(child) for child in module.children())
+    return sites.activation(module) is not None
+
+
+

@@ -1,0 +1,387 @@
+"""What in a function may be replaced: calls of activations, activations written out, and products with either."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch.nn import Module
+
+from optiacts.conversion.callees import Scope
+from optiacts.conversion.known import Known, torch_curve
+from optiacts.conversion.purity import ImpureError
+from optiacts.conversion.recognition import Recognised, recognise_expression, recognise_function, recognise_module
+from optiacts.conversion.source import Function, Position, position
+
+# PyTorch keeps one tensor for these. Where nobody else keeps their output there is nothing to gain.
+KEPT_ONCE = frozenset(("gelu", "gelu_tanh", "silu", "mish", "relu"))
+_CURVED = frozenset(("sigmoid", "tanh", "erf", "erfc", "exp", "expit", "softplus", "logsigmoid", "ndtr"))
+_PRODUCTS = (torch.mul, torch.multiply, torch.ops.aten.mul, torch.ops.aten.mul.Tensor)
+
+
+@dataclass(frozen=True)
+class Site:
+    """An expression that evaluates an activation.
+
+    ``base`` is the curve; ``known`` are the callables that it may call; ``written`` and ``variable`` belong to an
+    activation that is written out in one variable. ``returning`` are functions that return an activation's output.
+    ``alone``: it gains something without a product, too.
+    """
+
+    at: Position
+    base: str
+    known: tuple[Known, ...] = ()
+    written: Recognised | None = None
+    variable: str = ""
+    returning: tuple[tuple[types.FunctionType, Module | None], ...] = ()
+    alone: bool = True
+    kept_once: bool = False
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product with the activation ``act`` as a factor. ``form`` says which helper forms it."""
+
+    at: Position
+    act: Site
+    form: str
+
+    @property
+    def what(self) -> str:
+        return f"{self.act.base} gate"
+
+
+@dataclass
+class Sites:
+    """All of a function."""
+
+    acts: dict[Position, Site] = field(default_factory=dict)
+    products: dict[Position, Product] = field(default_factory=dict)
+
+
+class Model(Protocol):
+    """What a function's sites depend on besides its text."""
+
+    def contains(self, module: Module) -> bool:
+        """Whether a module is converted itself, so that its calls need no site."""
+
+    def harmless(self, scope: Scope, call: ast.Call, number: int) -> bool:
+        """Whether a call leaves its argument of that number as it is."""
+
+    def returned(self, scope: Scope, call: ast.Call, callee: Any) -> tuple[Site, types.FunctionType, Module | None] | None:
+        """The activation whose output a function returns, the function, and the module that it is a method of."""
+
+
+def find(scope: Scope, model: Model) -> Sites:
+    """The sites of a function."""
+    sites = Sites()
+    for call in scope.calls:
+        site = _called(scope, call, model) or _returning(scope, call, model)
+        if site is not None:
+            sites.acts[site.at] = site
+    for site in _written_out(scope, sites.acts):
+        sites.acts[site.at] = site
+    _find_products(scope, sites, model)
+    return sites
+
+
+def returned_by(scope: Scope, sites: Sites) -> Site | None:
+    """The activation whose output a function returns as it is."""
+    body = scope.node.body if isinstance(scope.node, ast.Lambda) else None
+    ends = [body] if body is not None else [n.value for n in ast.walk(scope.node) if isinstance(n, ast.Return)]
+    found = (sites.acts.get(position(end)) for end in ends if end is not None)
+    return next((act for act in found if act is not None and not act.returning), None)
+
+
+def _called(scope: Scope, call: ast.Call, model: Model) -> Site | None:
+    """A call of an activation."""
+    base, alone, once, known = "", False, True, []
+    for callee in scope.objects(call.func):
+        curve, entry = _curve(callee, call)
+        if curve is None:
+            continue
+        base = base or curve
+        alone |= curve != "relu" and not (isinstance(callee, Module) and model.contains(callee))
+        once &= curve in KEPT_ONCE and (entry is None or not entry.recognised.steps)
+        if entry is not None and entry not in known:
+            known.append(entry)
+    return Site(position(call), base, tuple(known), alone=alone, kept_once=once) if base else None
+
+
+def _returning(scope: Scope, call: ast.Call, model: Model) -> Site | None:
+    """A call of a function that returns an activation's output: part of a product, if at all."""
+    found = [model.returned(scope, call, callee) for callee in scope.objects(call.func)]
+    functions = [(act, function, owner) for act, function, owner in filter(None, found)]
+    if not functions:
+        return None
+    returning = tuple((function, owner) for _, function, owner in functions)
+    return Site(position(call), functions[0][0].base, returning=returning, alone=False)
+
+
+def _curve(callee: Any, call: ast.Call) -> tuple[str | None, Known | None]:
+    options = {k.arg: k.value.value for k in call.keywords if isinstance(k.value, ast.Constant)}
+    positional = len(call.args)
+    while isinstance(callee, functools.partial):
+        options, positional = {**callee.keywords, **options}, positional + len(callee.args)
+        callee = callee.func
+    curve = torch_curve(callee)
+    if curve is not None:
+        return ("gelu_tanh" if curve == "gelu" and options.get("approximate") == "tanh" else curve), None
+    if positional != 1 or call.keywords or any(isinstance(a, ast.Starred) for a in call.args):
+        return None, None
+    try:
+        if isinstance(callee, Module):
+            recognised = activation(callee)
+            key: Any = getattr(type(callee), "optiacts_original", type(callee))
+        elif isinstance(callee, types.FunctionType):
+            recognised, key = recognise_function(callee), callee.__code__
+        else:
+            return None, None
+    except ImpureError:
+        return None, None
+    return (None, None) if recognised is None else (recognised.base, Known(key, recognised))
+
+
+def activation(module: Module) -> Recognised | None:
+    """What an activation module computes; None for any other module."""
+    if module._parameters or module._modules or module._buffers or "forward" in module.__dict__:
+        return None
+    try:
+        return recognise_module(module)
+    except ImpureError:
+        return None
+
+
+def _written_out(scope: Scope, calls: dict[Position, Site]) -> Iterator[Site]:
+    """Activations that are written out as an expression of one local variable."""
+    pending: list[ast.AST] = list(ast.iter_child_nodes(scope.node))
+    while pending:
+        node = pending.pop()
+        if isinstance(node, (ast.Lambda, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            continue  # expressions in there have variables of their own
+        if isinstance(node, (ast.BinOp, ast.Call)) and position(node) not in calls:
+            variable = _one_variable(scope, node)
+            if variable:
+                try:
+                    recognised = recognise_expression(scope, node, variable)
+                except ImpureError:
+                    pass
+                else:
+                    yield Site(position(node), recognised.base, (), recognised, variable)
+                    continue
+        pending += ast.iter_child_nodes(node)
+
+
+def _one_variable(scope: Scope, node: ast.expr) -> str:
+    """The local variable that ``node`` computes from, more than once, if it is the only one and looks curved."""
+    names = [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and n.id in scope.bound]
+    variables = set(names) - {scope.context.self_name}
+    words = {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
+    words |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    if len(variables) != 1 or not words & _CURVED:
+        return ""
+    (variable,) = variables
+    return variable if names.count(variable) > 1 else ""
+
+
+def _find_products(scope: Scope, sites: Sites, model: Model) -> None:
+    used: set[Position] = set()
+
+    def add(at: Position, act: Site, form: str, gate: list[ast.expr], between: list[ast.AST]) -> bool:
+        if act.at in used or not _stays(scope, gate, between, model):
+            return False
+        used.add(act.at)
+        sites.products[at] = Product(at, act, form)
+        return True
+
+    waiting = _waiting(scope, sites)
+    for node in ast.walk(scope.node):
+        for factor, up, form in _factors(scope, node):
+            at = position(node)  # type: ignore[arg-type]
+            act = sites.acts.get(position(factor))
+            if act is not None and form != "into":
+                later = [up] if form in ("product", "product_by", "product_method") else []
+                if add(at, act, form, _gate(act, factor), later):
+                    break
+            elif isinstance(factor, ast.Name) and (factor.id, position(factor)) in waiting:
+                act, call, between = waiting[factor.id, position(factor)]
+                if add(at, act, form, _gate(act, call), [*between, up]):
+                    break
+
+
+def _gate(act: Site, node: ast.expr) -> list[ast.expr]:
+    """What the activation is evaluated of."""
+    if act.written is not None:
+        return [ast.Name(act.variable, ast.Load())]
+    return [*node.args, *(k.value for k in node.keywords)] if isinstance(node, ast.Call) else []
+
+
+def _factors(scope: Scope, node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr, str]]:
+    """If ``node`` is a product: each of its factors, with the other one and the way to form it."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        yield node.left, node.right, "product"
+        yield node.right, node.left, "product_right"
+    elif isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Mult) and isinstance(node.target, ast.Name):
+        yield node.target, node.value, "into"
+    elif isinstance(node, ast.Call) and not node.keywords and not any(isinstance(a, ast.Starred) for a in node.args):
+        function = scope.one(node.func)
+        if len(node.args) == 2 and any(function is product for product in _PRODUCTS):
+            yield node.args[0], node.args[1], "product_by"
+            yield node.args[1], node.args[0], "product_by_right"
+        elif len(node.args) == 1 and isinstance(node.func, ast.Attribute):
+            if node.func.attr in ("mul", "multiply", "mul_"):
+                yield node.func.value, node.args[0], "product_method"
+
+
+Waiting = dict[tuple[str, Position], tuple[Site, ast.expr, list[ast.AST]]]
+
+
+def _waiting(scope: Scope, sites: Sites) -> Waiting:
+    """Variables that hold an activation's output for one product and nothing else.
+
+    The variable is bound and used in one block of statements, without a branch in between, and is not read anywhere
+    else before it is bound again. What the key tells is the use: the name, and where it stands.
+    """
+    found: Waiting = {}
+    if any(isinstance(n, ast.Name) and n.id in ("locals", "vars", "eval", "exec") for n in ast.walk(scope.node)):
+        return found
+    declared = {
+        name for n in ast.walk(scope.node) if isinstance(n, (ast.Global, ast.Nonlocal)) for name in n.names
+    } | _captured(scope.node)
+    for block in _blocks(scope.node):
+        for number, statement in enumerate(block):
+            if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
+                continue
+            target = statement.targets[0]
+            act = sites.acts.get(position(statement.value))
+            if act is None or not isinstance(target, ast.Name) or target.id in declared:
+                continue
+            use = _only_use(scope.node, block, number, target.id)
+            if use is not None:
+                where, at = use
+                found[target.id, at] = act, statement.value, list(block[number + 1 : where])
+    return found
+
+
+def _only_use(function: Function, block: list[ast.stmt], number: int, name: str) -> tuple[int, Position] | None:
+    """Where in ``block`` the value bound in statement ``number`` is used, if it is used there alone."""
+    for where in range(number + 1, len(block)):
+        uses = [n for n in ast.walk(block[where]) if isinstance(n, ast.Name) and n.id == name]
+        if not uses:
+            if isinstance(block[where], (ast.Try, ast.With, ast.AsyncWith)):
+                return None
+            continue
+        statement = block[where]
+        simple = isinstance(statement, (ast.Assign, ast.AugAssign, ast.Return, ast.Expr, ast.AnnAssign))
+        loads = [n for n in uses if isinstance(n.ctx, ast.Load)]
+        rebinds = isinstance(statement, ast.Assign) and any(
+            isinstance(t, ast.Name) and t.id == name for t in statement.targets
+        )
+        if isinstance(statement, ast.AugAssign) and isinstance(statement.target, ast.Name):
+            if statement.target.id == name and not loads:
+                return (where, position(statement.target)) if not _in_try(function, name) else None
+        if not simple or len(loads) != 1:
+            return None
+        if not rebinds:
+            everywhere = [n for n in ast.walk(function) if isinstance(n, ast.Name) and n.id == name]
+            if sum(isinstance(n.ctx, ast.Load) for n in everywhere) != 1 or _augmented(function, name):
+                return None
+        elif _in_try(function, name):
+            return None
+        return where, position(loads[0])
+    return None
+
+
+def _augmented(function: Function, name: str) -> bool:
+    return any(
+        isinstance(n, ast.AugAssign) and isinstance(n.target, ast.Name) and n.target.id == name
+        for n in ast.walk(function)
+    )
+
+
+def _in_try(function: Function, name: str) -> bool:
+    """Whether a handler could meet the variable before it is bound again."""
+    return any(
+        isinstance(n, ast.Name) and n.id == name
+        for statement in ast.walk(function)
+        if isinstance(statement, ast.Try)
+        for n in ast.walk(statement)
+    )
+
+
+def _captured(function: Function) -> set[str]:
+    """Names that functions inside the function read."""
+    inner = (ast.Lambda, ast.FunctionDef, ast.AsyncFunctionDef, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+    return {
+        name.id
+        for node in ast.walk(function)
+        if isinstance(node, inner) and node is not function
+        for name in ast.walk(node)
+        if isinstance(name, ast.Name)
+    }
+
+
+def _blocks(function: Function) -> Iterator[list[ast.stmt]]:
+    for node in ast.walk(function):
+        for name in ("body", "orelse", "finalbody"):
+            block = getattr(node, name, None)
+            if isinstance(block, list) and block and isinstance(block[0], ast.stmt):
+                yield block
+
+
+def _stays(scope: Scope, gate: list[ast.expr], between: list[ast.AST], model: Model) -> bool:
+    """Whether nothing in ``between`` may change what the activation is evaluated of.
+
+    What a call has just returned is nobody else's; a variable, and what is a view of it, could be changed.
+    """
+    names = {_variable(expression) for expression in gate} - {""}
+    names = {other for name in names for other in _aliases(scope, name)}
+    if not names:
+        return True
+    for node in (n for part in between for n in ast.walk(part)):
+        if isinstance(node, ast.AugAssign) and _variable(node.target) in names:
+            return False
+        if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load) and _variable(node) in names:
+            return False
+        if isinstance(node, ast.Call):
+            method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            if method.endswith("_") and isinstance(node.func, ast.Attribute) and _variable(node.func.value) in names:
+                return False
+            for number, argument in enumerate([*node.args, *(k.value for k in node.keywords)]):
+                if _variable(argument) in names and not model.harmless(scope, node, number):
+                    return False
+    return True
+
+
+_VIEWING = ("chunk", "split", "view", "reshape", "unbind", "transpose", "flatten", "unflatten", "narrow", "squeeze")
+
+
+def _variable(node: ast.expr) -> str:
+    """The variable that ``node`` is, or is a view of; empty if it is something new."""
+    while True:
+        if isinstance(node, (ast.Subscript, ast.Starred)):
+            node = node.value
+        elif isinstance(node, ast.Attribute):
+            return ast.unparse(node)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _VIEWING:
+            views_of_first = isinstance(node.func.value, ast.Name) and node.func.value.id == "torch" and node.args
+            node = node.args[0] if views_of_first else node.func.value
+        else:
+            return node.id if isinstance(node, ast.Name) else ""
+
+
+def _aliases(scope: Scope, name: str) -> set[str]:
+    """Variables that share memory with ``name`` through plain assignments and views."""
+    group = {name}
+    pairs = list(scope.assigned_pairs())
+    for _ in range(4):
+        for target, value in pairs:
+            root = _variable(value)
+            if root and (target in group or root in group):
+                group |= {target, root}
+    return group

@@ -1,0 +1,220 @@
+"""The source of a function, if it is provably what runs, and new functions made from edited source.
+
+A function is found in its file by name and first line. It counts only if the *unmodified* text compiles to the very
+code that runs; an edited file, an import hook or an instrumented function does not. An edited copy is compiled where
+the function stands, so that ``super()``, private names and closures mean what they meant, and gets the function's
+own globals, closure cells and defaults. Helpers reach it as further closure cells: nothing of the user's is written
+to.
+"""
+
+from __future__ import annotations
+
+import __future__
+
+import ast
+import functools
+import linecache
+import sys
+import types
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+Position = tuple[int, int, int, int]  # line and column of an expression's start and end: its name in every parse
+
+_SCOPE = "_optiacts_scope"
+_FUTURE = functools.reduce(
+    lambda flags, name: flags | getattr(__future__, name).compiler_flag, __future__.all_feature_names, 0
+)
+
+
+class UnseenError(Exception):
+    """Why the source of a function cannot be relied on."""
+
+
+@dataclass(frozen=True, eq=False)
+class File:
+    """What of a file matters to its functions."""
+
+    name: str
+    extents: tuple[tuple[int, int], ...]  # first and last line of each statement
+    imports: tuple[ast.stmt, ...]  # compilers treat names that the file imports in their own way
+
+    def compile(self, statement: ast.stmt, function: types.FunctionType) -> types.CodeType:
+        """The code of one statement of the file, as the file's own code has it."""
+        tree = ast.Module([*self.imports, statement], [])
+        flags = function.__code__.co_flags & _FUTURE
+        return compile(tree, self.name, "exec", flags=flags, dont_inherit=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A function's syntax tree, in the statement of the file that contains it."""
+
+    file: File
+    lines: tuple[str, ...]  # of the containing top-level statement
+    first_line: int
+    node: Function
+
+
+def position(node: ast.expr | ast.stmt) -> Position:
+    """The name of ``node`` in every parse of its file."""
+    return node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0
+
+
+_known: weakref.WeakKeyDictionary[types.CodeType, Source | str] = weakref.WeakKeyDictionary()
+
+
+def source_of(function: types.FunctionType) -> Source:
+    """The source that ``function`` runs; ``UnseenError`` says why it is not to be had."""
+    code = function.__code__
+    found = _known.get(code)
+    if found is None:
+        try:
+            found = _find(function)
+        except UnseenError as error:
+            found = str(error)
+        _known[code] = found
+    if isinstance(found, str):
+        raise UnseenError(found)
+    return found
+
+
+def rebuilt(
+    function: types.FunctionType, edit: Callable[[Function], None], helpers: Mapping[str, Any]
+) -> types.FunctionType:
+    """``function`` with its tree changed by ``edit``, in which the names of ``helpers`` mean their values."""
+    source, code = source_of(function), function.__code__
+    statement = _parsed(source.lines, source.first_line)
+    wrap = _Wrap(position(source.node), edit, tuple(helpers))
+    compiled = source.file.compile(ast.fix_missing_locations(wrap.visit(statement)), function)
+    scope = next(inner for inner in _codes(compiled) if inner.co_varnames[: len(helpers)] == tuple(helpers))
+    new = next(inner for inner in _codes(scope) if _place(inner) == _place(code))
+    if sys.version_info >= (3, 11):
+        new = new.replace(co_qualname=code.co_qualname)
+    cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
+    cells |= {name: types.CellType(value) for name, value in helpers.items()}
+    closure = tuple(cells[name] for name in new.co_freevars)
+    made = types.FunctionType(new, function.__globals__, function.__name__, function.__defaults__, closure)
+    made.__kwdefaults__ = function.__kwdefaults__
+    made.__annotations__ = function.__annotations__
+    made.__doc__, made.__module__, made.__qualname__ = function.__doc__, function.__module__, function.__qualname__
+    made.__dict__.update(function.__dict__)
+    return made
+
+
+def _find(function: types.FunctionType) -> Source:
+    code = function.__code__
+    lines = linecache.getlines(code.co_filename, function.__globals__)
+    if not lines:
+        raise UnseenError("its source is not available")
+    try:
+        file = _file(code.co_filename, tuple(lines))
+        first, last = next((f, t) for f, t in file.extents if f <= code.co_firstlineno <= t)
+        segment = tuple(lines[first - 1 : last])
+        statement = _parsed(segment, first)
+        compiled = file.compile(statement, function)
+    except (SyntaxError, ValueError, StopIteration) as error:
+        raise UnseenError("the source on disk is not what runs") from error
+    if code not in _codes(compiled):
+        raise UnseenError("the source on disk is not what runs")
+    nodes = [node for node in ast.walk(statement) if isinstance(node, Function) and _stands_at(node, code)]
+    if len(nodes) > 1:
+        nodes = _smallest_around(nodes, code)
+    if len(nodes) != 1:
+        raise UnseenError("several functions stand on its line")
+    return Source(file, segment, first, nodes[0])
+
+
+@functools.lru_cache(maxsize=256)
+def _file(name: str, lines: tuple[str, ...]) -> File:
+    body = ast.parse("".join(lines)).body
+    firsts = (min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))]) for node in body)
+    extents = tuple((first, node.end_lineno or 0) for first, node in zip(firsts, body, strict=True))
+    return File(name, extents, tuple(_imports(body)))
+
+
+def _imports(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """The imports of a module's own scope."""
+    for statement in body:
+        if isinstance(statement, (ast.Import, ast.ImportFrom)):
+            if getattr(statement, "module", "") != "__future__":
+                yield statement
+        elif not isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            for name in ("body", "handlers", "orelse", "finalbody"):
+                yield from _imports(getattr(statement, name, []))
+
+
+def _parsed(lines: tuple[str, ...], first_line: int) -> ast.stmt:
+    """The statement in ``lines``, which stand in their file from ``first_line`` on."""
+    tree = ast.parse("".join(lines))
+    ast.increment_lineno(tree, first_line - 1)
+    return tree.body[0]
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """All code objects within ``code``."""
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield constant
+            yield from _codes(constant)
+
+
+def _place(code: types.CodeType) -> tuple[str, int]:
+    return code.co_name, code.co_firstlineno
+
+
+def _stands_at(node: Function, code: types.CodeType) -> bool:
+    if isinstance(node, ast.Lambda):
+        return (code.co_name, code.co_firstlineno) == ("<lambda>", node.lineno)
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    return (code.co_name, code.co_firstlineno) == (node.name, first)
+
+
+def _smallest_around(nodes: list[Function], code: types.CodeType) -> list[Function]:
+    """Of several functions on one line the innermost one that all instructions of ``code`` lie in."""
+    if sys.version_info < (3, 11):
+        return []
+    spans = [
+        ((line, column), (end_line, end_column))
+        for line, end_line, column, end_column in code.co_positions()
+        if line and end_line and column is not None and end_column is not None and end_column > 0
+    ]
+    around = [
+        node
+        for node in nodes
+        if all(
+            (node.lineno, node.col_offset) <= start and end <= (node.end_lineno or 0, node.end_col_offset or 0)
+            for start, end in spans
+        )
+    ]
+    return sorted(around, key=lambda node: (node.end_col_offset or 0) - node.col_offset)[:1]
+
+
+class _Wrap(ast.NodeTransformer):
+    """Edits one function and puts it into a scope that provides the helpers as free variables."""
+
+    def __init__(self, at: Position, edit: Callable[[Function], None], helpers: tuple[str, ...]) -> None:
+        self._at, self._edit = at, edit
+        arguments = [ast.arg(name) for name in helpers]
+        self._arguments = ast.arguments([], arguments, None, [], [], None, [])
+
+    def _visit_def(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.stmt:
+        if position(node) != self._at:
+            return self.generic_visit(node)  # type: ignore[return-value]
+        self._edit(node)
+        scope = ast.FunctionDef(_SCOPE, self._arguments, [node], [], None)
+        if sys.version_info >= (3, 12):
+            scope.type_params = []
+        return ast.copy_location(scope, node)
+
+    visit_FunctionDef = _visit_def  # noqa: N815
+    visit_AsyncFunctionDef = _visit_def  # noqa: N815
+
+    def visit_Lambda(self, node: ast.Lambda) -> ast.expr:  # noqa: N802
+        if position(node) != self._at:
+            return self.generic_visit(node)  # type: ignore[return-value]
+        self._edit(node)
+        return ast.copy_location(ast.Lambda(self._arguments, node), node)

@@ -1,0 +1,49 @@
+"""The error for an output that was changed in place although backward needs it: who made it, and what to do."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+
+
+class Maker(Protocol):
+    """Who evaluates an activation, if it can be named: a converted module, or a converted function."""
+
+    def optiacts_described(self) -> str: ...
+
+
+class OverwrittenError(RuntimeError):
+    """The output of an activation was changed in place between its forward and its backward.
+
+    PyTorch's op keeps its input and would not have noticed. ``maker`` is who made the output, if known.
+    """
+
+    def __init__(self, message: str, maker: Maker | None) -> None:
+        super().__init__(message)
+        self.maker = maker
+
+
+def made_by(output: Tensor, maker: Maker) -> Tensor:
+    """Lets the error of ``output``'s backward name ``maker``."""
+    if not torch.compiler.is_compiling() and isinstance(output.grad_fn, BackwardCFunction):
+        output.grad_fn.maker = maker  # type: ignore[attr-defined]
+    return output
+
+
+def saved_tensors(ctx: Any) -> tuple[Tensor, ...]:
+    """``ctx.saved_tensors``; ``OverwrittenError`` if one of them was changed in place."""
+    try:
+        return ctx.saved_tensors  # type: ignore[no-any-return]
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        maker: Maker | None = getattr(ctx, "maker", None)
+        who = f" of {maker.optiacts_described()}" if maker is not None else ""
+        raise OverwrittenError(
+            f"optiacts: the output of an activation{who} was changed in place, but its backward needs it as it was. "
+            f"Change a copy, or leave the module alone: optiacts.convert(model, exclude=...). PyTorch says: {error}",
+            maker,
+        ) from error
