@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import functools
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -27,28 +26,17 @@ class Scope:
     def __init__(self, function: types.FunctionType, owner: Module | None = None) -> None:
         self.function = function
         self.owner = owner
-        self.node = source_of(function).node
+        self.source = source_of(function)
+        self.node, self.calls, self.bound = self.source.node, self.source.calls, self.source.bound
         self.context = Context(function, owner)
-        self.bound = frozenset(_bound_names(self.node))
-        self._assigned: dict[str, list[ast.expr]] = {}
-        for name, value in _assignments(self.node):
-            self._assigned.setdefault(name, []).append(value)
-
-    @functools.cached_property
-    def calls(self) -> list[ast.Call]:
-        """Every call in the function."""
-        return [node for node in ast.walk(self.node) if isinstance(node, ast.Call)]
-
-    def assigned_pairs(self) -> Iterator[tuple[str, ast.expr]]:
-        """Names with the expressions that they, or elements of them, are bound to."""
-        return _assignments(self.node)
+        self._met: dict[int, list[Any]] = {}
 
     def objects(self, node: ast.expr) -> list[Any]:
         """The objects that ``node`` may stand for, as far as they can be told; of containers their elements."""
-        found: list[Any] = []
-        for value in self._values(node, frozenset()):
-            if not any(value is other for other in found):
-                found.append(value)
+        found = self._met.get(id(node))
+        if found is None:
+            distinct = {id(value): value for value in self._values(node, frozenset())}
+            found = self._met[id(node)] = list(distinct.values())
         return found
 
     def one(self, node: ast.expr) -> Any:
@@ -63,8 +51,9 @@ class Scope:
     def _values(self, node: ast.expr, seen: frozenset[str]) -> Iterator[Any]:
         if isinstance(node, ast.Name) and node.id in self.bound and node.id != self.context.self_name:
             if node.id not in seen:
-                for value in self._assigned.get(node.id, ()):
-                    yield from self._values(value, seen | {node.id})
+                for name, value in self.source.assigned:
+                    if name == node.id:
+                        yield from self._values(value, seen | {node.id})
         elif isinstance(node, (ast.Name, ast.Attribute)):
             yield from self._named(node, seen)
         elif isinstance(node, ast.Subscript):
@@ -163,42 +152,3 @@ def _root(node: ast.expr) -> str:
 
 def _is_super(node: ast.expr) -> bool:
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "super"
-
-
-def _bound_names(function: ast.AST) -> Iterator[str]:
-    """Every name that the function, or one inside it, binds."""
-    declared = {n for node in ast.walk(function) if isinstance(node, ast.Global) for n in node.names}
-    for node in ast.walk(function):
-        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load) and node.id not in declared:
-            yield node.id
-        elif isinstance(node, ast.arg):
-            yield node.arg
-        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and node is not function:
-            yield node.name
-        elif isinstance(node, ast.alias):
-            yield (node.asname or node.name).partition(".")[0]
-        elif isinstance(node, ast.ExceptHandler) and node.name:
-            yield node.name
-        elif isinstance(node, (ast.MatchAs, ast.MatchStar)) and node.name:
-            yield node.name
-
-
-def _assignments(function: ast.AST) -> Iterator[tuple[str, ast.expr]]:
-    """Names with the expressions that they are bound to, or to an element of."""
-    for node in ast.walk(function):
-        if isinstance(node, ast.Assign):
-            for target in node.targets:
-                yield from _paired(target, node.value)
-        elif isinstance(node, (ast.AnnAssign, ast.NamedExpr)) and node.value is not None:
-            yield from _paired(node.target, node.value)
-        elif isinstance(node, (ast.For, ast.AsyncFor, ast.comprehension)):
-            yield from _paired(node.target, node.iter)
-
-
-def _paired(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, ast.expr]]:
-    if isinstance(target, ast.Name):
-        yield target.id, value
-    elif isinstance(target, (ast.Tuple, ast.List)):
-        same = isinstance(value, (ast.Tuple, ast.List)) and len(value.elts) == len(target.elts)
-        for number, element in enumerate(target.elts):
-            yield from _paired(element, value.elts[number] if same else value)  # type: ignore[attr-defined]

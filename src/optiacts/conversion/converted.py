@@ -112,8 +112,10 @@ def uninstall(module: Module) -> None:
 def converted_class(recipe: Recipe) -> type[Module]:
     """The subclass of ``recipe.original`` with the recipe's methods."""
     original = recipe.original
-    methods: dict[str, Any] = {name: build(plan) for name, plan in recipe.methods}
-    methods |= {name: staticmethod(methods[name]) for name in recipe.static}
+    methods: dict[str, Any] = {}
+    for name, plan in recipe.methods:
+        method = _unless_replaced(original, name, build(plan))
+        methods[name] = staticmethod(method) if name in recipe.static else method
     if recipe.activation is not None:
         methods["forward"] = _activation_forward(original, recipe.activation)
     members = {
@@ -125,6 +127,18 @@ def converted_class(recipe: Recipe) -> type[Module]:
         "__doc__": original.__doc__,
     }
     return type(original.__name__, (Converted, original), members)
+
+
+def _unless_replaced(original: type[Module], name: str, ours: Any) -> Any:
+    """``ours``, as long as the class still has the method that it was made from."""
+    expected = getattr(original, name)
+
+    @functools.wraps(ours)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        current = getattr(original, name)
+        return ours(*args, **kwargs) if current is expected else current(*args, **kwargs)
+
+    return method
 
 
 def _activation_forward(original: type[Module], recognised: Recognised) -> Any:

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import Module, Sequential
 
 from optiacts.conversion.callees import Scope
+from optiacts.conversion.interest import foreign
 from optiacts.conversion.source import Position, UnseenError, position
 
 _VIEWS = frozenset(
@@ -30,6 +31,7 @@ _CASTS = frozenset(("to", "float", "half", "bfloat16", "type_as", "double"))
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _PASSING = (nn.Identity, nn.Flatten, nn.Unflatten, *_DROPOUTS)
 _DEEPEST = 12
+_SMALL = 256  # bytes of code: what only passes a tensor on is short
 
 
 class Origin(NamedTuple):
@@ -62,7 +64,7 @@ Value = frozenset[Any]
 NOTHING: Value = frozenset()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Follower:
     """Somebody who takes an activation's output. ``keeps`` is False if it surely does not keep it for backward."""
 
@@ -88,18 +90,28 @@ class Flow:
     Args:
         origins: for a scope, the expressions whose values are to be followed.
         activation: whether a module is an activation whose output is to be followed.
+        worth: whether a function may evaluate an activation. Others are looked at if they are small.
     """
 
     def __init__(
-        self, origins: Callable[[Scope], dict[Position, Origin]], activation: Callable[[Module], bool]
+        self,
+        origins: Callable[[Scope], dict[Position, Origin]],
+        activation: Callable[[Module], bool],
+        worth: Callable[[types.FunctionType], bool],
     ) -> None:
         self._origins, self._activation = origins, activation
+        self.worth = lambda function: len(function.__code__.co_code) < _SMALL or worth(function)
         self.changed: dict[Origin, str] = {}
         self.called: set[int] = set()  # modules, by their identity, that a function seen calls
         self.followers: dict[Origin, list[Follower]] = {}
         self._effects: dict[tuple[types.CodeType, int, int], Effect] = {}
         self._scopes: dict[tuple[int, int], Scope | None] = {}
         self._kept: list[Any] = []  # what the keys tell by its identity
+        self._kinds: dict[int, int] = {}
+        self._signatures: dict[Any, int] = {}
+        self._first: dict[int, tuple[Module, Effect, list[tuple[Any, ...]]]] = {}
+        self._done: dict[int, Effect] = {}
+        self._logs: list[list[tuple[Any, ...]]] = []
         self._depth = 0
 
     def scope(self, function: types.FunctionType, owner: Module | None) -> Scope | None:
@@ -113,8 +125,43 @@ class Flow:
                 self._scopes[key] = None
         return self._scopes[key]
 
+    def kind(self, module: Module) -> int:
+        """A number that modules share whose functions do the same: those of a class, with children of equal kinds."""
+        number = self._kinds.get(id(module))
+        if number is None:
+            children = tuple((n, self.kind(child)) for n, child in module._modules.items() if child is not None)
+            own = tuple(sorted((n, _told(value)) for n, value in vars(module).items() if _tells(n, value)))
+            signature = type(module), children, own, self._activation(module)
+            number = self._kinds[id(module)] = self._signatures.setdefault(signature, len(self._signatures))
+            self._kept.append((module, own))
+        return number
+
     def module(self, module: Module) -> Effect:
-        """What calling ``module`` with one argument, named ``0``, does."""
+        """What calling ``module`` with one argument, named ``0``, does.
+
+        Layers of one kind are looked at once; what was found is repeated for the others.
+        """
+        kind = self.kind(module)
+        if id(module) not in self._done:
+            if kind not in self._first:
+                log: list[tuple[Any, ...]] = []
+                self._logs.append(log)
+                effect = self._module(module)
+                self._logs.pop()
+                self._first[kind] = module, effect, log
+                self._done[id(module)] = effect
+            else:
+                self._done[id(module)] = self._repeat(module, *self._first[kind])
+        return self._done[id(module)]
+
+    def _repeat(self, module: Module, first: Module, effect: Effect, log: list[tuple[Any, ...]]) -> Effect:
+        """What is known of ``first``, said of ``module``."""
+        same = {id(a): id(b) for a, b in zip(first.modules(), module.modules(), strict=True)}
+        for note, *arguments in log:
+            note(*(_renamed(argument, same) for argument in arguments))
+        return Effect(effect.changes, _renamed(effect.returns, same), effect.names)
+
+    def _module(self, module: Module) -> Effect:
         if self._activation(module):
             changes = {"0": _described(module)} if getattr(module, "inplace", False) else {}
             origin: Value = frozenset((Origin(id(module)),))
@@ -157,7 +204,7 @@ class Flow:
         for origin in value:
             itself = origin.element if isinstance(origin, Dropped) else origin
             if isinstance(itself, Origin):
-                self.changed.setdefault(itself, what)
+                self._note(self._changed, itself, what)
 
     def follow(self, value: Value, follower: Follower | None) -> None:
         """Notes who takes ``value``."""
@@ -165,14 +212,34 @@ class Flow:
             return
         for origin in value:
             if isinstance(origin, Origin):
-                self.followers.setdefault(origin, []).append(follower)
+                self._note(self._followed, origin, follower)
+
+    def call(self, module: Module) -> None:
+        """Notes that a function calls ``module``."""
+        self._note(self._called, id(module))
+
+    def _note(self, what: Callable[..., None], *arguments: Any) -> None:
+        what(*arguments)
+        for log in self._logs:
+            log.append((what, *arguments))
+
+    def _changed(self, origin: Origin, what: str) -> None:
+        self.changed.setdefault(origin, what)
+
+    def _followed(self, origin: Origin, follower: Follower) -> None:
+        followers = self.followers.setdefault(origin, [])
+        if follower not in followers:
+            followers.append(follower)
+
+    def _called(self, number: int) -> None:
+        self.called.add(number)
 
     def _sequence(self, sequence: Sequential) -> Effect:
         value: Value = frozenset((Param("0"),))
         changes: dict[str, str] = {}
         for child in sequence:
             effect = self.module(child)
-            self.called.add(id(child))
+            self.call(child)
             self.follow(value, follower_of(child))
             for what in effect.changes.values():
                 self.change(value, what)
@@ -180,6 +247,32 @@ class Flow:
                     changes["0"] = what
             value = _substituted(effect.returns, {"0": value})
         return Effect(changes, value)
+
+
+def _tells(name: str, value: Any) -> bool:
+    """Whether an attribute of a module may matter to what its functions do with tensors."""
+    if name.startswith("_") or name == "training":
+        return False
+    return name in ("inplace", "p", "forward") or callable(value) or isinstance(value, (list, tuple, dict))
+
+
+def _told(value: Any) -> Any:
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, types.MethodType):
+        return value.__func__
+    return value.__code__ if isinstance(value, types.FunctionType) and not value.__closure__ else id(value)
+
+
+def _renamed(value: Any, same: dict[int, int]) -> Any:
+    """``value`` with other modules in the place of the ones that it names."""
+    if isinstance(value, Origin):
+        return value._replace(owner=same.get(value.owner, value.owner))
+    if isinstance(value, int):
+        return same.get(value, value)
+    if isinstance(value, (Inside, Dropped)):
+        return type(value)(_renamed(value.element, same))
+    return frozenset(_renamed(v, same) for v in value) if isinstance(value, frozenset) else value
 
 
 def follower_of(module: Module) -> Follower | None:
@@ -450,8 +543,9 @@ class _Run:
         if not callees or all(_is_torchs(callee) for callee in callees):
             return self._operation(node, name, base, arguments)
         result: set[Any] = set()
+        carries = any(isinstance(origin, Origin) for origin in _opened(everything))
         for callee in callees:
-            effect, follower = self._effect(callee)
+            effect, follower = self._effect(callee, carries)
             self._flow.follow(_opened(everything), follower)
             given = {str(effect.names.index(k)) if k in effect.names else k: v for k, v in arguments.items()}
             for parameter, what in effect.changes.items():
@@ -459,15 +553,15 @@ class _Run:
             result |= _substituted(effect.returns, given)
         return frozenset(result)
 
-    def _effect(self, callee: Any) -> tuple[Effect, Follower | None]:
+    def _effect(self, callee: Any, carries: bool) -> tuple[Effect, Follower | None]:
         unknown = Follower(getattr(callee, "__name__", ""), True)
         if isinstance(callee, Module):
-            self._flow.called.add(id(callee))
+            self._flow.call(callee)
             return self._flow.module(callee), follower_of(callee)
         if isinstance(callee, types.MethodType) and isinstance(callee.__self__, Module):
             function = callee.__func__
             return (self._flow.function(function, callee.__self__) if _is_python(function) else Effect()), unknown
-        if _is_python(callee) and not callee.__module__.startswith("torch"):
+        if _is_python(callee) and not foreign(callee) and (carries or self._flow.worth(callee)):
             return self._flow.function(callee, None), unknown
         return Effect(), unknown
 

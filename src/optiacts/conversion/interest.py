@@ -64,6 +64,10 @@ class Interest:
             return True
         return bool(attributes) and any(self.of(inner, attributes) for inner in wrapped_in(function))
 
+    def directly(self, function: types.FunctionType, attributes: frozenset[str] = frozenset()) -> bool:
+        """Whether ``function`` itself looks like it, whatever it calls."""
+        return bool((attributes | _CURVED) & names_in(function.__code__))
+
     def _look(self, function: types.FunctionType) -> bool:
         names = names_in(function.__code__)
         if names & _CURVED:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from optiacts.conversion import sites
 from optiacts.conversion.callees import Scope
 from optiacts.conversion.flow import Flow, Origin
-from optiacts.conversion.interest import Interest, foreign, wrapped_in
+from optiacts.conversion.interest import Interest, foreign, names_in, wrapped_in
 from optiacts.conversion.known import Known, torch_curve
 from optiacts.conversion.recognition import Recognised
 from optiacts.conversion.rewriting import Plan
@@ -47,10 +47,10 @@ class Planner:
     def __init__(self, modules: list[Module], gated: bool) -> None:
         self._modules = {id(module): module for module in modules}
         self._gated = gated
-        self._sites: dict[tuple[int, int], Sites] = {}
+        self._sites: dict[tuple[types.FunctionType, int | None], Sites] = {}
         self._attributes: dict[int, frozenset[str]] = {}
         self.interest = Interest()
-        self.flow = Flow(self._origins, self._followed)
+        self.flow = Flow(self._origins, self._followed, self.interest.of)
 
     # what the flow asks
 
@@ -65,7 +65,7 @@ class Planner:
 
     def sites(self, scope: Scope) -> Sites:
         """The sites of a function; none if nothing in it looks like one."""
-        key = id(scope.function), id(scope.owner)
+        key = scope.function, None if scope.owner is None else self.flow.kind(scope.owner)
         if key not in self._sites:
             owner, function = scope.owner, scope.function
             attributes = frozenset() if owner is None else self.attributes(owner)
@@ -102,14 +102,14 @@ class Planner:
 
     def returned(
         self, scope: Scope, call: ast.Call, callee: Any
-    ) -> tuple[Site, types.FunctionType, Module | None] | None:
-        """The activation whose output a function returns, the function, and the module that it is a method of."""
+    ) -> tuple[Site, types.FunctionType, bool] | None:
+        """The activation whose output a function returns, the function, and whether it is the module's own method."""
         function, owner = self.followed(scope, call, callee, methods=True)
         if function is None or function is scope.function or hasattr(function, "__wrapped__"):
             return None
         inner = self.flow.scope(function, owner)
         act = None if inner is None else sites.returned_by(inner, self.sites(inner))
-        return None if act is None else (act, function, owner)
+        return None if act is None else (act, function, owner is not None)
 
     def followed(
         self, scope: Scope, call: ast.Call, callee: Any, methods: bool = False
@@ -137,22 +137,22 @@ class Planner:
     def methods(self, module: Module) -> Iterator[tuple[str, types.FunctionType, bool]]:
         """The functions of a module's classes that may be worth rewriting: name, function, whether it is static."""
         attributes = self.attributes(module)
-        seen: set[str] = set()
-        inherited: set[str] = set()
-        kinds = [kind for kind in type(module).__mro__ if kind is not Module and issubclass(kind, Module)]
-        for kind in reversed(kinds):
+        defined: dict[str, list[tuple[types.FunctionType, bool]]] = {}
+        for kind in type(module).__mro__:
+            if kind is Module or not issubclass(kind, Module):
+                continue
             for name, value in vars(kind).items():
                 function = value.__func__ if isinstance(value, staticmethod) else value
-                if isinstance(function, types.FunctionType) and self.interest.of(function, attributes):
-                    inherited.add(name)
-        for kind in kinds:
-            for name, value in vars(kind).items():
-                function = value.__func__ if isinstance(value, staticmethod) else value
-                if name in seen or not isinstance(function, types.FunctionType):
-                    continue
-                seen.add(name)
-                if name in inherited and (not name.startswith("__") or name == "__call__"):
-                    yield name, function, isinstance(value, staticmethod)
+                if isinstance(function, types.FunctionType):
+                    defined.setdefault(name, []).append((function, isinstance(value, staticmethod)))
+        reached = _reached(defined)
+        for name, versions in defined.items():
+            if name.startswith("__") and name != "__call__":
+                continue
+            # what the forward does not reach by name (but perhaps by others' hands) counts if it itself looks like it
+            look = self.interest.of if name in reached else self.interest.directly
+            if any(look(function, attributes) for function, _ in versions):
+                yield name, *versions[0]
 
     def plan(self, function: types.FunctionType, owner: Module | None, choose: Choice, found: Found) -> Plan | None:
         """How to rewrite a function and what it calls; None if nothing in it is replaced."""
@@ -186,7 +186,8 @@ class _Planning:
             known.extend(entry for entry in act.known if entry not in known)
             if act.written is not None:
                 written.append((act.at, act.variable, act.written))
-            for inner, inner_owner in act.returning:
+            for inner, own in act.returning:
+                inner_owner = owner if own else None
                 # once as it is, for what else calls it; its own outcome is told where it stands
                 quiet = _Planning(self._planner, self._choose, Found())
                 plans = quiet.function(inner, inner_owner, ""), quiet.function(inner, inner_owner, "", pending=True)
@@ -272,6 +273,20 @@ def _origin(scope: Scope, at: Position) -> Origin:
 def _named(function: types.FunctionType, caller: types.FunctionType) -> str:
     """Where something was found, if not in the module's own method."""
     return "" if function.__name__ == caller.__name__ else f" in {function.__name__}()"
+
+
+def _reached(defined: dict[str, list[tuple[types.FunctionType, bool]]]) -> set[str]:
+    """The methods that ``forward`` leads to, by the names that it uses."""
+    reached, waiting = set(), ["forward", "__call__"]
+    while waiting:
+        name = waiting.pop()
+        if name in reached or name not in defined:
+            continue
+        reached.add(name)
+        for function, _ in defined[name]:
+            for inner in (function, *wrapped_in(function)):
+                waiting += names_in(inner.__code__) & defined.keys()
+    return reached
 
 
 def _holds(module: Module) -> bool:

@@ -38,7 +38,7 @@ class Site:
     known: tuple[Known, ...] = ()
     written: Recognised | None = None
     variable: str = ""
-    returning: tuple[tuple[types.FunctionType, Module | None], ...] = ()
+    returning: tuple[tuple[types.FunctionType, bool], ...] = ()  # and whether it is a method of the same module
     alone: bool = True
     kept_once: bool = False
 
@@ -73,8 +73,8 @@ class Model(Protocol):
     def harmless(self, scope: Scope, call: ast.Call, number: int) -> bool:
         """Whether a call leaves its argument of that number as it is."""
 
-    def returned(self, scope: Scope, call: ast.Call, callee: Any) -> tuple[Site, types.FunctionType, Module | None] | None:
-        """The activation whose output a function returns, the function, and the module that it is a method of."""
+    def returned(self, scope: Scope, call: ast.Call, callee: Any) -> tuple[Site, types.FunctionType, bool] | None:
+        """The activation whose output a function returns, the function, and whether it is the module's own method."""
 
 
 def find(scope: Scope, model: Model) -> Sites:
@@ -116,10 +116,10 @@ def _called(scope: Scope, call: ast.Call, model: Model) -> Site | None:
 def _returning(scope: Scope, call: ast.Call, model: Model) -> Site | None:
     """A call of a function that returns an activation's output: part of a product, if at all."""
     found = [model.returned(scope, call, callee) for callee in scope.objects(call.func)]
-    functions = [(act, function, owner) for act, function, owner in filter(None, found)]
+    functions = list(filter(None, found))
     if not functions:
         return None
-    returning = tuple((function, owner) for _, function, owner in functions)
+    returning = tuple((function, own) for _, function, own in functions)
     return Site(position(call), functions[0][0].base, returning=returning, alone=False)
 
 
@@ -378,7 +378,7 @@ def _variable(node: ast.expr) -> str:
 def _aliases(scope: Scope, name: str) -> set[str]:
     """Variables that share memory with ``name`` through plain assignments and views."""
     group = {name}
-    pairs = list(scope.assigned_pairs())
+    pairs = scope.source.assigned
     for _ in range(4):
         for target, value in pairs:
             root = _variable(value)

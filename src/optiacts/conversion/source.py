@@ -35,28 +35,54 @@ class UnseenError(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class File:
-    """What of a file matters to its functions."""
+class Statement:
+    """A statement of a file's own scope, and what it compiles to there."""
 
-    name: str
-    extents: tuple[tuple[int, int], ...]  # first and last line of each statement
-    imports: tuple[ast.stmt, ...]  # compilers treat names that the file imports in their own way
+    filename: str
+    lines: tuple[str, ...]
+    first_line: int
+    tree: ast.stmt
+    imports: tuple[ast.stmt, ...]  # of the file: compilers treat names that it imports in their own way
 
-    def compile(self, statement: ast.stmt, function: types.FunctionType) -> types.CodeType:
-        """The code of one statement of the file, as the file's own code has it."""
-        tree = ast.Module([*self.imports, statement], [])
-        flags = function.__code__.co_flags & _FUTURE
-        return compile(tree, self.name, "exec", flags=flags, dont_inherit=True)
+    def compile(self, tree: ast.stmt, flags: int) -> types.CodeType:
+        """The code of ``tree`` in the place of this statement."""
+        module = ast.Module([*self.imports, tree], [])
+        return compile(module, self.filename, "exec", flags=flags & _FUTURE, dont_inherit=True)
+
+    @functools.cached_property
+    def functions(self) -> list[Function]:
+        return [node for node in ast.walk(self.tree) if isinstance(node, Function)]
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - statements live as long as their file is cached
+    def codes(self, flags: int) -> dict[tuple[str, int], list[types.CodeType]]:
+        """All code objects in the statement, by name and first line."""
+        found: dict[tuple[str, int], list[types.CodeType]] = {}
+        for code in _codes(self.compile(self.tree, flags)):
+            found.setdefault(_place(code), []).append(code)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A function's syntax tree, in the statement of the file that contains it."""
+    """A function's syntax tree, and the statement that contains it."""
 
-    file: File
-    lines: tuple[str, ...]  # of the containing top-level statement
-    first_line: int
+    statement: Statement
     node: Function
+
+    @functools.cached_property
+    def calls(self) -> tuple[ast.Call, ...]:
+        """Every call in the function."""
+        return tuple(node for node in ast.walk(self.node) if isinstance(node, ast.Call))
+
+    @functools.cached_property
+    def bound(self) -> frozenset[str]:
+        """Every name that the function, or one inside it, binds."""
+        return frozenset(_bound_names(self.node))
+
+    @functools.cached_property
+    def assigned(self) -> tuple[tuple[str, ast.expr], ...]:
+        """Names with the expressions that they, or elements of them, are bound to."""
+        return tuple(_assignments(self.node))
 
 
 def position(node: ast.expr | ast.stmt) -> Position:
@@ -87,9 +113,10 @@ def rebuilt(
 ) -> types.FunctionType:
     """``function`` with its tree changed by ``edit``, in which the names of ``helpers`` mean their values."""
     source, code = source_of(function), function.__code__
-    statement = _parsed(source.lines, source.first_line)
+    statement = source.statement
+    tree = ast.parse("\n" * (statement.first_line - 1) + "".join(statement.lines)).body[0]
     wrap = _Wrap(position(source.node), edit, tuple(helpers))
-    compiled = source.file.compile(ast.fix_missing_locations(wrap.visit(statement)), function)
+    compiled = statement.compile(ast.fix_missing_locations(wrap.visit(tree)), code.co_flags)
     scope = next(inner for inner in _codes(compiled) if inner.co_varnames[: len(helpers)] == tuple(helpers))
     new = next(inner for inner in _codes(scope) if _place(inner) == _place(code))
     if sys.version_info >= (3, 11):
@@ -111,29 +138,37 @@ def _find(function: types.FunctionType) -> Source:
     if not lines:
         raise UnseenError("its source is not available")
     try:
-        file = _file(code.co_filename, tuple(lines))
-        first, last = next((f, t) for f, t in file.extents if f <= code.co_firstlineno <= t)
-        segment = tuple(lines[first - 1 : last])
-        statement = _parsed(segment, first)
-        compiled = file.compile(statement, function)
-    except (SyntaxError, ValueError, StopIteration) as error:
+        statement = _statement_at(code.co_filename, tuple(lines), code.co_firstlineno)
+        codes = statement.codes(code.co_flags & _FUTURE).get(_place(code), [])
+    except (SyntaxError, ValueError) as error:
         raise UnseenError("the source on disk is not what runs") from error
-    if code not in _codes(compiled):
+    if code not in codes:
         raise UnseenError("the source on disk is not what runs")
-    nodes = [node for node in ast.walk(statement) if isinstance(node, Function) and _stands_at(node, code)]
+    nodes = [node for node in statement.functions if _stands_at(node, code)]
     if len(nodes) > 1:
         nodes = _smallest_around(nodes, code)
     if len(nodes) != 1:
         raise UnseenError("several functions stand on its line")
-    return Source(file, segment, first, nodes[0])
+    return Source(statement, nodes[0])
+
+
+def _statement_at(name: str, lines: tuple[str, ...], line: int) -> Statement:
+    """The top-level statement that contains ``line``."""
+    for first, statement in _statements(name, lines):
+        if first <= line <= (statement.tree.end_lineno or 0):
+            return statement
+    raise UnseenError("the source on disk is not what runs")
 
 
 @functools.lru_cache(maxsize=256)
-def _file(name: str, lines: tuple[str, ...]) -> File:
+def _statements(name: str, lines: tuple[str, ...]) -> list[tuple[int, Statement]]:
     body = ast.parse("".join(lines)).body
-    firsts = (min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))]) for node in body)
-    extents = tuple((first, node.end_lineno or 0) for first, node in zip(firsts, body, strict=True))
-    return File(name, extents, tuple(_imports(body)))
+    imports = tuple(_imports(body))
+    found = []
+    for node in body:
+        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+        found.append((first, Statement(name, lines[first - 1 : node.end_lineno], first, node, imports)))
+    return found
 
 
 def _imports(body: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -145,13 +180,6 @@ def _imports(body: list[ast.stmt]) -> Iterator[ast.stmt]:
         elif not isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             for name in ("body", "handlers", "orelse", "finalbody"):
                 yield from _imports(getattr(statement, name, []))
-
-
-def _parsed(lines: tuple[str, ...], first_line: int) -> ast.stmt:
-    """The statement in ``lines``, which stand in their file from ``first_line`` on."""
-    tree = ast.parse("".join(lines))
-    ast.increment_lineno(tree, first_line - 1)
-    return tree.body[0]
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -218,3 +246,42 @@ class _Wrap(ast.NodeTransformer):
             return self.generic_visit(node)  # type: ignore[return-value]
         self._edit(node)
         return ast.copy_location(ast.Lambda(self._arguments, node), node)
+
+
+def _bound_names(function: ast.AST) -> Iterator[str]:
+    """Every name that the function, or one inside it, binds."""
+    declared = {n for node in ast.walk(function) if isinstance(node, ast.Global) for n in node.names}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load) and node.id not in declared:
+            yield node.id
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and node is not function:
+            yield node.name
+        elif isinstance(node, ast.alias):
+            yield (node.asname or node.name).partition(".")[0]
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            yield node.name
+        elif isinstance(node, (ast.MatchAs, ast.MatchStar)) and node.name:
+            yield node.name
+
+
+def _assignments(function: ast.AST) -> Iterator[tuple[str, ast.expr]]:
+    """Names with the expressions that they are bound to, or to an element of."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                yield from _paired(target, node.value)
+        elif isinstance(node, (ast.AnnAssign, ast.NamedExpr)) and node.value is not None:
+            yield from _paired(node.target, node.value)
+        elif isinstance(node, (ast.For, ast.AsyncFor, ast.comprehension)):
+            yield from _paired(node.target, node.iter)
+
+
+def _paired(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, ast.expr]]:
+    if isinstance(target, ast.Name):
+        yield target.id, value
+    elif isinstance(target, (ast.Tuple, ast.List)):
+        same = isinstance(value, (ast.Tuple, ast.List)) and len(value.elts) == len(target.elts)
+        for number, element in enumerate(target.elts):
+            yield from _paired(element, value.elts[number] if same else value)  # type: ignore[attr-defined]
