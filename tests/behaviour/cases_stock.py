@@ -92,8 +92,6 @@ quiet = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 for name, options, saves in [
     ("Llama", SIZES | dict(num_key_value_heads=2), 4),
     ("Phi3", SIZES | dict(num_key_value_heads=2), 4),
-    ("Qwen2", SIZES | dict(num_key_value_heads=2), 4),
-    ("Gemma", SIZES | dict(num_key_value_heads=2, head_dim=16), 4),
     ("Mixtral", SIZES | dict(num_key_value_heads=2, num_local_experts=2, experts_implementation="eager"), 4),
     ("Bert", SIZES | quiet, 2),
     ("Esm", SIZES | quiet | dict(mask_token_id=3), 2),

@@ -161,7 +161,7 @@ def user_frames(error: BaseException) -> list[tuple[str, int | None, str]]:
 
 
 def seed() -> None:
-    torch.manual_seed(3)
+    torch.default_generator.manual_seed(3)  # torch.manual_seed takes its time over devices that are not there
     numpy.random.seed(3)
     random.seed(3)
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.behaviour.case import CASES, Case
 from tests.behaviour.compare import compare
-from tests.behaviour.worlds import CHANGED, EVERYWHERE, TOOLS, World
+from tests.behaviour.worlds import CHANGED, EVERYWHERE, TOOLS, WHERE_CONVERTED, World
 
 for home in ("tracing", "calls", "gated", "recognised", "unrecognised", "inplace", "stock"):
     importlib.import_module(f"tests.behaviour.cases_{home}")
@@ -18,7 +18,7 @@ def _told(case: Case, worlds: list[World]) -> str:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_everywhere(case: Case) -> None:
-    told = _told(case, [*EVERYWHERE, *([CHANGED] if case.change else [])])
+    told = _told(case, [*EVERYWHERE, *(WHERE_CONVERTED if case.saves else []), *([CHANGED] if case.change else [])])
     assert not told, told
 
 

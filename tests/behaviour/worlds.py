@@ -92,16 +92,26 @@ def _hooked(module: nn.Module) -> None:
     module.register_forward_pre_hook(_pre_hook)
 
 
-def _global(register: Callable[..., Any], hook: Callable[..., Any]) -> Callable[..., AbstractContextManager[Any]]:
-    @contextlib.contextmanager
-    def registered(case: Case, model: nn.Module) -> Any:
-        handle = register(hook)
-        try:
-            yield
-        finally:
+@contextlib.contextmanager
+def _global_hooks(case: Case, model: nn.Module) -> Any:
+    handles = [
+        module_globals.register_module_forward_hook(_forward_hook),
+        module_globals.register_module_forward_pre_hook(_pre_hook),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
             handle.remove()
 
-    return registered
+
+@contextlib.contextmanager
+def _global_backward_hook(case: Case, model: nn.Module) -> Any:
+    handle = module_globals.register_module_full_backward_hook(_backward_hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 # --- other changes ----------------------------------------------------------------------------------------------------
@@ -223,31 +233,31 @@ EVERYWHERE = [
     World("inference_mode", around=lambda case, model: torch.inference_mode()),
     World("autocast", around=lambda case, model: _BF16(), coarse=True),
     World("autocast off inside on", around=lambda case, model: _autocast_switched_off()),
-    World("bfloat16", after=nn.Module.bfloat16, dtype=torch.bfloat16, coarse=True),
-    World("float64", after=nn.Module.double, dtype=torch.float64),
     World("input too wide", inputs=_too_wide),
-    World("forward hooks", after=_each(_hooked)),
-    World("forward hooks before", before=_each(_hooked)),
-    World("backward hooks", after=_each(lambda m: m.register_full_backward_hook(_backward_hook))),
-    World("global hook", around=_global(module_globals.register_module_forward_hook, _forward_hook)),
-    World("global pre-hook", around=_global(module_globals.register_module_forward_pre_hook, _pre_hook)),
-    World(
-        "global backward hook",
-        around=_global(module_globals.register_module_full_backward_hook, _backward_hook),
-    ),
-    World("forwards put on", after=_each(_forward_put_on)),
-    World("forwards put on before", before=_each(_forward_put_on)),
-    World("activations replaced", after=_each(_replaced)),
-    World("parametrized", after=_each(_parametrized)),
-    World("deepcopied", after=copy.deepcopy, keeps_saving=True),
-    World("pickled", after=lambda model: pickle.loads(pickle.dumps(model)), tool=True, keeps_saving=True),
+    World("forward hooks", after=_each(_hooked), steps=1),
+    World("deepcopied", after=copy.deepcopy, keeps_saving=True, steps=1),
     World("checkpointed", call=partial(checkpoint, use_reentrant=False), tool=True),
-    World("checkpointed, reentrant", call=partial(checkpoint, use_reentrant=True), tool=True),
-    World("on meta first", built=lambda: torch.device("meta"), after=_materialized, tool=True, keeps_saving=True),
+]
+
+# What was put on the modules matters where something is converted.
+WHERE_CONVERTED = [
+    World("bfloat16", after=nn.Module.bfloat16, dtype=torch.bfloat16, coarse=True),
+    World("float64", after=nn.Module.double, dtype=torch.float64, steps=1),
+    World("forward hooks before", before=_each(_hooked), steps=1),
+    World("backward hooks", after=_each(lambda m: m.register_full_backward_hook(_backward_hook)), steps=1),
+    World("global hooks", around=_global_hooks, steps=1),
+    World("forwards put on", after=_each(_forward_put_on), steps=1),
+    World("forwards put on before", before=_each(_forward_put_on), steps=1),
+    World("activations replaced", after=_each(_replaced), steps=1),
+    World("parametrized", after=_each(_parametrized), steps=1),
+    World("pickled", after=lambda model: pickle.loads(pickle.dumps(model)), tool=True, keeps_saving=True, steps=1),
 ]
 
 # These take long, or only say something about chosen cases.
 TOOLS = [
+    World("checkpointed, reentrant", call=partial(checkpoint, use_reentrant=True), tool=True),
+    World("on meta first", built=lambda: torch.device("meta"), after=_materialized, tool=True, keeps_saving=True),
+    World("global backward hook", around=_global_backward_hook),
     World("two threads", call=_in_threads, steps=1, tool=True),
     World("vmap", call=_over_a_batch, tool=True),
     World("functorch grad", call=_functional_gradient, exact=False, tool=True),
