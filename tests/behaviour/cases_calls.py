@@ -15,13 +15,17 @@ from tests.behaviour.case import add, case, sample
 from tests.behaviour.elsewhere import Descriptor, chain, counted, nameless, plain, recursive, scaled, swiglu
 from tests.behaviour.parts import Called, Mlp
 
-# --- what stands in self.act ------------------------------------------------------------------------------------------------
+# --- what stands in self.act ---
 
 for name, act, saves in [
     ("nn.GELU", nn.GELU(), 1),
     ("nn.GELU tanh", nn.GELU("tanh"), 1),
     ("nn.SiLU", nn.SiLU(), 1),
-    ("nn.SiLU inplace", nn.SiLU(inplace=True), 1),  # PyTorch clones what it overwrites? it keeps the input all the same
+    (
+        "nn.SiLU inplace",
+        nn.SiLU(inplace=True),
+        1,
+    ),  # PyTorch clones what it overwrites? it keeps the input all the same
     ("nn.Mish", nn.Mish(), 1),
     ("F.silu", F.silu, 1),
     ("F.gelu", F.gelu, 1),
@@ -74,7 +78,7 @@ class _WithLambda(Mlp):
 add("calls: self.act is a lambda", _WithLambda, saves=1)  # neither can be pickled
 
 
-# --- how it is written --------------------------------------------------------------------------------------------------------
+# --- how it is written ---
 
 
 @case(saves=1, tools=True)
@@ -196,8 +200,6 @@ class OwnTable(Mlp):
         return self.down(elsewhere.ACTIVATIONS["gelu"](self.gate(x)))
 
 
-
-
 class _Indexed(Mlp):
     def __init__(self, container):
         super().__init__()
@@ -310,7 +312,7 @@ class PrivateName(Mlp):
         return self.down(self.__activated(self.gate(x)))
 
 
-# --- functions elsewhere --------------------------------------------------------------------------------------------------------
+# --- functions elsewhere ---
 
 
 class _Fused(Mlp):
@@ -378,7 +380,7 @@ class Applied(Mlp):
         return self.down(functools.reduce(lambda v, act: act(v), [F.silu], h))
 
 
-# --- decorators and closures --------------------------------------------------------------------------------------------------
+# --- decorators and closures ---
 
 
 @case(saves=1, tools=True)
@@ -480,7 +482,7 @@ class TwoOfOneCode(Mlp):
         return self.two(self.one(x))
 
 
-# --- inheritance ------------------------------------------------------------------------------------------------------------------
+# --- inheritance ---
 
 
 class Parent(Mlp):

@@ -205,7 +205,7 @@ class SigmoidGate(Gate):
         return self.down(torch.sigmoid(self.gate(x)) * self.up(x))
 
 
-# --- up is not like the gate ---------------------------------------------------------------------------------------------------
+# --- up is not like the gate ---
 
 
 @case(saves=1)
@@ -339,7 +339,7 @@ class Cast(Gate):
         return self.down((F.silu(self.gate(x)) * self.up(x)).to(x.dtype))
 
 
-# --- used elsewhere too -----------------------------------------------------------------------------------------------------------
+# --- used elsewhere too ---
 
 
 @case()
@@ -429,7 +429,7 @@ class VariableAcrossTry(Gate):
         return self.down(h)
 
 
-# --- order of evaluation, and what changes in between -----------------------------------------------------------------------------
+# --- order of evaluation, and what changes in between ---
 
 
 @case()
@@ -449,7 +449,9 @@ class UpChangesTheGateFirst(Gate):
 @case()
 class RandomOrder(Gate):
     def forward(self, x):
-        return self.down(F.rrelu(self.gate(x), training=self.training) * F.dropout(self.up(x), training=self.training))
+        return self.down(
+            F.rrelu(self.gate(x), training=self.training) * F.dropout(self.up(x), training=self.training)
+        )
 
 
 @case()
@@ -537,7 +539,7 @@ class AttributesInBetween(Gate):
         return self.down(self.act(self._swapped(x)) * self.up(x))
 
 
-# --- experts ----------------------------------------------------------------------------------------------------------------------------
+# --- experts ---
 
 
 @case(saves=1)

@@ -18,7 +18,7 @@ class Changed(Mlp):
         self.same = nn.Identity()
 
 
-# --- in the same function, under its own name -----------------------------------------------------------------------------------------
+# --- in the same function, under its own name ---
 
 
 @case(left=IN_PLACE)
@@ -209,7 +209,7 @@ class AttributeOfTheOutput(Changed):
         return y
 
 
-# --- by functions ----------------------------------------------------------------------------------------------------------------------
+# --- by functions ---
 
 
 @case(left=IN_PLACE)
@@ -306,7 +306,7 @@ class FunctionChanges(Changed):
         return self.down(h)
 
 
-# --- through views and aliases ------------------------------------------------------------------------------------------------------------
+# --- through views and aliases ---
 
 
 @case(left=IN_PLACE)
@@ -543,7 +543,7 @@ class EarlierName(Changed):
         return self.down(h)
 
 
-# --- activations in place ------------------------------------------------------------------------------------------------------------------
+# --- activations in place ---
 
 
 @case()
@@ -583,7 +583,7 @@ class InPlaceAfterBatchNorm(nn.Module):
         return self.act(y)
 
 
-# --- in a Sequential --------------------------------------------------------------------------------------------------------------------------
+# --- in a Sequential ---
 
 
 def _sequence(*layers):
@@ -608,11 +608,15 @@ for name, layers in {
             left="" if name == "SiLU" else IN_PLACE,
         )
 
-add("inplace: of two Sequentials", lambda: nn.Sequential(_sequence(nn.GELU())[:2], nn.ReLU(True), nn.Linear(32, 16)), left=IN_PLACE)
+add(
+    "inplace: of two Sequentials",
+    lambda: nn.Sequential(_sequence(nn.GELU())[:2], nn.ReLU(True), nn.Linear(32, 16)),
+    left=IN_PLACE,
+)
 add("inplace: Sequential, far away", lambda: _sequence(nn.GELU(), nn.Linear(32, 32), nn.ReLU(True)), saves=1)
 
 
-# --- in the parent ------------------------------------------------------------------------------------------------------------------------------
+# --- in the parent ---
 
 
 class Block(nn.Module):

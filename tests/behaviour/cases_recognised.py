@@ -155,7 +155,7 @@ add("recognised: Bloom's GELU", _bloom, saves=1)
 add("recognised: ESM's gelu", _esm, saves=1)
 
 
-# --- expressions in a forward -----------------------------------------------------------------------------------------------
+# --- expressions in a forward ---
 
 
 @case(saves=1, tools=True)

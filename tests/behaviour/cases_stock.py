@@ -72,8 +72,14 @@ class Tokens(nn.Module):
         return self.model(input_ids=ids, use_cache=False, return_dict=False, **self.options)[0]
 
 
-SIZES = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=50)
-STATE = dict(hidden_size=32, num_hidden_layers=2, vocab_size=50, state_size=4)
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 50,
+}
+STATE = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 50, "state_size": 4}
 
 
 def _hf(name, **options):
@@ -88,19 +94,49 @@ def _ids():
 
 
 IDS_FFN = 2 * 16 * 64 * 4
-quiet = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 for name, options, saves in [
-    ("Llama", SIZES | dict(num_key_value_heads=2), 4),
-    ("Phi3", SIZES | dict(num_key_value_heads=2), 4),
-    ("Mixtral", SIZES | dict(num_key_value_heads=2, num_local_experts=2, experts_implementation="eager"), 4),
+    ("Llama", SIZES | {"num_key_value_heads": 2}, 4),
+    ("Phi3", SIZES | {"num_key_value_heads": 2}, 4),
+    ("Mixtral", SIZES | {"num_key_value_heads": 2, "num_local_experts": 2, "experts_implementation": "eager"}, 4),
     ("Bert", SIZES | quiet, 2),
-    ("Esm", SIZES | quiet | dict(mask_token_id=3), 2),
-    ("Bloom", dict(hidden_size=16, n_layer=2, n_head=2, vocab_size=50, hidden_dropout=0.0, attention_dropout=0.0), 2),
-    ("GPT2", dict(n_embd=16, n_layer=2, n_head=2, vocab_size=50, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0), 2),
+    ("Esm", SIZES | quiet | {"mask_token_id": 3}, 2),
+    (
+        "Bloom",
+        {
+            "hidden_size": 16,
+            "n_layer": 2,
+            "n_head": 2,
+            "vocab_size": 50,
+            "hidden_dropout": 0.0,
+            "attention_dropout": 0.0,
+        },
+        2,
+    ),
+    (
+        "GPT2",
+        {
+            "n_embd": 16,
+            "n_layer": 2,
+            "n_head": 2,
+            "vocab_size": 50,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+        },
+        2,
+    ),
     ("Mamba", STATE, 1),
-    ("Mamba2", STATE | dict(num_heads=4, head_dim=16, n_groups=1, chunk_size=8), 1),
+    ("Mamba2", STATE | {"num_heads": 4, "head_dim": 16, "n_groups": 1, "chunk_size": 8}, 1),
 ]:
-    add(f"stock: {name}", partial(_hf, name, **options), inputs=_ids, saves=saves, hidden=IDS_FFN, tools=name == "Llama")
+    add(
+        f"stock: {name}",
+        partial(_hf, name, **options),
+        inputs=_ids,
+        saves=saves,
+        hidden=IDS_FFN,
+        tools=name == "Llama",
+    )
 
 
 def _diffusers(name):

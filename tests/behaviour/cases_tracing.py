@@ -1,4 +1,4 @@
-"""Forwards that a trace gets silently wrong: contexts, branches, randomness, side effects, things that change later."""
+"""Forwards that a trace gets silently wrong: contexts, branches, randomness, effects, what changes later."""
 
 import contextlib
 import random
@@ -12,7 +12,7 @@ from tests.behaviour.case import case, sample
 from tests.behaviour.effects import note
 from tests.behaviour.parts import Mlp
 
-# --- contexts -----------------------------------------------------------------------------------------------------------
+# --- contexts ---
 
 
 @case(saves=1, tools=True)
@@ -159,7 +159,7 @@ class CheckpointedInside(Mlp):
         return self.down(h) + self.down(F.gelu(self.up(x)))
 
 
-# --- in place before the activation -----------------------------------------------------------------------------------------
+# --- in place before the activation ---
 
 
 @case(saves=1)
@@ -215,7 +215,7 @@ class MaskedInPlace(Mlp):
         return self.down(F.gelu(h))
 
 
-# --- branches -----------------------------------------------------------------------------------------------------------------
+# --- branches ---
 
 
 @case(saves=1, tools=True)
@@ -388,7 +388,7 @@ class TypedDefaults(Mlp):
         return self.down(F.gelu(self.gate(x)))
 
 
-# --- randomness -----------------------------------------------------------------------------------------------------------------
+# --- randomness ---
 
 
 @case()
@@ -445,7 +445,7 @@ class RandomInteger(Mlp):
         return self.down(F.gelu(self.gate(x))) * (1 + random.randint(0, 3))
 
 
-# --- effects --------------------------------------------------------------------------------------------------------------------
+# --- effects ---
 
 
 @case(saves=1)
@@ -529,7 +529,7 @@ class AssignsBuffer(Mlp):
         return self.down(F.gelu(self.gate(x)))
 
 
-# --- what changes later ---------------------------------------------------------------------------------------------------------
+# --- what changes later ---
 
 
 def _set(name, value):

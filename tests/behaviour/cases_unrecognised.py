@@ -11,7 +11,7 @@ from tests.behaviour.case import add, case
 from tests.behaviour.effects import note
 from tests.behaviour.parts import Called, Mlp
 
-# --- other numbers --------------------------------------------------------------------------------------------------------------
+# --- other numbers ---
 
 
 @case()
@@ -55,7 +55,7 @@ class SigmoidOfTwoCalls(Mlp):
         return self.down(self._next(x) * torch.sigmoid(self._next(x)))
 
 
-# --- parameters of the function that change later -----------------------------------------------------------------------------------
+# --- parameters of the function that change later ---
 
 
 def _later(**attributes):
@@ -167,7 +167,11 @@ for name, act, change in [
     ),
     ("a closure", lambda: CLOSED, lambda m, patch: patch.setattr(CLOSED.__closure__[0], "cell_contents", 1.3)),
     ("a partial's keyword", lambda: PARTIAL, lambda m, patch: patch.setitem(PARTIAL.keywords, "beta", 1.3)),
-    ("its code", lambda: swish, lambda m, patch: patch.setattr(swish, "__code__", (lambda x, beta=1.0: x * beta).__code__)),
+    (
+        "its code",
+        lambda: swish,
+        lambda m, patch: patch.setattr(swish, "__code__", (lambda x, beta=1.0: x * beta).__code__),
+    ),
     (
         "an item of a global list",
         lambda: _tanh_approximation,
@@ -178,7 +182,7 @@ for name, act, change in [
     add(f"unrecognised: later changes {name}", lambda act=act: Called(act()), change=change)
 
 
-# --- other gradients ----------------------------------------------------------------------------------------------------------------
+# --- other gradients ---
 
 
 class StraightThrough(nn.Module):
@@ -220,7 +224,7 @@ class NoGradSilu(nn.Module):
         return x * torch.sigmoid(x)
 
 
-# --- other values somewhere ----------------------------------------------------------------------------------------------------------
+# --- other values somewhere ---
 
 
 class HalfOfTheChannels(nn.Module):
@@ -283,7 +287,7 @@ class TwoOutputs(nn.Module):
         return F.gelu(x), x
 
 
-# --- what else it does ------------------------------------------------------------------------------------------------------------------
+# --- what else it does ---
 
 
 class Records(nn.Module):
@@ -482,7 +486,12 @@ class Inherits(nn.SiLU):
 
 
 for kind in [v for v in list(globals().values()) if isinstance(v, type) and issubclass(v, nn.Module)]:
-    if kind.__module__ == __name__ and not issubclass(kind, Mlp) and kind is not TwoOutputs and "Beta" not in kind.__name__:
+    if (
+        kind.__module__ == __name__
+        and not issubclass(kind, Mlp)
+        and kind is not TwoOutputs
+        and "Beta" not in kind.__name__
+    ):
         add(f"unrecognised: {kind.__name__}", lambda kind=kind: Called(kind()))
 add("unrecognised: Surrogate.apply", partial(Called, Surrogate.apply))
 add("unrecognised: a callable object", lambda: Called(CallableObject()))

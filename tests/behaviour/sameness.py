@@ -80,7 +80,7 @@ def differences(original: Observed, ours: Observed, reference: Observed | None, 
         if len(a) != len(b) or not all(same_value(x, y, world.exact) for x, y in zip(a, b, strict=True)):
             told.append(f"{what}: {_short(a)} became {_short(b)}")
     trusted = reference is not None and _tells_the_same(original, reference)
-    return told + [*_wrong_gradients(original.gradients, ours.gradients, reference if trusted else None, world)]
+    return [*told, *_wrong_gradients(original.gradients, ours.gradients, reference if trusted else None, world)]
 
 
 def _wrong_gradients(
@@ -103,7 +103,7 @@ def _wrong_gradients(
         if a.dtype != b.dtype or a.shape != b.shape:
             yield f"gradient of {name}: {a.dtype} {a.shape} became {b.dtype} {b.shape}"
             continue
-        if torch.equal(a, b) or torch.equal(a.isnan(), b.isnan()) and a.isnan().any():
+        if torch.equal(a, b) or (torch.equal(a.isnan(), b.isnan()) and a.isnan().any()):
             continue
         scale = max(float(e.double().norm()), 1e-2 * largest)
         error, allowed = (float((g.double() - e.double()).norm()) for g in (b, a))
@@ -157,7 +157,11 @@ def described_value(value: Any) -> Any:
 def user_frames(error: BaseException) -> list[tuple[str, int | None, str]]:
     """Where the error passed through the user's own files: what a traceback shows of them."""
     frames = traceback.extract_tb(error.__traceback__)
-    return [(Path(f.filename).name, f.lineno, f.name) for f in frames if Path(f.filename).name.startswith(("cases_", "elsewhere"))]
+    return [
+        (Path(f.filename).name, f.lineno, f.name)
+        for f in frames
+        if Path(f.filename).name.startswith(("cases_", "elsewhere"))
+    ]
 
 
 def seed() -> None:

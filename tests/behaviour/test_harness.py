@@ -216,9 +216,10 @@ def test_expectations_can_fail() -> None:
 
 
 @pytest.mark.parametrize("world", WORLDS.values(), ids=str)
-@pytest.mark.parametrize("name", [CALL, "tracing: RunningMean", "tracing: Noise", "inplace: GrandParent", "tracing: LeafInPlace"])
+@pytest.mark.parametrize(
+    "name", [CALL, "tracing: RunningMean", "tracing: Noise", "inplace: GrandParent", "tracing: LeafInPlace"]
+)
 def test_the_original_is_like_itself(name: str, world: World) -> None:
     if name == "tracing: Noise" and world.name == "two threads":
         pytest.skip("which thread draws first is chance")
     assert compare(_case(name), world, lambda model: optiacts.ConversionReport(())) == []
-

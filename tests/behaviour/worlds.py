@@ -65,7 +65,7 @@ def _each(change: Callable[[nn.Module], Any]) -> Remade:
     return changed
 
 
-# --- hooks ---------------------------------------------------------------------------------------------------------
+# --- hooks ---
 
 
 def _scaled(value: Any, factor: float = 1.25) -> Any:
@@ -114,7 +114,7 @@ def _global_backward_hook(case: Case, model: nn.Module) -> Any:
         handle.remove()
 
 
-# --- other changes ----------------------------------------------------------------------------------------------------
+# --- other changes ---
 
 
 def _forward_put_on(module: nn.Module) -> None:
@@ -173,7 +173,7 @@ def _too_wide(args: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-# --- other ways to call -------------------------------------------------------------------------------------------------
+# --- other ways to call ---
 
 
 def _in_threads(model: nn.Module, *args: Any) -> Any:
