@@ -57,7 +57,11 @@ def _converted(model: nn.Module, convert: Convert) -> tuple[Any, list[str]]:
     before = _noticeable(model)
     report = convert(model)
     after = _noticeable(model)
-    told = [f"the conversion changed {name}" for name in before if before[name] != after[name]]
+    told = [
+        f"the conversion changed {name}{_keys(before[name], after[name])}"
+        for name in before
+        if before[name] != after[name]
+    ]
     paths = {path for path, _ in model.named_modules()}
     entries = getattr(report, "entries", ())
     told += [f"the report names {e.path}, which is no module" for e in entries if e.path not in paths]
@@ -80,6 +84,12 @@ def _noticeable(model: nn.Module) -> dict[str, Any]:
             f"{owner.__name__}.{name}": id(value) for owner in owners for name, value in list(vars(owner).items())
         },
     }
+
+
+def _keys(before: Any, after: Any) -> str:
+    if not isinstance(before, dict):
+        return ""
+    return ": " + ", ".join(sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k)))
 
 
 CLASH = "modified by an inplace operation"

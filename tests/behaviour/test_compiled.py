@@ -24,6 +24,7 @@ KINDS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at it
 @pytest.mark.parametrize("name", KINDS)
 def test_equal_layers_are_compiled_once(name: str) -> None:
     """Regionally compiled layers, each of its own object, share one compilation, as unconverted ones do."""

@@ -7,7 +7,7 @@ import itertools
 import sys
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.behaviour.case import Case
@@ -99,7 +99,10 @@ def _module(folder: Path, parts: list[str | tuple[str, list[str]]]) -> type:
 
 
 @settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=100,
+    phases=[Phase.generate, Phase.shrink],
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(parts=program)
 def test_generated_forwards(tmp_path: Path, parts: list[str | tuple[str, list[str]]]) -> None:

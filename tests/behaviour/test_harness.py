@@ -53,7 +53,7 @@ class Off(torch.autograd.Function):
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             (right,) = torch.autograd.grad(F.gelu(leaf), leaf, grad)
-        return right * (1 + 1e-5)
+        return right * (1 + 1e-4)
 
 
 def _last_bit(self: Any, x: Tensor, original: Forward) -> Any:
@@ -220,6 +220,6 @@ def test_expectations_can_fail() -> None:
     "name", [CALL, "tracing: RunningMean", "tracing: Noise", "inplace: GrandParent", "tracing: LeafInPlace"]
 )
 def test_the_original_is_like_itself(name: str, world: World) -> None:
-    if name == "tracing: Noise" and world.name == "two threads":
-        pytest.skip("which thread draws first is chance")
+    if name in ("tracing: Noise", "tracing: RunningMean") and world.name == "two threads":
+        pytest.skip("which thread comes first is chance")
     assert compare(_case(name), world, lambda model: optiacts.ConversionReport(())) == []
