@@ -30,7 +30,7 @@ class Case:
     name: str
     make: Callable[[], nn.Module]
     inputs: Callable[[], tuple[Any, ...]] = one_input
-    saves: float = 0  # at least so many hidden tensors, in every world that keeps the saving
+    saves: float = 0  # at least so many hidden tensors; nothing where nobody else keeps the activation's output
     left: str = ""  # nothing is saved, and the report gives a reason in which this pattern is found
     may_raise: bool = False  # only running shows the clash: an error that names module and remedy is right, too
     change: Change | None = None  # what somebody does after the conversion

@@ -271,7 +271,7 @@ class Static(Mlp):
         return self.down(self.activated(self.gate(x)))
 
 
-@case(saves=2)
+@case(saves=1)
 class OfTheClass(Mlp):
     factor = 2.0
 
@@ -470,7 +470,7 @@ def _closing_over(act, factor):
 Closed1, Closed2 = _closing_over(F.gelu, 1), _closing_over(F.silu, 2)
 
 
-@case(saves=2)
+@case()
 class TwoOfOneCode(Mlp):
     """Two classes with one code object and other closures."""
 
@@ -498,7 +498,7 @@ class Inherited(Parent):
     pass
 
 
-@case(saves=1, tools=True)
+@case(tools=True)
 class ByZeroArgumentSuper(Parent):
     def helper(self, x):
         return super().helper(x) * 2
@@ -507,7 +507,7 @@ class ByZeroArgumentSuper(Parent):
         return super().forward(x) + 1
 
 
-@case(saves=1)
+@case()
 class ByTwoArgumentSuper(ByZeroArgumentSuper):
     def forward(self, x):
         return super(ByZeroArgumentSuper, self).forward(x) - 1
@@ -529,7 +529,7 @@ class Other(Parent):
         return F.silu(self.up(x)) + super().helper(x)
 
 
-@case(saves=1)
+@case()
 class Diamond(Mixin, Other, Parent):
     def forward(self, x):
         return __class__.__name__ and super().forward(x)

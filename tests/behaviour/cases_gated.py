@@ -118,13 +118,13 @@ class Einsum(Gate):
         return self.down(torch.einsum("...i,...i->...i", F.silu(self.gate(x)), self.up(x)))
 
 
-@case(saves=2)
+@case(saves=1)
 class ThreeWayLeft(Gate):
     def forward(self, x):
         return self.down(self.act(self.gate(x)) * self.up(x) * 0.5)
 
 
-@case(saves=1)
+@case()
 class ThreeWayRight(Gate):
     def forward(self, x):
         return self.down(0.5 * self.act(self.gate(x)) * self.up(x))
@@ -238,19 +238,19 @@ class HalfGate(Gate):
         return self.down((F.silu(self.gate(x).half()) * self.up(x)).to(x.dtype))
 
 
-@case(saves=1)
+@case()
 class ScalarUp(Gate):
     def forward(self, x):
         return self.down(F.silu(self.gate(x)) * 2.0 * torch.tensor(3.0))
 
 
-@case(saves=1)
+@case()
 class BooleanUp(Gate):
     def forward(self, x):
         return self.down(F.silu(self.gate(x)) * (self.up(x) > 0))
 
 
-@case(saves=1)
+@case()
 class IntegerUp(Gate):
     def forward(self, x):
         return self.down(torch.arange(32) * F.silu(self.gate(x)))
@@ -262,7 +262,7 @@ class ConstantUp(Gate):
         return self.down(F.silu(self.gate(x)) * self.up(x).detach())
 
 
-@case(saves=1)
+@case()
 class DetachedGate(Gate):
     def forward(self, x):
         return self.down(F.silu(self.gate(x).detach()) * self.up(x) + F.gelu(self.gate(x)))
@@ -527,7 +527,7 @@ class GateInPlaceRelu(Gate):
         return self.down(h) + self.down(g)
 
 
-@case(saves=2)
+@case(saves=1)
 class AttributesInBetween(Gate):
     """The activation is looked up before its argument runs, and the argument changes it."""
 

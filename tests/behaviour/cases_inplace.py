@@ -254,7 +254,7 @@ class DropoutInPlace(Changed):
         return self.down(F.dropout(h, 0.3, True, True))
 
 
-@case(left=IN_PLACE)
+@case()
 class SiluTwiceInPlace(Changed):
     def forward(self, x):
         h = F.silu(self.gate(x))

@@ -171,7 +171,7 @@ class ViewPlusOne(Mlp):
         return self.down(F.gelu(h))
 
 
-@case(saves=1)
+@case()
 class AliasTimesHalf(Mlp):
     def forward(self, x):
         h = self.gate(x)
@@ -366,7 +366,7 @@ class Conditional(Mlp):
         return self.down(F.silu(self.gate(x)) * self.up(x) if self.training else self.gate(x))
 
 
-@case(saves=1, inputs=lambda: (sample(), sample(16), 2.0))
+@case(inputs=lambda: (sample(), sample(16), 2.0))
 class ManyArguments(Mlp):
     def forward(self, x, *rest, scale=1.0, bias=None, **more):
         h = F.gelu(self.gate(x)) * scale
@@ -375,7 +375,7 @@ class ManyArguments(Mlp):
         return self.down(h if bias is None else h + bias) + x
 
 
-@case(saves=1)
+@case()
 class PositionalOnly(Mlp):
     def forward(self, x, /, *, scale: float = 1.0):
         return self.down(F.gelu(self.gate(x)) * scale)
@@ -431,7 +431,7 @@ class Noise(Mlp):
         return self.down(F.gelu(h))
 
 
-@case(saves=1)
+@case()
 class DropPath(Mlp):
     def forward(self, x):
         h = self.gate(x)
@@ -536,7 +536,7 @@ def _set(name, value):
     return lambda model, patch: setattr(model, name, value)
 
 
-@case(saves=1, change=_set("scale", 3.0))
+@case(change=_set("scale", 3.0))
 class ClassAttribute(Mlp):
     scale = 1.0
 
@@ -544,7 +544,7 @@ class ClassAttribute(Mlp):
         return self.down(F.gelu(self.gate(x)) * self.scale)
 
 
-@case(saves=1, change=lambda model, patch: patch.setattr(ClassAttributeOfTheClass, "scale", 3.0))
+@case(change=lambda model, patch: patch.setattr(ClassAttributeOfTheClass, "scale", 3.0))
 class ClassAttributeOfTheClass(Mlp):
     scale = 1.0
 
@@ -576,13 +576,13 @@ class FunctionPatched(Mlp):
 SCALE = 1.0
 
 
-@case(saves=1, change=lambda model, patch: patch.setitem(globals(), "SCALE", 3.0))
+@case(change=lambda model, patch: patch.setitem(globals(), "SCALE", 3.0))
 class Global(Mlp):
     def forward(self, x):
         return self.down(F.gelu(self.gate(x)) * SCALE)
 
 
-@case(saves=1, change=_set("scale", torch.tensor(3.0)))
+@case(change=_set("scale", torch.tensor(3.0)))
 class InstanceAttribute(Mlp):
     def __init__(self):
         super().__init__()
@@ -592,7 +592,7 @@ class InstanceAttribute(Mlp):
         return self.down(F.gelu(self.gate(x)) * self.scale)
 
 
-@case(saves=1, change=_set("options", {"scale": 3.0}))
+@case(change=_set("options", {"scale": 3.0}))
 class Options(Mlp):
     def __init__(self):
         super().__init__()

@@ -54,9 +54,10 @@ def _built(case: Case, world: World) -> nn.Module:
 def _converted(model: nn.Module, convert: Convert) -> tuple[Any, list[str]]:
     """The report, and what the conversion itself did that nobody may notice."""
     LOG.clear()
-    before = _noticeable(model)
+    owners = _owners(model)
+    before = _noticeable(model, owners)
     report = convert(model)
-    after = _noticeable(model)
+    after = _noticeable(model, owners)
     told = [
         f"the conversion changed {name}{_keys(before[name], after[name])}"
         for name in before
@@ -69,11 +70,14 @@ def _converted(model: nn.Module, convert: Convert) -> tuple[Any, list[str]]:
     return report, told
 
 
-def _noticeable(model: nn.Module) -> dict[str, Any]:
-    kinds = {kind for m in model.modules() for kind in type(m).__mro__}
-    homes = {sys.modules[k.__module__] for k in kinds if k.__module__.startswith("tests.")}
-    originals = {v for home in homes for v in vars(home).values() if isinstance(v, type) and issubclass(v, nn.Module)}
-    owners = [*homes, *originals, nn.functional, nn.Module, *(k for k in kinds if k.__module__.startswith("torch."))]
+def _owners(model: nn.Module) -> list[Any]:
+    """Whose names nobody may write to: the user's modules and classes, and PyTorch's."""
+    kinds = {kind for m in model.modules() for kind in type(m).__mro__ if kind is not object}
+    homes = {sys.modules[k.__module__] for k in kinds if not k.__module__.startswith("torch")}
+    return [*homes, *kinds, nn.functional]
+
+
+def _noticeable(model: nn.Module, owners: list[Any]) -> dict[str, Any]:
     return {
         "attributes": dict(described(model)),
         "tensors": [id(t) for t in [*model.parameters(), *model.buffers()]],
