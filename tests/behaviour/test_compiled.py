@@ -42,7 +42,7 @@ def test_equal_layers_are_compiled_once(name: str) -> None:
         x.sum().backward()
         return counter.frame_count
 
-    assert frames(converted=True) == frames(converted=False)
+    assert frames(converted=True) <= frames(converted=False)
 
 
 @pytest.mark.parametrize("name", ["module", "function", "gate", "elsewhere", "written out"])
