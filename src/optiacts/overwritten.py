@@ -7,12 +7,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
+from torch.nn import Module
 
 
 class Maker(Protocol):
     """Who evaluates an activation, if it can be named: a converted module, or a converted function."""
 
-    def optiacts_described(self) -> str: ...
+    def optiacts_described(self) -> str:
+        """Its name for people."""
+
+    def optiacts_paths(self, model: Module) -> set[str]:
+        """The paths of the modules of ``model`` that it is, or that run it."""
 
 
 class OverwrittenError(RuntimeError):
@@ -24,6 +29,10 @@ class OverwrittenError(RuntimeError):
     def __init__(self, message: str, maker: Maker | None) -> None:
         super().__init__(message)
         self.maker = maker
+
+    def paths_in(self, model: Module) -> set[str]:
+        """The paths of the modules of ``model`` that may have made the output; none if that is not known."""
+        return set() if self.maker is None else self.maker.optiacts_paths(model)
 
 
 def made_by(output: Tensor, maker: Maker) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib.util
+import sys
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -48,12 +50,19 @@ class Scope:
         except UnknownError:
             return None
 
+    def _makes(self, node: ast.Call) -> bool:
+        """Whether a call makes one of torch's own activation modules, as ``nn.GELU()(x)`` does."""
+        kind = self.one(node.func)
+        return isinstance(kind, type) and kind.__module__ == "torch.nn.modules.activation"
+
     def _values(self, node: ast.expr, seen: frozenset[str]) -> Iterator[Any]:
         if isinstance(node, ast.Name) and node.id in self.bound and node.id != self.context.self_name:
             if node.id not in seen:
                 for name, value in self.source.assigned:
                     if name == node.id:
                         yield from self._values(value, seen | {node.id})
+                yield from self._imported(node.id)
+                yield from self._default(node.id)
         elif isinstance(node, (ast.Name, ast.Attribute)):
             yield from self._named(node, seen)
         elif isinstance(node, ast.Subscript):
@@ -89,6 +98,28 @@ class Scope:
         except UnknownError:
             return
 
+    def _imported(self, name: str) -> Iterator[Any]:
+        """What an import in the function gives: of modules that are imported already."""
+        module, attribute_name = self.source.imported.get(name, ("", ""))
+        if module.startswith("."):
+            package = self.function.__globals__.get("__package__") or ""
+            with contextlib.suppress(ImportError):
+                module = importlib.util.resolve_name(module, package)
+        found = sys.modules.get(module)
+        if found is not None:
+            with contextlib.suppress(UnknownError):
+                yield from _elements(attribute(found, attribute_name) if attribute_name else found)
+
+    def _default(self, name: str) -> Iterator[Any]:
+        """What a parameter is unless the caller says otherwise."""
+        code = self.function.__code__
+        positional = code.co_varnames[: code.co_argcount]
+        defaults = self.function.__defaults__ or ()
+        values = dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True))
+        values |= self.function.__kwdefaults__ or {}
+        if name in values:
+            yield from _elements(values[name])
+
     def _inherited(self, name: str) -> Iterator[Any]:
         """``super().name``: that of the class after the one in whose body the function stands."""
         cells = dict(zip(self.function.__code__.co_freevars, self.function.__closure__ or (), strict=True))
@@ -111,6 +142,10 @@ class Scope:
                 yield from self._values(ast.Attribute(node.args[0], name.value, ast.Load()), seen)
             for default in node.args[2:]:
                 yield from self._values(default, seen)
+        elif self._makes(node):
+            options = {str(k.arg): k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
+            if len(options) == len(node.keywords) and not node.args:
+                yield from _made((self.one(node.func), options))
         elif isinstance(node.func, ast.Attribute):  # such as TABLE.get(key, default), self.layers.children()
             yield from self._values(node.func.value, seen)
             for argument in node.args:
@@ -132,7 +167,7 @@ def _elements(value: Any) -> Iterator[Any]:
             yield from _made(element) if "__getitem__" in vars(type(value)) else (element,)
     elif isinstance(value, (list, tuple)):
         yield from value[:_MOST]
-    elif callable(value):
+    elif callable(value) or isinstance(value, types.ModuleType):
         yield value
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copyreg
 import functools
+import inspect
+import types
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +21,7 @@ from torch.nn import Module
 from optiacts import curves, functional
 from optiacts.conversion.purity import holds
 from optiacts.conversion.recognition import Recognised
-from optiacts.conversion.rewriting import Plan, build
+from optiacts.conversion.rewriting import Plan, build, place_of
 from optiacts.overwritten import made_by
 
 _paths: weakref.WeakKeyDictionary[Module, str] = weakref.WeakKeyDictionary()
@@ -29,14 +31,14 @@ _paths: weakref.WeakKeyDictionary[Module, str] = weakref.WeakKeyDictionary()
 class Recipe:
     """How to make the subclass of ``original``: methods by name, or what its forward computes as an activation.
 
-    ``decorated`` are the names of methods that are static or class methods. Copies share a recipe; a pickle holds
-    only the class and what was chosen, and the module is converted anew when it is loaded.
+    ``wrappers`` are the names of what is a static or class method or a property, with that type. Copies share a recipe;
+    a pickle holds only the class and what was chosen, and the module is converted anew when it is loaded.
     """
 
     original: type[Module]
     methods: tuple[tuple[str, Plan], ...] = ()
     activation: Recognised | None = None
-    static: tuple[str, ...] = ()
+    wrappers: tuple[tuple[str, type], ...] = ()
     gated: bool = True
 
     def __deepcopy__(self, memo: Any) -> Recipe:
@@ -90,12 +92,23 @@ class Converted(Module):
         path = _paths.get(self)
         return f"{path or 'the module'} ({type(self).__name__})"
 
+    def optiacts_paths(self, model: Module) -> set[str]:
+        return {path for path, module in model.named_modules() if module is self}
+
 
 def install(module: Module, recipe: Recipe, path: str = "") -> None:
-    """Gives ``module`` the recipe's methods, in place."""
+    """Gives ``module`` the recipe's methods, in place. ``path`` is for error messages."""
     module.__class__ = converted_class(recipe)
     if recipe.activation is not None:
         _paths[module] = path
+    for _, plan in recipe.methods:
+        _note_path(plan, module, path)
+
+
+def _note_path(plan: Plan, module: Module, path: str) -> None:
+    place_of(plan).modules[module] = path
+    for other in (*plan.rewritten, *(later for _, later in plan.waiting)):
+        _note_path(other, module, path)
 
 
 def uninstall(module: Module) -> None:
@@ -114,8 +127,13 @@ def converted_class(recipe: Recipe) -> type[Module]:
     original = recipe.original
     methods: dict[str, Any] = {}
     for name, plan in recipe.methods:
-        method = _unless_replaced(original, name, build(plan))
-        methods[name] = staticmethod(method) if name in recipe.static else method
+        wrapper = dict(recipe.wrappers).get(name)
+        if wrapper is property:
+            stood = inspect.getattr_static(original, name)
+            methods[name] = property(build(plan), stood.fset, stood.fdel, stood.__doc__)
+        else:
+            method = _unless_replaced(original, name, build(plan))
+            methods[name] = method if wrapper is None else wrapper(method)
     if recipe.activation is not None:
         methods["forward"] = _activation_forward(original, recipe.activation)
     members = {
@@ -131,14 +149,19 @@ def converted_class(recipe: Recipe) -> type[Module]:
 
 def _unless_replaced(original: type[Module], name: str, ours: Any) -> Any:
     """``ours``, as long as the class still has the method that it was made from."""
-    expected = getattr(original, name)
+    expected = _function(getattr(original, name))
 
     @functools.wraps(ours)
     def method(*args: Any, **kwargs: Any) -> Any:
-        current = getattr(original, name)
+        current = _function(getattr(original, name))
         return ours(*args, **kwargs) if current is expected else current(*args, **kwargs)
 
     return method
+
+
+def _function(method: Any) -> Any:
+    """A class method is a new object each time, its function is not."""
+    return method.__func__ if isinstance(method, types.MethodType) else method
 
 
 def _activation_forward(original: type[Module], recognised: Recognised) -> Any:

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch.nn import Module
 
+from optiacts.conversion.known import torch_curve
+
 _CURVED = frozenset(
     """gelu silu mish swish sigmoid tanh erf erfc exp expit softplus logsigmoid relu glu quick_gelu hardswish elu
     activation act act_fn activation_fn""".split()
@@ -76,6 +78,8 @@ class Interest:
         return any(self._leads_on(value) for value in values)
 
     def _leads_on(self, value: Any) -> bool:
+        if torch_curve(value) is not None:
+            return True
         if isinstance(value, types.FunctionType):
             return not foreign(value) and self.of(value)
         if isinstance(value, dict):

@@ -57,12 +57,12 @@ def torch_curve(function: Any) -> str | None:
 
 def activated(known: tuple[Known, ...], callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Activated | None:
     """Which activation ``callee(*args, **kwargs)`` evaluates, if a gradient is wanted and it can keep its output."""
-    while isinstance(callee, functools.partial):
-        args, kwargs = (*callee.args, *args), {**callee.keywords, **kwargs}
-        callee = callee.func
-    found = _of_torch(callee, args, kwargs)
+    found = _recognised(known, callee, args, kwargs)
     if found is None:
-        found = _recognised(known, callee, args, kwargs)
+        while isinstance(callee, functools.partial):
+            args, kwargs = (*callee.args, *args), {**callee.keywords, **kwargs}
+            callee = callee.func
+        found = _of_torch(callee, args, kwargs)
     if found is None or not saves_memory(found.input):
         return None
     if found.curve != "relu" and compiles_autocast(curves.get(found.curve), found.input):
@@ -97,7 +97,7 @@ def _recognised(
     known: tuple[Known, ...], callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Activated | None:
     """A call, with a tensor alone, of a function or module that was recognised and is still the same."""
-    if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
+    if not known or len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
         return None
     if isinstance(callee, Module):
         key: Any = getattr(type(callee), "optiacts_original", type(callee))
@@ -105,6 +105,8 @@ def _recognised(
             return None
     elif isinstance(callee, types.FunctionType):
         key = callee.__code__
+    elif isinstance(callee, functools.partial):
+        key = functools.partial
     else:
         return None
     for candidate in known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import types
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,8 @@ from optiacts.conversion.planning import Found, Planner, unseen, why_not
 from optiacts.conversion.purity import ImpureError
 from optiacts.conversion.recognition import Recognised, recognise_module
 from optiacts.conversion.report import Conversion, ConversionReport
-from optiacts.conversion.rewriting import Plan, place_of
+from optiacts.conversion.rehearsal import rehearse
+from optiacts.conversion.rewriting import Plan
 from optiacts.conversion.selection import Selection, Selector
 from optiacts.conversion.sites import Product, Site
 from optiacts.conversion.source import Position
@@ -52,7 +54,8 @@ def convert(
         gated: convert products with an activation's output as well, not the activations in them alone.
         example_inputs: inputs of a training step: a tensor, a tuple of positional ones or a mapping of keyword ones.
             With them, activation modules are left alone whose output nobody else keeps, so that nothing would be
-            saved. This is found on fake tensors; ``model`` must be frozen where, and in the mode, it is trained in.
+            saved, and whatever makes an output that is changed in place later; the report tells the saved bytes.
+            This is found on fake tensors; ``model`` must be frozen where, and in the mode, it is trained in.
 
     Returns:
         What was converted and what was left alone for which reason; ``print`` shows it as a table. Modules
@@ -60,13 +63,21 @@ def convert(
 
     Raises:
         TypeError: ``model`` is no module, or ``include`` or ``exclude`` hold something else than the above.
-        ValueError: a name pattern of ``include`` matches no module.
+        ValueError: a name pattern of ``include`` matches no module, or ``model`` does not run on ``example_inputs``.
     """
     if not isinstance(model, Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     with _one_at_a_time:
-        work = _Conversion(model, Selection(model, include, exclude), gated)
-        return work.run()
+        selection = Selection(model, include, exclude)
+        if example_inputs is None:
+            return _Conversion(model, selection, gated).run()
+
+        def rehearsed(copy: Module, reasons: dict[str, str]) -> object:
+            return _Conversion(copy, selection, gated, reasons).run()
+
+        rehearsal = rehearse(model, example_inputs, rehearsed)
+        report = _Conversion(model, selection, gated, rehearsal.reasons).run()
+        return dataclasses.replace(report, saved_bytes=rehearsal.saved_bytes)
 
 
 def revert(model: Module) -> None:
@@ -93,8 +104,8 @@ def convert_loaded(module: Module, request: Request) -> None:
                 install(module, Recipe(type(module), activation=recognised, gated=request.gated))
             return
 
-        def choose(function: types.FunctionType, at: Position, site: Site | Product, scope: Scope) -> bool:
-            return (function.__module__, function.__qualname__, at) in request.spots
+        def choose(function: types.FunctionType, at: Position, site: Site | Product, scope: Scope) -> str | None:
+            return "" if (function.__module__, function.__qualname__, at) in request.spots else None
 
         planner = Planner([module, *module.modules()], request.gated)
         recipe = _recipe(planner, module, choose, Found(), request.gated)
@@ -104,19 +115,20 @@ def convert_loaded(module: Module, request: Request) -> None:
 
 def _recipe(planner: Planner, module: Module, choose: Any, found: Found, gated: bool) -> Recipe | None:
     methods: list[tuple[str, Plan]] = []
-    static: list[str] = []
-    for name, function, is_static in planner.methods(module):
+    wrappers: list[tuple[str, type]] = []
+    for method in planner.methods(module):
+        name = method.name
         if name in vars(module):
             continue  # the instance has its own
         here = Found()
-        plan = planner.plan(function, None if is_static else module, choose, here)
+        plan = planner.plan(method.function, method.owner(module), choose, here)
         where = "" if name == "forward" else f" in {name}()"
         found.converted += [what if " in " in what else what + where for what in here.converted]
         found.left += [_with_place(what, where) for what in here.left]
         if plan is not None:
             methods.append((name, plan))
-            static += [name] if is_static else []
-    return Recipe(type(module), tuple(methods), None, tuple(static), gated) if methods else None
+            wrappers += [] if method.wrapper is None else [(name, method.wrapper)]
+    return Recipe(type(module), tuple(methods), None, tuple(wrappers), gated) if methods else None
 
 
 def _with_place(text: str, where: str) -> str:
@@ -127,21 +139,23 @@ def _with_place(text: str, where: str) -> str:
 class _Conversion:
     """One run over a model. All functions are read before anything is changed."""
 
-    def __init__(self, model: Module, selection: Selection, gated: bool) -> None:
+    def __init__(
+        self, model: Module, selection: Selection, gated: bool, reasons: dict[str, str] | None = None
+    ) -> None:
         self._selection = selection
         self._gated = gated
         self._modules = [(path, module) for path, module in model.named_modules()]
         self._paths = {id(module): path for path, module in self._modules}
         self._planner = Planner([module for _, module in self._modules], gated)
-        self._reasons: dict[int, str] = {}  # why an activation module must be left, by its identity
+        self._reasons = reasons or {}  # why a module must be left, by its path
 
     def run(self) -> ConversionReport:
         new = [(path, module) for path, module in self._modules if not isinstance(module, Converted)]
         for _, module in self._modules:
             self._planner.flow.module(module)
             if not _opaque(module):
-                for _, function, static in self._planner.methods(module):
-                    self._planner.flow.function(function, None if static else module)
+                for method in self._planner.methods(module):
+                    self._planner.flow.function(method.function, method.owner(module))
         recipes: list[tuple[str, Module, Recipe]] = []
         entries: list[Conversion] = []
         for path, module in new:
@@ -150,8 +164,6 @@ class _Conversion:
             entries += self._activation(path, module, recipes)
         for path, module, recipe in recipes:
             install(module, recipe, path)
-            for _, plan in recipe.methods:
-                _note_path(plan, path)
         order = {path: position for position, (path, _) in enumerate(self._modules)}
         return ConversionReport(tuple(sorted(entries, key=lambda entry: order[entry.path])))
 
@@ -162,13 +174,14 @@ class _Conversion:
         kind = type(module).__qualname__
         whole = path in self._selection
 
-        def choose(function: types.FunctionType, at: Position, site: Site | Product, scope: Scope) -> bool:
+        def choose(function: types.FunctionType, at: Position, site: Site | Product, scope: Scope) -> str | None:
             act = site.act if isinstance(site, Product) else site
             owned = [self._paths[id(m)] for m in self._callees(scope, act) if id(m) in self._paths]
-            return any(child in self._selection for child in owned) if owned else whole
+            chosen = any(child in self._selection for child in owned) if owned else whole
+            return self._reasons.get(path, "") if chosen else None
 
         if "forward" in module.__dict__:
-            if whole and any(name == "forward" for name, _, _ in self._planner.methods(module)):
+            if whole and any(method.name == "forward" for method in self._planner.methods(module)):
                 yield Conversion(path, kind, reason="its forward was replaced on the instance")
             return
         found = Found()
@@ -205,19 +218,25 @@ class _Conversion:
                 yield Conversion(path, kind, reason=reason)
             return
         once = recognised.base in sites.KEPT_ONCE and not recognised.steps
-        reason = self._reasons.get(id(module), "") or why_not(self._planner.flow, Origin(id(module)), once)
+        reason = self._reasons.get(path, "") or why_not(self._planner.flow, Origin(id(module)), once)
         if reason:
             yield Conversion(path, kind, reason=reason)
+            return
+        if path and self._never_named(path):
+            yield Conversion(path, kind, reason="no forward calls it")
             return
         recipes.append((path, module, Recipe(type(module), activation=recognised, gated=self._gated)))
         unused = id(module) not in self._planner.flow.called and path != ""
         yield Conversion(path, kind, recognised.base, note="no forward that we can read calls it" if unused else "")
 
-
-def _note_path(plan: Plan, path: str) -> None:
-    place_of(plan).paths[path] = None
-    for other in plan.rewritten:
-        _note_path(other, path)
+    def _never_named(self, path: str) -> bool:
+        """Whether no function of the module that owns it names the one at ``path``."""
+        parent, _, name = path.rpartition(".")
+        owner = next(module for other, module in self._modules if other == parent)
+        if isinstance(owner, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) or "forward" in owner.__dict__:
+            return False
+        functions = [f for k in type(owner).__mro__ if k is not Module for f in vars(k).values()]
+        return not any(name in names_in(f.__code__) for f in functions if isinstance(f, types.FunctionType))
 
 
 def _at(node: Any) -> Position:

@@ -6,7 +6,7 @@ import ast
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import Module
@@ -33,7 +33,20 @@ class Found:
     left: list[str] = field(default_factory=list)
 
 
-Choice = Callable[[types.FunctionType, Position, "Site | Product", Scope], bool]
+class Method(NamedTuple):
+    """A function of a class. ``wrapper`` is what it stands in: staticmethod, classmethod, property or nothing."""
+
+    name: str
+    function: types.FunctionType
+    wrapper: type | None
+
+    def owner(self, module: Module) -> Module | None:
+        """The module, if it is what the function gets first."""
+        return module if self.wrapper in (None, property) else None
+
+
+# None: not chosen; a text: to be left for that reason; the empty text: to be converted
+Choice = Callable[[types.FunctionType, Position, "Site | Product", Scope], str | None]
 
 
 class Planner:
@@ -134,25 +147,26 @@ class Planner:
 
     # plans
 
-    def methods(self, module: Module) -> Iterator[tuple[str, types.FunctionType, bool]]:
-        """The functions of a module's classes that may be worth rewriting: name, function, whether it is static."""
+    def methods(self, module: Module) -> Iterator[Method]:
+        """The functions of a module's classes that may be worth rewriting."""
         attributes = self.attributes(module)
-        defined: dict[str, list[tuple[types.FunctionType, bool]]] = {}
+        defined: dict[str, list[Method]] = {}
         for kind in type(module).__mro__:
             if kind is Module or not issubclass(kind, Module):
                 continue
             for name, value in vars(kind).items():
-                function = value.__func__ if isinstance(value, staticmethod) else value
+                wrapper = type(value) if isinstance(value, (staticmethod, classmethod, property)) else None
+                function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
                 if isinstance(function, types.FunctionType):
-                    defined.setdefault(name, []).append((function, isinstance(value, staticmethod)))
+                    defined.setdefault(name, []).append(Method(name, function, wrapper))
         reached = _reached(defined)
         for name, versions in defined.items():
             if name.startswith("__") and name != "__call__":
                 continue
             # what the forward does not reach by name (but perhaps by others' hands) counts if it itself looks like it
             look = self.interest.of if name in reached else self.interest.directly
-            if any(look(function, attributes) for function, _ in versions):
-                yield name, *versions[0]
+            if any(look(version.function, attributes) for version in versions):
+                yield versions[0]
 
     def plan(self, function: types.FunctionType, owner: Module | None, choose: Choice, found: Found) -> Plan | None:
         """How to rewrite a function and what it calls; None if nothing in it is replaced."""
@@ -197,8 +211,9 @@ class _Planning:
             if self._planner._gated and self._take(scope, at, product, where):
                 actions[at] = product.form
                 use(product.act, "begin")
-        if returned is not None and returned.at not in actions and self._choose(function, returned.at, returned, scope):
-            use(returned, "begin")
+        if returned is not None and returned.at not in actions:
+            if self._choose(function, returned.at, returned, scope) == "":
+                use(returned, "begin")
         for at, act in met.acts.items():
             if at not in actions and act.alone and self._take(scope, at, act, where):
                 use(act, "call" if act.written is None else "evaluate")
@@ -206,6 +221,7 @@ class _Planning:
         self._open.pop()
         if not actions:
             return None
+        actions |= {position(node): "class_of" for node in _compared_classes(scope)}
         method = scope.context.self_name is not None
         order = tuple(sorted(actions.items()))
         pairs = tuple((plain, later) for plain, later in waiting if later is not None)
@@ -229,12 +245,13 @@ class _Planning:
 
     def _take(self, scope: Scope, at: Position, site: Site | Product, where: str) -> bool:
         """Whether to convert a site; notes the outcome."""
-        if not self._choose(scope.function, at, site, scope):
+        reason = self._choose(scope.function, at, site, scope)
+        if reason is None:
             return False
         act = site.act if isinstance(site, Product) else site
         what = (site.what if isinstance(site, Product) else act.base) + where
         once = act.base == "relu" if isinstance(site, Product) else act.kept_once
-        reason = why_not(self._planner.flow, _origin(scope, at), once)
+        reason = reason or why_not(self._planner.flow, _origin(scope, at), once)
         if reason:
             self._found.left.append(f"{what}: {reason}")
         else:
@@ -270,12 +287,22 @@ def _origin(scope: Scope, at: Position) -> Origin:
     return Origin(0 if scope.owner is None else id(scope.owner), scope.function.__code__, at)
 
 
+def _compared_classes(scope: Scope) -> Iterator[ast.expr]:
+    """Where a function compares an object's very class, ``type(x)`` or ``x.__class__``."""
+    for node in ast.walk(scope.node):
+        for operand in (node.left, *node.comparators) if isinstance(node, ast.Compare) else ():
+            if isinstance(operand, ast.Attribute) and operand.attr == "__class__":
+                yield operand
+            elif isinstance(operand, ast.Call) and len(operand.args) == 1 and scope.one(operand.func) is type:
+                yield operand
+
+
 def _named(function: types.FunctionType, caller: types.FunctionType) -> str:
     """Where something was found, if not in the module's own method."""
     return "" if function.__name__ == caller.__name__ else f" in {function.__name__}()"
 
 
-def _reached(defined: dict[str, list[tuple[types.FunctionType, bool]]]) -> set[str]:
+def _reached(defined: dict[str, list[Method]]) -> set[str]:
     """The methods that ``forward`` leads to, by the names that it uses."""
     reached, waiting = set(), ["forward", "__call__"]
     while waiting:
@@ -283,8 +310,8 @@ def _reached(defined: dict[str, list[tuple[types.FunctionType, bool]]]) -> set[s
         if name in reached or name not in defined:
             continue
         reached.add(name)
-        for function, _ in defined[name]:
-            for inner in (function, *wrapped_in(function)):
+        for method in defined[name]:
+            for inner in (method.function, *wrapped_in(method.function)):
                 waiting += names_in(inner.__code__) & defined.keys()
     return reached
 

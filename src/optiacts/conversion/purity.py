@@ -64,16 +64,24 @@ _TENSOR, _NUMBER, _SAVED, _CONTEXT = object(), object(), object(), object()
 _DEEPEST = 8
 
 
-def pins_of(function: types.FunctionType, owner: Module | None = None) -> tuple[Pin, ...]:
+def pins_of(
+    function: types.FunctionType,
+    owner: Module | None = None,
+    given: tuple[Any, ...] = (),
+    options: dict[str, Any] | None = None,
+) -> tuple[Pin, ...]:
     """What ``function``, as a function of its first tensor alone, depends on; ``ImpureError`` says why it is not pure.
 
     Args:
         function: a plain function or, with ``owner``, a method of that module.
         owner: the module that the method is called on.
+        given, options: constants that it is called with besides the tensor.
     """
     walk = _Walk()
-    arguments: list[Any] = [_TENSOR] if owner is None else [owner, _TENSOR]
-    if walk.function(function, owner, arguments, {}, outermost=True) is not _TENSOR:
+    arguments: list[Any] = [*given, _TENSOR] if owner is None else [owner, _TENSOR]
+    if not all(isinstance(value, _SCALARS) for value in (*given, *(options or {}).values())):
+        raise ImpureError("takes something else than numbers")
+    if walk.function(function, owner, arguments, options or {}, outermost=True) is not _TENSOR:
         raise ImpureError("returns no tensor")
     return tuple(walk.pins)
 

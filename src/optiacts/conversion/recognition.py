@@ -81,6 +81,19 @@ def recognise_function(function: Callable[..., Any]) -> Recognised:
     return _recognised(function, pins_of(function), function)
 
 
+def recognise_partial(partial: functools.partial[Any]) -> Recognised:
+    """What a Python function with some arguments given computes; ``ImpureError`` says why that is not known."""
+    function = partial.func
+    if not isinstance(function, types.FunctionType):
+        raise ImpureError("its code is not seen")
+    inner = pins_of(function, None, partial.args, partial.keywords)
+    if any(isinstance(pin.root, int) for pin in inner):
+        raise ImpureError("depends on what encloses it")
+    own = (Pin(None, (part,), getattr(partial, part)) for part in ("func", "args", "keywords"))
+    key = (partial.args, tuple(sorted(partial.keywords.items())))
+    return _recognised(partial, (*own, *inner), function, key)
+
+
 def recognise_module(module: Module) -> Recognised:
     """What a module without parameters computes; ``ImpureError`` says why that is not known."""
     kind = getattr(type(module), "optiacts_original", type(module))
@@ -154,6 +167,10 @@ _lock = threading.Lock()
 
 
 def _identity(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_identity, value))
+    if isinstance(value, dict):
+        return tuple((key, _identity(value[key])) for key in sorted(value))
     return (type(value), value) if isinstance(value, (int, float, str)) else id(value)
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import ast
 import functools
 import types
+import weakref
 from dataclasses import dataclass
 from typing import Any
+
+from torch.nn import Module
 
 from optiacts.conversion.known import Known
 from optiacts.conversion.recognition import Recognised
@@ -38,12 +41,15 @@ class Place:
 
     def __init__(self, function: types.FunctionType) -> None:
         self._name = f"{function.__qualname__}() in {function.__module__}"
-        self.paths: dict[str, None] = {}
+        self.modules: weakref.WeakKeyDictionary[Module, str] = weakref.WeakKeyDictionary()
 
     def optiacts_described(self) -> str:
-        paths = list(self.paths)
+        paths = list(dict.fromkeys(self.modules.values()))
         shown = ", ".join(path or "the model itself" for path in paths[:3]) + (", ..." if len(paths) > 3 else "")
-        return f"{self._name} ({shown})" if paths else self._name
+        return f"{shown} ({self._name})" if paths else self._name
+
+    def optiacts_paths(self, model: Module) -> set[str]:
+        return {path for path, module in model.named_modules() if module in self.modules}
 
 
 @functools.cache
@@ -100,6 +106,8 @@ class _Edit(ast.NodeTransformer):
         return _call("begin_evaluate" if helper == "begin" else "evaluate", *values)
 
     def _replaced(self, node: Any, helper: str) -> ast.AST:
+        if helper == "class_of":
+            return _call(helper, node.args[0] if isinstance(node, ast.Call) else node.value)
         if helper in ("call", "begin"):
             called = _call(helper, node.func, *node.args)
             called.keywords = node.keywords

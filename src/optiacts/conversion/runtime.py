@@ -108,6 +108,11 @@ def helpers(
             return product_into(act, up)
         return _product(act, up, place, lambda value, factor: getattr(value, name)(factor))
 
+    def class_of(value: Any) -> type:
+        """The class that the user knows ``value`` by."""
+        kind = type(value)
+        return getattr(kind, "optiacts_original", kind)
+
     found = locals()
     return {PREFIX + name: found[name] for name in NAMES}
 
@@ -123,6 +128,7 @@ NAMES = (
     "product_into",
     "product_by",
     "product_method",
+    "class_of",
 )
 
 

@@ -15,7 +15,13 @@ from torch.nn import Module
 from optiacts.conversion.callees import Scope
 from optiacts.conversion.known import Known, torch_curve
 from optiacts.conversion.purity import ImpureError
-from optiacts.conversion.recognition import Recognised, recognise_expression, recognise_function, recognise_module
+from optiacts.conversion.recognition import (
+    Recognised,
+    recognise_expression,
+    recognise_function,
+    recognise_module,
+    recognise_partial,
+)
 from optiacts.conversion.source import Function, Position, position
 
 # PyTorch keeps one tensor for these. Where nobody else keeps their output there is nothing to gain.
@@ -126,13 +132,21 @@ def _returning(scope: Scope, call: ast.Call, model: Model) -> Site | None:
 def _curve(callee: Any, call: ast.Call) -> tuple[str | None, Known | None]:
     options = {k.arg: k.value.value for k in call.keywords if isinstance(k.value, ast.Constant)}
     positional = len(call.args)
+    alone = positional == 1 and not call.keywords and not isinstance(call.args[0], ast.Starred)
+    if isinstance(callee, functools.partial) and isinstance(callee.func, types.FunctionType) and alone:
+        if torch_curve(callee.func) is None:
+            try:
+                recognised = recognise_partial(callee)
+            except ImpureError:
+                return None, None
+            return recognised.base, Known(functools.partial, recognised)
     while isinstance(callee, functools.partial):
         options, positional = {**callee.keywords, **options}, positional + len(callee.args)
         callee = callee.func
     curve = torch_curve(callee)
     if curve is not None:
         return ("gelu_tanh" if curve == "gelu" and options.get("approximate") == "tanh" else curve), None
-    if positional != 1 or call.keywords or any(isinstance(a, ast.Starred) for a in call.args):
+    if not alone:
         return None, None
     try:
         if isinstance(callee, Module):

@@ -80,6 +80,19 @@ class Source:
         return frozenset(_bound_names(self.node))
 
     @functools.cached_property
+    def imported(self) -> dict[str, tuple[str, str]]:
+        """Names that the function itself imports: the module and the name in it."""
+        found = {}
+        for node in ast.walk(self.node):
+            if isinstance(node, ast.ImportFrom):
+                module = "." * node.level + (node.module or "")
+                found |= {alias.asname or alias.name: (module, alias.name) for alias in node.names}
+            elif isinstance(node, ast.Import):
+                found |= {alias.asname: (alias.name, "") for alias in node.names if alias.asname}
+                found |= {n: (n, "") for a in node.names if not a.asname for n in [a.name.partition(".")[0]]}
+        return found
+
+    @functools.cached_property
     def assigned(self) -> tuple[tuple[str, ast.expr], ...]:
         """Names with the expressions that they, or elements of them, are bound to."""
         return tuple(_assignments(self.node))
