@@ -77,7 +77,7 @@ def _enliven(model: nn.Module) -> None:
                 continue
             if weight.min() == weight.max():
                 weight.add_(0.1 * torch.randn_like(weight))
-            elif weight.ndim > 1:
+            elif sum(size > 1 for size in weight.shape) > 1:  # a matrix, not a gain
                 is_convolution = isinstance(module, nn.modules.conv._ConvNd)
                 fan_in = weight[0].numel() if is_convolution else weight.shape[-1]
                 weight.mul_((fan_in**-0.5 / weight.std()).clamp(min=1))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
-from zoo.entry import BATCH, Entry, Inputs, diffuser, join, normal, ones, values
+from zoo.entry import BATCH, Build, Entry, Inputs, diffuser, join, normal, ones, values
 
 
 def dit(name: str, model: str, inputs: Inputs, **config: Any) -> Entry:
@@ -15,13 +15,21 @@ def dit(name: str, model: str, inputs: Inputs, **config: Any) -> Entry:
     return Entry(f"{name} (diffusers)", diffuser(model, **{**heads, **config}), inputs)
 
 
-def _lumina(inputs: Inputs) -> Callable[[], dict[str, Any]]:
-    def with_positions() -> dict[str, Any]:
-        from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
+def _initialised(build: Build, name: str) -> Build:
+    """The model, with a parameter that it leaves to chance."""
 
-        return {**inputs(), "image_rotary_emb": get_2d_rotary_pos_embed_lumina(8, 8, 8)}
+    def build_and_fill() -> nn.Module:
+        model = build()
+        nn.init.normal_(model.get_parameter(name))
+        return model
 
-    return with_positions
+    return build_and_fill
+
+
+def _positions() -> dict[str, Any]:
+    from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
+
+    return {"image_rotary_emb": get_2d_rotary_pos_embed_lumina(8, 8, 8)}
 
 
 steps = values(timestep=[3, 5])
@@ -173,18 +181,21 @@ ENTRIES = (
     ),
     Entry(
         "Lumina-Next (diffusers)",
-        diffuser(
-            "LuminaNextDiT2DModel",
-            sample_size=8,
-            hidden_size=24,
-            num_layers=2,
-            num_attention_heads=3,
-            num_kv_heads=1,
-            multiple_of=16,
-            ffn_dim_multiplier=1.0,
-            cross_attention_dim=32,
+        _initialised(
+            diffuser(
+                "LuminaNextDiT2DModel",
+                sample_size=8,
+                hidden_size=24,
+                num_layers=2,
+                num_attention_heads=3,
+                num_kv_heads=1,
+                multiple_of=16,
+                ffn_dim_multiplier=1.0,
+                cross_attention_dim=32,
+            ),
+            "pad_token",
         ),
-        _lumina(_picture(32, times, ones(encoder_mask=(6,)), values(cross_attention_kwargs={}))),
+        _picture(32, times, ones(encoder_mask=(6,)), values(cross_attention_kwargs={}), _positions),
     ),
     Entry(
         "Lumina 2 (diffusers)",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoo.entry import VOCABULARY, Entry, family, tokens
+from zoo.entry import Entry, family, tokens
 from zoo.sizes import DECODER, EXPERTS, GEMMA, IDS, LLAMA, MAMBA2
 
 _MAMBA = {**IDS, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "use_cache": False}
@@ -82,26 +82,6 @@ ENTRIES = (
             chunk_size=8,
             return_last_states=False,
             use_cache=False,
-        ),
-        tokens,
-    ),
-    Entry(
-        "Reformer",  # without dropout: it draws its masks from a seed of its own
-        family(
-            "Reformer",
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            attention_head_size=8,
-            num_attention_heads=4,
-            feed_forward_size=128,
-            hidden_act="gelu",
-            attn_layers=["local", "local"],
-            axial_pos_shape=[4, 6],
-            axial_pos_embds_dim=[16, 16],
-            local_attn_chunk_length=6,
-            is_decoder=True,
-            hidden_dropout_prob=0.0,
-            local_attention_probs_dropout_prob=0.0,
         ),
         tokens,
     ),
