@@ -131,8 +131,8 @@ def _check(entry: Entry, dtype: torch.dtype) -> None:
         ideal = _gradients(exact, wide)
         ours, torchs = _gradients(model, inputs), _gradients(original, inputs)
         assert set(ours) == set(torchs) == set(ideal)
-        # PyTorch's own error, and what the contract grants: one rounding in 16 bits; in float32 2e-6 of slope 1, that is
-        # 3e-6 of slopes around 2/3, and several activations in a row add up as independent errors do
+        # PyTorch's own error, and what the contract grants: one rounding in 16 bits; in float32 2e-6 of slope 1, that
+        # is 3e-6 of slopes around 2/3, and several activations in a row add up as independent errors do
         granted = 3e-6 * math.sqrt(activations) if dtype is torch.float32 else torch.finfo(dtype).eps
         limit = 1.1 * _distance(torchs, ideal) + granted
         assert _distance(ours, ideal) <= limit, (_distance(ours, ideal), _distance(torchs, ideal))

@@ -111,7 +111,8 @@ def _converted(report: ConversionReport) -> str:
 
 
 def _left(report: ConversionReport) -> str:
-    return "<br>".join(dict.fromkeys(f"{entry.kind}: {entry.reason}" for entry in report.left))
+    reasons = (" ".join(entry.reason.split()) for entry in report.left)  # errors of others come with line breaks
+    return "<br>".join(dict.fromkeys(f"{entry.kind}: {why}" for entry, why in zip(report.left, reasons, strict=True)))
 
 
 def _text(rows: list[Row]) -> str:
