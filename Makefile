@@ -3,13 +3,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint fit bench training gpu-check docs-figures native asan clean
+.PHONY: demo test zoo models lint fit bench training gpu-check docs-figures native asan clean
 
 demo: $(VENV)/.installed
 	$(BIN)/optiacts demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Every model of the zoo: saved bytes and what was converted against docs/models.md, and the behaviour. Minutes.
+zoo: $(VENV)/.installed
+	$(BIN)/python tools/model_table.py --check
+	$(BIN)/python -m pytest tests/test_convert_models.py --whole-zoo --dist load -k "not saved_bytes"
+
+# Writes docs/models.md.
+models: $(VENV)/.installed
+	$(BIN)/python tools/model_table.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
