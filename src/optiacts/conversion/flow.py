@@ -26,7 +26,15 @@ _VIEWS = frozenset(
     expand_as narrow select chunk split unbind tensor_split detach contiguous as_strided diagonal unfold swapdims
     moveaxis ravel hsplit vsplit dsplit data real T mT H mH requires_grad_""".split()
 )
-_SUMS = frozenset(("add", "sub", "cat", "concat", "stack"))
+# operations and modules of torch that keep nothing of their input for backward, but its size
+_LINEAR = frozenset(
+    """add sub cat concat concatenate stack hstack vstack pad mean sum repeat repeat_interleave tile roll flip clone
+    index_select gather interpolate upsample pixel_shuffle pixel_unshuffle masked_fill where neg cumsum""".split()
+)
+_LINEAR_MODULES = (
+    nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d,
+    nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d,
+)  # fmt: skip
 _CASTS = frozenset(("to", "float", "half", "bfloat16", "type_as", "double"))
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _PASSING = (nn.Identity, nn.Flatten, nn.Unflatten, *_DROPOUTS)
@@ -280,7 +288,7 @@ def follower_of(module: Module) -> Follower | None:
     name = f"{type(module).__name__}"
     if isinstance(module, _DROPOUTS):
         return Follower(name, False) if module.p > 0 else None
-    return None if isinstance(module, _PASSING) else Follower(name, True)
+    return None if isinstance(module, _PASSING) else Follower(name, not isinstance(module, _LINEAR_MODULES))
 
 
 def _described(module: Module) -> str:
@@ -581,7 +589,7 @@ class _Run:
             return NOTHING
         drops = self._drops(node, name)
         passes = name in _VIEWS or (name == "dropout" and not drops)
-        keeps = name not in _SUMS and name not in _CASTS and not drops
+        keeps = name not in _LINEAR and name not in _CASTS and not drops
         self._flow.follow(_opened(base | others), None if passes else Follower(f"{name}()", keeps))
         if name in _CASTS or drops:
             return frozenset(o if isinstance(o, Dropped) else Dropped(o) for o in _opened(first))
