@@ -7,6 +7,7 @@ from optiacts.functional_gated import gated, geglu, reglu, swiglu
 from optiacts.memory import SavedMemory, SavedStorage, saved_memory
 from optiacts.nn import GELU, Mish, QuickGELU, SiLU
 from optiacts.nn_gated import GEGLU, ReGLU, SwiGLU
+from optiacts.overwritten import OverwrittenError
 from optiacts.report import report
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ __all__ = [
     "ConversionReport",
     "Diagnosis",
     "Mish",
+    "OverwrittenError",
     "QuickGELU",
     "ReGLU",
     "SavedMemory",

@@ -46,7 +46,8 @@ CASES: list[Case] = []
 
 
 def add(name: str, make: Callable[[], nn.Module], **expectation: Any) -> None:
-    CASES.append(Case(name, make, **expectation))
+    same = sum(case.name.partition(" #")[0] == name for case in CASES)
+    CASES.append(Case(f"{name} #{same + 1}" if same else name, make, **expectation))
 
 
 def case(*args: Any, **expectation: Any) -> Callable[[type], type]:
@@ -54,7 +55,7 @@ def case(*args: Any, **expectation: Any) -> Callable[[type], type]:
 
     def declare(kind: type) -> type:
         home = kind.__module__.rpartition("cases_")[2]
-        tail = "".join(f" {a}" for a in args)
+        tail = "".join(f" {getattr(a, '__name__', a)}" for a in args)
         add(f"{home}: {kind.__name__}{tail}", lambda: kind(*args), **expectation)
         return kind
 
