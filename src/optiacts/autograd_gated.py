@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from optiacts import curves, layouts, ops, sharding
-from optiacts.autograd import Decoding, run
+from optiacts._torch import forward_mode, run
+from optiacts.autograd import Decoding
 from optiacts.backends import eager
 from optiacts.curves.inverse import inverse
 
@@ -107,8 +107,7 @@ class _DualGatedFused(_GatedFused):
 
 
 def _forward_mode() -> bool:
-    """Whether a forward-mode level is open (``torch.func.jvp``, ``jacfwd``, ``hessian``, ``dual_level``)."""
-    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+    return not torch.compiler.is_compiling() and forward_mode()
 
 
 def _forward(gate: Tensor, up: Tensor, curve: str) -> tuple[Tensor, Tensor, Tensor]:

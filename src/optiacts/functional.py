@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from optiacts import autograd, curves, sharding
+from optiacts._torch import TRACERS, is_exporting
 
 _DTYPES = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
 
@@ -98,7 +99,7 @@ def saves_memory(input: Tensor) -> bool:
         and input.requires_grad
         and input.dtype in _DTYPES
         and input.layout is torch.strided
-        and not torch.compiler.is_exporting()  # an exported program keeps to PyTorch's own ops
+        and not is_exporting()  # an exported program keeps to PyTorch's own ops
         and passes_our_ops(input)
     )
 
@@ -110,13 +111,4 @@ def passes_our_ops(input: Tensor) -> bool:
         return True
     if sharding.is_dtensor_type(kind):
         return sharding.supports(input)
-    return f"{kind.__module__}.{kind.__name__}" in _TRACERS
-
-
-_TRACERS = frozenset(
-    (
-        "torch._subclasses.fake_tensor.FakeTensor",
-        "torch._subclasses.functional_tensor.FunctionalTensor",
-        "torch.nn.parameter.Buffer",
-    )
-)
+    return f"{kind.__module__}.{kind.__name__}" in TRACERS
