@@ -7,7 +7,6 @@ fact to its meaning, on PyTorch 2.8, the oldest one supported, as on the newest.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import operator
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils import _python_dispatch
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,7 +28,7 @@ def _is_exporting() -> bool:
 is_exporting = _is_exporting if hasattr(torch.compiler, "_is_exporting_flag") else torch.compiler.is_exporting
 """Whether torch.export traces, strictly or not: an exported program keeps to PyTorch's own ops.
 
-The flag behind the public ``torch.compiler.is_exporting`` (since 2.7): in PyTorch 2.8 dynamo takes that function for
+The flag behind the public ``torch.compiler.is_exporting``: in PyTorch 2.8 dynamo takes that function for
 True in every ``torch.compile``, but reads and guards the flag as it is.
 """
 
@@ -64,8 +64,8 @@ dispatch_keys: Callable[[Tensor], Any] = _bound("_dispatch_keys", lambda tensor:
 
 
 def forward_mode() -> bool:
-    """Whether a forward-mode level is open (``torch.func.jvp``, ``jacfwd``, ``hessian``, ``dual_level``)."""
-    return getattr(forward_ad, "_current_level", 0) >= 0
+    """Whether a forward-mode level (``torch.func.jvp``, ``hessian``, ``dual_level``) is open, compilers aside."""
+    return not torch.compiler.is_compiling() and getattr(forward_ad, "_current_level", 0) >= 0
 
 
 def run(function: type[torch.autograd.Function], input: Tensor, *args: Any) -> Any:
@@ -79,8 +79,10 @@ def run(function: type[torch.autograd.Function], input: Tensor, *args: Any) -> A
     return super(torch.autograd.Function, function).apply(input, *args)  # type: ignore[misc]
 
 
-_no_dispatch_modes: Callable[[], Any] = _bound("_DisableTorchDispatch", contextlib.nullcontext)
-_no_function_modes: Callable[[], Any] = _bound("DisableTorchFunction", contextlib.nullcontext)
+_no_dispatch_modes: Callable[[], Any] = _bound(
+    "_DisableTorchDispatch", lambda: _python_dispatch._disable_current_modes()
+)
+"""Puts dispatch modes aside; what stands in its place imports the modes of all compilers."""
 
 
 def once(make: Callable[P, T]) -> Callable[P, T]:
@@ -94,7 +96,7 @@ def once(make: Callable[P, T]) -> Callable[P, T]:
     def outside(*args: P.args, **kwargs: P.kwargs) -> T:
         with (
             _no_dispatch_modes(),
-            _no_function_modes(),
+            torch._C.DisableTorchFunction(),  # a default device is a mode as well
             torch.inference_mode(False),
             torch.no_grad(),
             torch.autocast("cpu", enabled=False),
@@ -105,7 +107,7 @@ def once(make: Callable[P, T]) -> Callable[P, T]:
 
 
 def register_sharding(op: Any) -> Callable[[Callable[..., Any]], Any]:
-    """DTensor's registration of how an op may be sharded: experimental since 2.5, and too slow to import early."""
+    """DTensor's registration of how an op may be sharded: experimental, and too slow to import early."""
     from torch.distributed.tensor.experimental import register_sharding
 
     return register_sharding(op)

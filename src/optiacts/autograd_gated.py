@@ -21,13 +21,13 @@ from optiacts.curves.inverse import inverse
 
 def gated(gate: Tensor, up: Tensor, curve: str) -> Tensor:
     """act(gate) * up, of two tensors of one shape and dtype."""
-    function = _DualGated if _forward_mode() else _Gated
+    function = _DualGated if forward_mode() else _Gated
     return run(function, gate, up, curve)[0]
 
 
 def gated_fused(gate_up: Tensor, curve: str) -> Tensor:
     """The same, of the halves of the last dimension of one tensor, which gets its gradient in one piece."""
-    function = _DualGatedFused if _forward_mode() else _GatedFused
+    function = _DualGatedFused if forward_mode() else _GatedFused
     return run(function, gate_up, curve)[0]
 
 
@@ -104,10 +104,6 @@ class _DualGatedFused(_GatedFused):
     def jvp(ctx: Any, tangent: Tensor, _: None) -> tuple[Tensor | None, ...]:
         h, slot, bits, edge = ctx.saved_tensors
         return _tangent(tangent.chunk(2, dim=-1), h, slot, bits, edge.chunk(2, dim=-1), ctx), None, None, tangent
-
-
-def _forward_mode() -> bool:
-    return not torch.compiler.is_compiling() and forward_mode()
 
 
 def _forward(gate: Tensor, up: Tensor, curve: str) -> tuple[Tensor, Tensor, Tensor]:
