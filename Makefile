@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test zoo models lint fit bench training gpu-check docs-figures native asan clean
+.PHONY: demo test zoo models floor lint fit bench training gpu-check docs-figures native asan clean
 
 demo: $(VENV)/.installed
 	$(BIN)/optiacts demo
@@ -19,6 +19,18 @@ zoo: $(VENV)/.installed
 # Writes docs/models.md.
 models: $(VENV)/.installed
 	$(BIN)/python tools/model_table.py
+
+# The core tests on the oldest PyTorch that pyproject.toml promises.
+FLOOR := .venv-floor
+FLOOR_TESTS := everywhere first_use forward functional gated_autograd gradients memory ops torch_facts transforms
+floor: $(FLOOR)/.installed
+	$(FLOOR)/bin/python -m pytest $(FLOOR_TESTS:%=tests/test_%.py)
+
+$(FLOOR)/.installed: pyproject.toml $(wildcard csrc/*)
+	$(PYTHON) -m venv $(FLOOR)
+	$(FLOOR)/bin/pip install --quiet --editable . torch==2.8.0 \
+		expecttest hypothesis mpmath numpy pytest pytest-timeout pytest-xdist
+	touch $@
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
@@ -65,7 +77,7 @@ asan: $(VENV)/.installed
 	-k "not no_instruction_beyond and not without_a_library"
 
 clean:
-	rm -rf $(VENV) build out src/optiacts/_native.so
+	rm -rf $(VENV) $(FLOOR) build out src/optiacts/_native.so
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)

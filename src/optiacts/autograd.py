@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from optiacts import curves, ops
+from optiacts._torch import run, transforms_active
 from optiacts.bits import unpack
 from optiacts.curves.inverse import inverse
 from optiacts.layouts import Order, memory_order, permute, restore
@@ -25,24 +26,9 @@ def activation(input: Tensor, curve: str) -> Tensor:
 
 def activation_(input: Tensor, curve: str) -> Tensor:
     """The same in the storage of ``input``."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or transforms_active():
         return input.copy_(activation(input, curve))  # tracers want the meaning; they reuse storage on their own
     return run(_InplaceActivation, input, curve)
-
-
-def run(function: type[torch.autograd.Function], input: Tensor, *args: Any) -> Any:
-    """``function.apply(input, *args)``, faster where neither a compiler nor torch.func looks on.
-
-    ``Function.apply`` binds default arguments with ``inspect`` on every call, which takes half as long as a whole
-    small activation. Outside transforms nothing else happens before its base class's ``apply``.
-    """
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._functorch.is_functorch_wrapped_tensor(input)
-    ):
-        return function.apply(input, *args)
-    return super(torch.autograd.Function, function).apply(input, *args)  # type: ignore[misc]
 
 
 class _Activation(torch.autograd.Function):

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from optiacts import curves, layouts, ops, sharding
-from optiacts.autograd import Decoding, run
+from optiacts._torch import forward_mode, run
+from optiacts.autograd import Decoding
 from optiacts.backends import eager
 from optiacts.curves.inverse import inverse
 from optiacts.overwritten import saved_tensors
@@ -22,13 +22,13 @@ from optiacts.overwritten import saved_tensors
 
 def gated(gate: Tensor, up: Tensor, curve: str) -> Tensor:
     """act(gate) * up, of two tensors of one shape and dtype."""
-    function = _DualGated if _forward_mode() else _Gated
+    function = _DualGated if forward_mode() else _Gated
     return run(function, gate, up, curve)[0]
 
 
 def gated_fused(gate_up: Tensor, curve: str) -> Tensor:
     """The same, of the halves of the last dimension of one tensor, which gets its gradient in one piece."""
-    function = _DualGatedFused if _forward_mode() else _GatedFused
+    function = _DualGatedFused if forward_mode() else _GatedFused
     return run(function, gate_up, curve)[0]
 
 
@@ -105,11 +105,6 @@ class _DualGatedFused(_GatedFused):
     def jvp(ctx: Any, tangent: Tensor, _: None) -> tuple[Tensor | None, ...]:
         h, slot, bits, edge = ctx.saved_tensors
         return _tangent(tangent.chunk(2, dim=-1), h, slot, bits, edge.chunk(2, dim=-1), ctx), None, None, tangent
-
-
-def _forward_mode() -> bool:
-    """Whether a forward-mode level is open (``torch.func.jvp``, ``jacfwd``, ``hessian``, ``dual_level``)."""
-    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
 def _forward(gate: Tensor, up: Tensor, curve: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from optiacts import autograd, curves, sharding
+from optiacts._torch import TRACERS, is_exporting, is_one_of_several_views
 
 _DTYPES = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
 
@@ -91,11 +92,7 @@ def _may_be_overwritten(input: Tensor) -> bool:
         return True
     if input.is_leaf:
         return False
-    return not input._is_view() or _creation(input) == _DEFAULT  # not one of several views, as those of ``chunk``
-
-
-_creation = torch._C._autograd._get_creation_meta
-_DEFAULT = torch._C._autograd.CreationMeta.DEFAULT
+    return not input._is_view() or not is_one_of_several_views(input)
 
 
 def compiles_autocast(curve: curves.Curve, input: Tensor) -> bool:
@@ -111,7 +108,7 @@ def saves_memory(input: Tensor) -> bool:
         and input.requires_grad
         and input.dtype in _DTYPES
         and input.layout is torch.strided
-        and not torch.compiler.is_exporting()  # an exported program keeps to PyTorch's own ops
+        and not is_exporting()  # an exported program keeps to PyTorch's own ops
         and not torch.jit.is_tracing()  # and so does a traced one
         and passes_our_ops(input)
     )
@@ -124,13 +121,4 @@ def passes_our_ops(input: Tensor) -> bool:
         return True
     if sharding.is_dtensor_type(kind):
         return sharding.supports(input)
-    return f"{kind.__module__}.{kind.__name__}" in _TRACERS
-
-
-_TRACERS = frozenset(
-    (
-        "torch._subclasses.fake_tensor.FakeTensor",
-        "torch._subclasses.functional_tensor.FunctionalTensor",
-        "torch.nn.parameter.Buffer",
-    )
-)
+    return f"{kind.__module__}.{kind.__name__}" in TRACERS

@@ -19,7 +19,6 @@ Gated bits are two planes side by side in the last dimension, the side bits of g
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from optiacts import backends, curves
+from optiacts._torch import dispatch_keys, mode_count, once
 from optiacts.bits import packed_shape
 from optiacts.layouts import Order, permute, restore
 
@@ -237,19 +237,17 @@ def call(op: Any, first: Tensor, second: Any, *more: Any) -> Any:
     A compiler or a dispatch mode (fake tensors, selective checkpointing, ...) wants to see it, and so does whatever
     puts a key of its own on a tensor: a subclass, a transform, a vmap old or new, a meta device.
     """
-    if torch.compiler.is_compiling() or _mode_count():
+    if torch.compiler.is_compiling() or mode_count():
         return op(first, second, *more)
     known = _plain_keys(first.is_cuda)
-    if _keys(first).raw_repr() != known or (isinstance(second, Tensor) and _keys(second).raw_repr() != known):
+    if dispatch_keys(first).raw_repr() != known or (
+        isinstance(second, Tensor) and dispatch_keys(second).raw_repr() != known
+    ):
         return op(first, second, *more)
     return _KERNELS[op](first, second, *more)
 
 
-_mode_count = torch._C._len_torch_dispatch_stack
-_keys = torch._C._dispatch_keys
-
-
-@functools.cache
+@once
 def _plain_keys(on_cuda: bool) -> int:
     """The dispatch keys of a tensor that is nothing but one."""
-    return _keys(torch.empty(0, device="cuda" if on_cuda else "cpu")).raw_repr()
+    return dispatch_keys(torch.empty(0, device="cuda" if on_cuda else "cpu")).raw_repr()

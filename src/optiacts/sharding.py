@@ -9,6 +9,7 @@ import functools
 from typing import Any
 
 from optiacts import ops
+from optiacts._torch import register_sharding
 from optiacts.layouts import Order, memory_order
 
 _BITS_PER_BYTE = 8
@@ -67,7 +68,6 @@ def _is_dtensor(x: Any) -> bool:
 @functools.cache
 def _register() -> None:
     from torch.distributed.tensor import Replicate, Shard
-    from torch.distributed.tensor.experimental import register_sharding
 
     def bits_dim(dim: int, order: Order) -> int:
         return list(order).index(dim) if order else dim

@@ -6,12 +6,12 @@ inverting the curve. The product with the incoming gradient is taken in float32 
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from optiacts._torch import once
 from optiacts.bits import pack, unpack
 from optiacts.curves import Curve
 from optiacts.curves.inverse import derivative_from_output
@@ -129,12 +129,12 @@ def decode(y: Tensor, left: Tensor, curve: Curve) -> Tensor:
     return table.index_select(0, table_index(y, left).flatten()).view(y.shape)
 
 
-@functools.cache
+@once
 def _table_on(name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     return decode_table(name, dtype).to(device)
 
 
-@functools.cache
+@once
 def _polynomials_on(name: str, device: torch.device) -> tuple[Tensor, ...]:
     """scale, shift and the polynomials of each piece, ready for lookup by piece."""
     from optiacts.curves import get
@@ -150,7 +150,7 @@ def _decode_float32(y: Tensor, left: Tensor, curve: Curve) -> Tensor:
     above = ((y - c.y_min_high) - c.y_min_low).clamp(min=c.least)
     part = (above * (-1 / c.y_min)).clamp(max=1 - 2.0**-24)
     v = torch.where(left, -torch.log1p(-part), above).sqrt_()
-    v = torch.minimum(v, torch.where(left, *c.limits))
+    v = torch.where(left, v.clamp(max=c.limits[0]), v.clamp(max=c.limits[1]))
     piece = torch.where(left, 0, 1 + (v > c.breaks[0]).int() + (v > c.breaks[1]).int())
     scale, shift, *polynomials = _polynomials_on(curve.name, y.device)
     u = v * scale[piece] + shift[piece]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optiacts._torch import once
 from optiacts.curves._format import Coefficients, load
 from optiacts.curves.valley import Valley, load_valleys
 
@@ -79,6 +79,6 @@ class Curve:
         return x < self.threshold(x.dtype) if self.unimodal else x <= 0
 
 
-@functools.cache
+@once
 def _rounded(value: float, dtype: torch.dtype) -> float:
     return float(torch.tensor(value, dtype=torch.float64).to(dtype))
