@@ -72,6 +72,14 @@ _creation: Callable[[Tensor], Any] = _bound("_autograd._get_creation_meta", lamb
 _ALONE: Any = _bound("_autograd.CreationMeta.DEFAULT", lambda: None)
 
 
+def saved_tensors_hooks() -> Any:
+    """The hooks that are put on all saved tensors now (pack, unpack), or None."""
+    return _top_hooks(False)
+
+
+_top_hooks: Callable[[bool], Any] = _bound("_autograd._top_saved_tensors_default_hooks", lambda ignore: None)
+
+
 def forward_mode() -> bool:
     """Whether a forward-mode level (``torch.func.jvp``, ``hessian``, ``dual_level``) is open, compilers aside."""
     return not torch.compiler.is_compiling() and getattr(forward_ad, "_current_level", 0) >= 0

@@ -16,7 +16,7 @@ from optiacts._torch import run, transforms_active
 from optiacts.bits import unpack
 from optiacts.curves.inverse import inverse
 from optiacts.layouts import Order, memory_order, permute, restore
-from optiacts.overwritten import saved_tensors
+from optiacts.overwritten import remember, saved_tensors
 
 
 def activation(input: Tensor, curve: str) -> Tensor:
@@ -46,6 +46,7 @@ class _Activation(torch.autograd.Function):
         ctx.curve, ctx.order = inputs[1], memory_order(inputs[0])
         ctx.mark_non_differentiable(bits)
         ctx.set_materialize_grads(False)
+        remember(ctx, y)
         ctx.save_for_backward(y, bits)
         ctx.save_for_forward(y, bits)
 
@@ -72,6 +73,7 @@ class _InplaceActivation(torch.autograd.Function):
         ctx.curve, ctx.order = curve, memory_order(input)
         bits = ops.activation_forward_(input, curve, ctx.order)
         ctx.mark_dirty(input)
+        remember(ctx, input, dirty=True)
         ctx.save_for_backward(input, bits)
         ctx.save_for_forward(input, bits)
         return input

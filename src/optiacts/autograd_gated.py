@@ -17,7 +17,7 @@ from optiacts._torch import forward_mode, run
 from optiacts.autograd import Decoding
 from optiacts.backends import eager
 from optiacts.curves.inverse import inverse
-from optiacts.overwritten import saved_tensors
+from optiacts.overwritten import remember, saved_tensors
 
 
 def gated(gate: Tensor, up: Tensor, curve: str) -> Tensor:
@@ -134,6 +134,7 @@ def _save(ctx: Any, gate: Tensor, curve: str, output: tuple[Tensor, ...]) -> Non
     ctx.by = Decoding(curve, tuple(_order(gate)))
     ctx.mark_non_differentiable(*output[1:3])
     ctx.set_materialize_grads(False)
+    remember(ctx, output[0])
     ctx.save_for_backward(*output)
     ctx.save_for_forward(*output)
 

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.nn import Module
 
+from optiacts._torch import saved_tensors_hooks
+
 
 class Maker(Protocol):
     """Who evaluates an activation, if it can be named: a converted module, or a converted function."""
@@ -42,10 +44,32 @@ def made_by(output: Tensor, maker: Maker) -> Tensor:
     return output
 
 
+def remember(ctx: Any, output: Tensor, dirty: bool = False) -> None:
+    """Notes the state of ``output`` as it is saved, where PyTorch will not check it.
+
+    Hooks on saved tensors (checkpointing, offloading) switch PyTorch's own check off. ``dirty``: the Function marks the
+    output as changed itself, which counts as one more change.
+    """
+    ctx.state = None
+    if not torch.compiler.is_compiling():
+        hooks = saved_tensors_hooks()
+        if hooks is not None:
+            recomputed = getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint"
+            ctx.state = output._version + dirty, None if recomputed else _address(output)
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
 def saved_tensors(ctx: Any) -> tuple[Tensor, ...]:
-    """``ctx.saved_tensors``; ``OverwrittenError`` if one of them was changed in place."""
+    """``ctx.saved_tensors``; ``OverwrittenError`` if the output among them was changed in place."""
     try:
-        return ctx.saved_tensors  # type: ignore[no-any-return]
+        saved: tuple[Tensor, ...] = ctx.saved_tensors
+        state = getattr(ctx, "state", None)
+        if state is not None and saved[0]._version > state[0] and state[1] in (None, _address(saved[0])):
+            raise RuntimeError("the output was modified by an inplace operation after it was saved")
+        return saved
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise

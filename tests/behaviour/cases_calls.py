@@ -371,7 +371,7 @@ class FunctionHeld(Mlp):
         return self.down(self.product(self.gate(x), self.up(x)))
 
 
-@case(saves=1)
+@case()
 class Applied(Mlp):
     """Python itself calls the activation."""
 
@@ -399,7 +399,7 @@ class StackedDecorators(Mlp):
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
-@case(saves=1)
+@case()
 class DecoratedHelper(Mlp):
     @scaled(factor=0.5, times=2)
     def _activated(self, x):

@@ -232,7 +232,7 @@ class PromotingUp(Gate):
         return self.down((F.silu(self.gate(x)) * self.up(x).double()).to(x.dtype))
 
 
-@case()
+@case(coarse=True)
 class HalfGate(Gate):
     def forward(self, x):
         return self.down((F.silu(self.gate(x).half()) * self.up(x)).to(x.dtype))
@@ -379,7 +379,7 @@ class ActivationKept(Gate):
         return y
 
 
-@case(saves=2)
+@case(saves=1)  # two names: the product is left, the activation is not
 class ActivationRenamed(Gate):
     def forward(self, x):
         s = t = F.silu(self.gate(x))

@@ -51,7 +51,7 @@ class AutocastAsItIs(Mlp):
             return self.down(F.gelu(self.gate(x)))
 
 
-@case()
+@case(coarse=True)
 class AutocastOnInside(Mlp):
     def forward(self, x):
         with torch.autocast("cpu", torch.bfloat16):
@@ -470,7 +470,7 @@ class AppendsOutputs(Mlp):
         return self.down(h)
 
 
-@case(saves=1)
+@case()  # nobody keeps the output: a product with a number follows
 class FusedOrNot(Mlp):
     """A fused op that refuses what it does not know: a proxy would take the other path."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def compare(case: Case, world: World, convert: Convert = optiacts.convert) -> li
     reference = None
     if world.exact and not world.tool and not world.dtype:
         reference = observe(world.after(_built(case, world)).double(), case, world, torch.float64)
-    told += differences(seen, converted, reference, world)
+    told += differences(seen, converted, reference, replace(world, coarse=world.coarse or case.coarse))
     if not told and world.keeps_saving and not seen.error and (case.saves or case.left):
         told += _expectation(case, world, original, ours, report)
     return told

@@ -164,7 +164,8 @@ def _elements(value: Any) -> Iterator[Any]:
         yield value
     elif isinstance(value, dict):
         for element in list(dict.values(value))[:_MOST]:
-            yield from _made(element) if "__getitem__" in vars(type(value)) else (element,)
+            makes = type(value) is not dict and "__getitem__" in vars(type(value))
+            yield from _made(element) if makes else (element,)
     elif isinstance(value, (list, tuple)):
         yield from value[:_MOST]
     elif callable(value) or isinstance(value, types.ModuleType):

@@ -78,7 +78,7 @@ class Converted(Module):
         if not standard or "optiacts_recipe" not in type(self).__dict__:
             return reduced
         _, arguments, *state = reduced
-        return (_new, (self.optiacts_recipe, *arguments[1:]), *state)
+        return (_new, (self.optiacts_recipe, _paths.get(self, ""), *arguments[1:]), *state)
 
     def __prepare_scriptable__(self) -> Module:
         raise RuntimeError(
@@ -99,8 +99,12 @@ class Converted(Module):
 def install(module: Module, recipe: Recipe, path: str = "") -> None:
     """Gives ``module`` the recipe's methods, in place. ``path`` is for error messages."""
     module.__class__ = converted_class(recipe)
-    if recipe.activation is not None:
-        _paths[module] = path
+    note_paths(module, recipe, path)
+
+
+def note_paths(module: Module, recipe: Recipe, path: str) -> None:
+    """Lets errors name ``module`` by its path."""
+    _paths[module] = path
     for _, plan in recipe.methods:
         _note_path(plan, module, path)
 
@@ -156,6 +160,7 @@ def _unless_replaced(original: type[Module], name: str, ours: Any) -> Any:
         current = _function(getattr(original, name))
         return ours(*args, **kwargs) if current is expected else current(*args, **kwargs)
 
+    method.optiacts_method = ours  # type: ignore[attr-defined]
     return method
 
 
@@ -189,9 +194,12 @@ class _Loading(Module):
     """Mixed into a class while an object of it is loaded from a pickle."""
 
 
-def _new(recipe: Recipe | Request, *arguments: Any) -> Module:
+def _new(recipe: Recipe | Request, path: str, *arguments: Any) -> Module:
     kind = converted_class(recipe) if isinstance(recipe, Recipe) else _loading_class(recipe)
-    return kind.__new__(kind, *arguments)
+    module = kind.__new__(kind, *arguments)
+    if isinstance(recipe, Recipe):
+        note_paths(module, recipe, path)
+    return module
 
 
 @functools.cache

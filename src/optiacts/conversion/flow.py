@@ -491,8 +491,11 @@ class _Run:
                 return self._call(node)
             case ast.BinOp():
                 left, right = self._value(node.left), self._value(node.right)
-                keeps = not isinstance(node.op, (ast.Add, ast.Sub))
-                symbol = {ast.Add: "an addition", ast.Sub: "a subtraction"}.get(type(node.op), "an operation")
+                scaled = isinstance(node.op, (ast.Mult, ast.Div)) and self._constant(node.right, None) is not None
+                scaled |= isinstance(node.op, ast.Mult) and self._constant(node.left, None) is not None
+                keeps = not isinstance(node.op, (ast.Add, ast.Sub)) and not scaled
+                names = {ast.Add: "an addition", ast.Sub: "a subtraction"}
+                symbol = names.get(type(node.op), "a product with a number" if scaled else "an operation")
                 self._flow.follow(left | right, Follower(symbol, keeps))
                 return NOTHING
             case ast.Subscript():
@@ -575,7 +578,8 @@ class _Run:
 
     def _operation(self, node: ast.Call, name: str, base: Value, arguments: dict[str, Value]) -> Value:
         """A function or method of torch, told by its name."""
-        first = base or arguments.get("0") or arguments.get("input") or NOTHING
+        method = isinstance(node.func, ast.Attribute) and not self._scope.objects(node.func)
+        first = base if method else arguments.get("0") or arguments.get("input") or NOTHING
         others: Value = frozenset().union(*arguments.values())
         in_place = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
         if in_place or self._true(node, "inplace", name):

@@ -40,7 +40,7 @@ def names_in(code: types.CodeType) -> frozenset[str]:
                 names.add(constant)
             elif isinstance(constant, types.CodeType):
                 names |= names_in(constant)
-        found = _names[code] = frozenset(names)
+        found = _names[code] = frozenset(names) | {name.lower() for name in names if len(name) < 32}
     return found
 
 
@@ -83,7 +83,7 @@ class Interest:
         if isinstance(value, types.FunctionType):
             return not foreign(value) and self.of(value)
         if isinstance(value, dict):
-            return "__getitem__" in vars(type(value))  # a table of activations
+            return type(value) is not dict and "__getitem__" in vars(type(value))  # a table of activations
         return isinstance(value, (Module, functools.partial)) and not isinstance(value, type)
 
 

@@ -135,9 +135,12 @@ Rewritten = tuple[types.FunctionType, types.FunctionType]  # the user's function
 
 def chosen(rewritten: tuple[Rewritten, ...], callee: Any) -> Callable[..., Any]:
     """``callee``, or its rewritten version."""
+    if not rewritten:
+        return callee  # type: ignore[no-any-return]
+    bound = isinstance(callee, types.MethodType)
+    function = callee.__func__ if bound else callee
+    function = getattr(function, "optiacts_method", function)  # what a converted class's method stands for
     for original, ours in rewritten:
-        if callee is original:
-            return ours
-        if isinstance(callee, types.MethodType) and callee.__func__ is original:
-            return functools.partial(ours, callee.__self__)
+        if function is original:
+            return functools.partial(ours, callee.__self__) if bound else ours
     return callee  # type: ignore[no-any-return]

@@ -90,7 +90,7 @@ class Planner:
         return id(module) in self._modules
 
     def attributes(self, module: Module) -> frozenset[str]:
-        """The attributes of a module that are, or hold, activations."""
+        """The attributes of a module that are, hold, or evaluate activations."""
         if id(module) not in self._attributes:
             names = {name for name, child in module._modules.items() if child is not None and _holds(child)}
             for name, value in vars(module).items():
@@ -100,7 +100,19 @@ class Planner:
                 elif callable(value) and not isinstance(value, (type, Module)):
                     names.add(name)
             self._attributes[id(module)] = frozenset(names)
+            if not type(module).__module__.startswith("torch.nn.modules"):
+                self._attributes[id(module)] |= self._helpers(module, frozenset(names))
         return self._attributes[id(module)]
+
+    def _helpers(self, module: Module, attributes: frozenset[str]) -> frozenset[str]:
+        """The module's own methods that may evaluate an activation: what calls them may get its output."""
+        found: set[str] = set()
+        for kind in type(module).__mro__:
+            for name, value in vars(kind).items() if kind is not Module and issubclass(kind, Module) else ():
+                function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+                if isinstance(function, types.FunctionType) and name != "forward" and not name.startswith("__"):
+                    found |= {name} if self.interest.directly(function, attributes) else set()
+        return frozenset(found)
 
     def harmless(self, scope: Scope, call: ast.Call, number: int) -> bool:
         """Whether a call leaves its argument of that number as it is."""

@@ -261,7 +261,8 @@ class _Body:
                 self._pin(root, (*path, "__self__"), OWNER)
         elif isinstance(value, functools.partial):
             for part in ("func", "args", "keywords"):
-                self._pin(root, (*path, part), getattr(value, part))
+                stands = getattr(value, part)
+                self._pin(root, (*path, part), dict(stands) if isinstance(stands, dict) else stands)
         else:
             self._pin(root, path, value)
         return found
@@ -305,7 +306,8 @@ class _Body:
 
     def _pin_code(self, function: types.FunctionType) -> None:
         for part in ("__code__", "__defaults__", "__kwdefaults__"):
-            self._pin(function, (part,), getattr(function, part))
+            value = getattr(function, part)
+            self._pin(function, (part,), dict(value) if isinstance(value, dict) else value)
 
     def _atom(self, values: list[Any]) -> Any:
         """An element-wise operation of torch. Options such as ``approximate`` are constants."""

@@ -78,7 +78,7 @@ def recognise_function(function: Callable[..., Any]) -> Recognised:
     """What a Python function of one tensor computes; ``ImpureError`` says why that is not known."""
     if not isinstance(function, types.FunctionType):
         raise ImpureError("its code is not seen")
-    return _recognised(function, pins_of(function), function)
+    return _recognised(function, (*_defaults(None, function), *pins_of(function)), function)
 
 
 def recognise_partial(partial: functools.partial[Any]) -> Recognised:
@@ -89,9 +89,20 @@ def recognise_partial(partial: functools.partial[Any]) -> Recognised:
     inner = pins_of(function, None, partial.args, partial.keywords)
     if any(isinstance(pin.root, int) for pin in inner):
         raise ImpureError("depends on what encloses it")
-    own = (Pin(None, (part,), getattr(partial, part)) for part in ("func", "args", "keywords"))
-    key = (partial.args, tuple(sorted(partial.keywords.items())))
-    return _recognised(partial, (*own, *inner), function, key)
+    own = (Pin(None, ("func",), function), Pin(None, ("args",), partial.args))
+    options = Pin(None, ("keywords",), dict(partial.keywords))  # a copy: theirs may change
+    return _recognised(partial, (*own, options, *_of(function), *inner), function)
+
+
+def _of(function: types.FunctionType) -> Iterator[Pin]:
+    """That a function stays what it is."""
+    yield Pin(function, ("__code__",), function.__code__)
+    yield from _defaults(function, function)
+
+
+def _defaults(root: Any, function: types.FunctionType) -> Iterator[Pin]:
+    yield Pin(root, ("__defaults__",), function.__defaults__)
+    yield Pin(root, ("__kwdefaults__",), dict(function.__kwdefaults__) if function.__kwdefaults__ else None)
 
 
 def recognise_module(module: Module) -> Recognised:
@@ -100,7 +111,7 @@ def recognise_module(module: Module) -> Recognised:
     forward = kind.forward
     if not isinstance(forward, types.FunctionType):
         raise ImpureError("its code is not seen")
-    pins = (Pin(kind, ("forward",), forward), *pins_of(forward, module))
+    pins = (Pin(kind, ("forward",), forward), *_of(forward), *pins_of(forward, module))
     alone = _alone(module, pins)
     return _recognised(functools.partial(forward, alone), pins, forward)
 
@@ -141,8 +152,7 @@ def _recognised(
     run: Callable[[Tensor], Any], pins: tuple[Pin, ...], function: types.FunctionType, part: Any = None
 ) -> Recognised:
     """The result for a function, or for the expression ``part`` of it, that depends on ``pins``."""
-    code = [Pin(function, ("__code__",), function.__code__)] if part is None else []
-    pins = tuple({(id(pin.root), pin.path): pin for pin in (*code, *pins)}.values())
+    pins = tuple({(id(pin.root), pin.path): pin for pin in pins}.values())
     key = (part, *((id(pin.root), pin.path, _identity(pin.value)) for pin in pins))
     with _lock:
         met = _met.setdefault(function.__code__, {})

@@ -14,6 +14,7 @@ from torch.nn import Module
 from optiacts.conversion.known import Known
 from optiacts.conversion.recognition import Recognised
 from optiacts.conversion.runtime import PREFIX, helpers
+from optiacts.conversion.sites import factors_of
 from optiacts.conversion.source import Function, Position, position, rebuilt
 
 
@@ -118,7 +119,7 @@ class _Edit(ast.NodeTransformer):
             target = ast.Name(node.target.id, ast.Store())
             return ast.Assign([target], _call("product_into", _name(node.target.id), node.value))
         if helper in ("product_by", "product_by_right"):
-            return _call("product_by", node.func, *node.args)
+            return _call("product_by", node.func, *factors_of(node))
         return _call("product_method", node.func.value, ast.Constant(node.func.attr), node.args[0])
 
 

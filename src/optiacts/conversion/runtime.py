@@ -87,10 +87,10 @@ def helpers(
         if type(act) is not Pending:
             act *= up
             return act
-        fused = _fused(act, up, place)
-        if fused is not None:
-            return fused
-        value = act.evaluate()
+        result = _product(act, up, place, operator.mul)
+        if isinstance(result, Tensor) and (result.dtype, result.shape) == (act.gate.dtype, act.gate.shape):
+            return result  # the values of the product in place, and backward keeps its factor
+        value = curves.gate(act.curve).forward(act.gate)
         value *= up
         return value
 
@@ -102,6 +102,8 @@ def helpers(
         return function(first, second)
 
     def product_method(act: Any, name: str, up: Any) -> Any:
+        if type(up) is Pending and type(act) is not Pending:
+            return _product(up, act, place, lambda value, factor: getattr(factor, name)(value))
         if type(act) is not Pending:
             return getattr(act, name)(up)
         if name == "mul_":

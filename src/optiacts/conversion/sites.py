@@ -216,6 +216,8 @@ def _find_products(scope: Scope, sites: Sites, model: Model) -> None:
     waiting = _waiting(scope, sites)
     for node in ast.walk(scope.node):
         for factor, up, form in _factors(scope, node):
+            if _number(scope, up):
+                continue
             at = position(node)  # type: ignore[arg-type]
             act = sites.acts.get(position(factor))
             if act is not None and form != "into":
@@ -226,6 +228,11 @@ def _find_products(scope: Scope, sites: Sites, model: Model) -> None:
                 act, call, between = waiting[factor.id, position(factor)]
                 if add(at, act, form, _gate(act, call), [*between, up]):
                     break
+
+
+def _number(scope: Scope, node: ast.expr) -> bool:
+    value = node.value if isinstance(node, ast.Constant) else scope.one(node)
+    return isinstance(value, (bool, int, float))
 
 
 def _gate(act: Site, node: ast.expr) -> list[ast.expr]:
@@ -242,14 +249,24 @@ def _factors(scope: Scope, node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr, 
         yield node.right, node.left, "product_right"
     elif isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Mult) and isinstance(node.target, ast.Name):
         yield node.target, node.value, "into"
-    elif isinstance(node, ast.Call) and not node.keywords and not any(isinstance(a, ast.Starred) for a in node.args):
+    elif isinstance(node, ast.Call) and not any(isinstance(a, ast.Starred) for a in node.args):
         function = scope.one(node.func)
-        if len(node.args) == 2 and any(function is product for product in _PRODUCTS):
-            yield node.args[0], node.args[1], "product_by"
-            yield node.args[1], node.args[0], "product_by_right"
-        elif len(node.args) == 1 and isinstance(node.func, ast.Attribute):
+        factors = factors_of(node)
+        if factors and any(function is product for product in _PRODUCTS):
+            yield factors[0], factors[1], "product_by"
+            yield factors[1], factors[0], "product_by_right"
+        elif len(node.args) == 1 and not node.keywords and isinstance(node.func, ast.Attribute):
             if node.func.attr in ("mul", "multiply", "mul_"):
                 yield node.func.value, node.args[0], "product_method"
+            if node.func.attr in ("mul", "multiply"):
+                yield node.args[0], node.func.value, "product_method_right"
+
+
+def factors_of(call: ast.Call) -> list[ast.expr]:
+    """The two arguments of ``torch.mul``, in order; none if they are given otherwise."""
+    names = [k.arg for k in call.keywords]
+    given = [*call.args, *(k.value for k in call.keywords)]
+    return given if len(given) == 2 and names == ["input", "other"][len(call.args) :] else []
 
 
 Waiting = dict[tuple[str, Position], tuple[Site, ast.expr, list[ast.AST]]]

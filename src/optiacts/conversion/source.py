@@ -25,6 +25,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 Position = tuple[int, int, int, int]  # line and column of an expression's start and end: its name in every parse
 
 _SCOPE = "_optiacts_scope"
+_BODY = "_optiacts_body"  # the function's own name would be the scope's, where it may mean a global to the function
 _FUTURE = functools.reduce(
     lambda flags, name: flags | getattr(__future__, name).compiler_flag, __future__.all_feature_names, 0
 )
@@ -131,7 +132,9 @@ def rebuilt(
     wrap = _Wrap(position(source.node), edit, tuple(helpers))
     compiled = statement.compile(ast.fix_missing_locations(wrap.visit(tree)), code.co_flags)
     scope = next(inner for inner in _codes(compiled) if inner.co_varnames[: len(helpers)] == tuple(helpers))
-    new = next(inner for inner in _codes(scope) if _place(inner) == _place(code))
+    name = code.co_name if isinstance(source.node, ast.Lambda) else _BODY
+    new = next(inner for inner in _codes(scope) if _place(inner) == (name, code.co_firstlineno))
+    new = new.replace(co_name=code.co_name)
     if sys.version_info >= (3, 11):
         new = new.replace(co_qualname=code.co_qualname)
     cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
@@ -246,6 +249,7 @@ class _Wrap(ast.NodeTransformer):
         if position(node) != self._at:
             return self.generic_visit(node)  # type: ignore[return-value]
         self._edit(node)
+        node.name = _BODY
         scope = ast.FunctionDef(_SCOPE, self._arguments, [node], [], None)
         if sys.version_info >= (3, 12):
             scope.type_params = []
