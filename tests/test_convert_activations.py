@@ -71,9 +71,7 @@ def test_transformers_modules_keep_every_bit(name: str, curve: str, dtype: torch
     torch.testing.assert_close(y, original(x), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize(
-    "name", ["laplace", "relu2", "sqrtsoftplus", "leaky_relu", "prelu", "relu", "tanh"]
-)
+@pytest.mark.parametrize("name", ["laplace", "relu2", "sqrtsoftplus", "leaky_relu", "prelu", "relu", "tanh"])
 def test_other_activations_are_left_with_a_reason(name: str) -> None:
     from transformers.activations import ACT2FN
 

@@ -87,7 +87,7 @@ def apply(curve: str, input: Tensor, inplace: bool = False) -> Tensor:
 
 
 def _may_be_overwritten(input: Tensor) -> bool:
-    """Whether PyTorch allows changing ``input`` in place. If not, its own op says so before it overwrites anything."""
+    """Whether PyTorch allows changing ``input`` in place. If not, its own op says so before it overwrites it."""
     if torch.compiler.is_compiling():
         return True
     if input.is_leaf:
@@ -109,7 +109,7 @@ def saves_memory(input: Tensor) -> bool:
         and input.dtype in _DTYPES
         and input.layout is torch.strided
         and not is_exporting()  # an exported program keeps to PyTorch's own ops
-        and not torch.jit.is_tracing()  # and so does a traced one
+        and torch._C._get_tracing_state() is None  # and so does a traced one
         and passes_our_ops(input)
     )
 

@@ -40,15 +40,15 @@ class OverwrittenError(RuntimeError):
 def made_by(output: Tensor, maker: Maker) -> Tensor:
     """Lets the error of ``output``'s backward name ``maker``."""
     if not torch.compiler.is_compiling() and isinstance(output.grad_fn, BackwardCFunction):
-        output.grad_fn.maker = maker  # type: ignore[attr-defined]
+        output.grad_fn.maker = maker
     return output
 
 
 def remember(ctx: Any, output: Tensor, dirty: bool = False) -> None:
     """Notes the state of ``output`` as it is saved, where PyTorch will not check it.
 
-    Hooks on saved tensors (checkpointing, offloading) switch PyTorch's own check off. ``dirty``: the Function marks the
-    output as changed itself, which counts as one more change.
+    Hooks on saved tensors (checkpointing, offloading) switch PyTorch's own check off. ``dirty``: the Function marks
+    the output as changed itself, which counts as one more change.
     """
     ctx.state = None
     if not torch.compiler.is_compiling():

@@ -35,6 +35,7 @@ class Case:
     may_raise: bool = False  # only running shows the clash: an error that names module and remedy is right, too
     change: Change | None = None  # what somebody does after the conversion
     tools: bool = False  # also run in the slow worlds: compile, export, jit
+    invalid: bool = False  # PyTorch raises, and not everywhere: it is run as it is alone
     coarse: bool = False  # it computes in 16 bits, whatever the world
     leaf: bool = False  # the inputs themselves require gradients, not copies of them
     hidden: int = HIDDEN

@@ -432,7 +432,7 @@ class VariableAcrossTry(Gate):
 # --- order of evaluation, and what changes in between ---
 
 
-@case()
+@case(invalid=True)
 class UpChangesTheGate(Gate):
     def forward(self, x):
         h = self.gate(x)
@@ -463,7 +463,7 @@ class RandomGate(Gate):
         return self.down(self.act(self.gate(x)) * F.dropout(self.up(x), 0.5, self.training))
 
 
-@case()
+@case(invalid=True)
 class GateChangedBetween(Gate):
     def forward(self, x):
         g = self.gate(x)
@@ -494,7 +494,7 @@ class UpChangedBetween(Gate):
         return self.down(h * u)
 
 
-@case()
+@case(invalid=True)
 class UpChangedAfterwards(Gate):
     """Not valid: PyTorch's backward raises."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, settings
@@ -62,8 +63,10 @@ class Generated(Mlp):
     def forward(self, x):
         h = self.gate(x)
 """
-CHOSEN = [
-    w for w in EVERYWHERE if w.name in ("train", "eval", "no_grad", "autocast", "forward hooks", "input too wide")
+CHOSEN = [  # the contract's slack: what hypothesis finds may lie near a minimum
+    replace(w, slack=1.2e-4)
+    for w in EVERYWHERE
+    if w.name in ("train", "eval", "no_grad", "autocast", "forward hooks", "input too wide")
 ]
 _numbers = itertools.count()
 

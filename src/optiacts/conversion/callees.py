@@ -10,12 +10,13 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch.nn import Module, ModuleDict, ModuleList, Sequential
 
 from optiacts.conversion.lookup import Context, UnknownError, attribute
 from optiacts.conversion.source import source_of
 
+# methods of tables and containers: TABLE.get(key, default), self.layers.children()
+_SEARCHES = frozenset(("get", "get_interface", "pop", "values", "items", "children", "named_children"))
 _MOST = 4096  # elements of a container that are looked at
 
 
@@ -146,7 +147,7 @@ class Scope:
             options = {str(k.arg): k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
             if len(options) == len(node.keywords) and not node.args:
                 yield from _made((self.one(node.func), options))
-        elif isinstance(node.func, ast.Attribute):  # such as TABLE.get(key, default), self.layers.children()
+        elif isinstance(node.func, ast.Attribute) and node.func.attr in _SEARCHES:
             yield from self._values(node.func.value, seen)
             for argument in node.args:
                 yield from self._values(argument, seen)
@@ -173,10 +174,10 @@ def _elements(value: Any) -> Iterator[Any]:
 
 
 def _made(element: Any) -> Iterator[Any]:
-    """What a table that makes its elements when asked (transformers' ACT2FN) makes of a class, or (class, options)."""
+    """What a table that makes its elements when asked (transformers' ACT2FN) makes of a class or (class, options)."""
     kind, options = element if isinstance(element, tuple) and len(element) == 2 else (element, {})
     if isinstance(kind, type) and issubclass(kind, Module) and isinstance(options, dict):
-        with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]):
+        with contextlib.suppress(Exception):
             yield kind(**options)
 
 

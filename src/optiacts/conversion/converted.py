@@ -31,8 +31,8 @@ _paths: weakref.WeakKeyDictionary[Module, str] = weakref.WeakKeyDictionary()
 class Recipe:
     """How to make the subclass of ``original``: methods by name, or what its forward computes as an activation.
 
-    ``wrappers`` are the names of what is a static or class method or a property, with that type. Copies share a recipe;
-    a pickle holds only the class and what was chosen, and the module is converted anew when it is loaded.
+    ``wrappers`` are the names of what is a static or class method or a property, with that type. Copies share a
+    recipe; a pickle holds only the class and what was chosen, and the module is converted anew when it is loaded.
     """
 
     original: type[Module]
@@ -73,7 +73,7 @@ class Converted(Module):
     optiacts_original: type[Module]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        reduced = super().__reduce_ex__(max(protocol, 2))
+        reduced: Any = super().__reduce_ex__(max(protocol, 2))
         standard = not isinstance(reduced, str) and reduced[0] is vars(copyreg)["__newobj__"]
         if not standard or "optiacts_recipe" not in type(self).__dict__:
             return reduced
@@ -122,7 +122,7 @@ def uninstall(module: Module) -> None:
             f"{type(module).__name__} was converted and then given yet another class by some wrapper "
             f"({type(module).__mro__[1].__qualname__}); undo that first"
         )
-    module.__class__ = type(module).optiacts_original
+    module.__class__ = type(module).optiacts_original  # type: ignore[attr-defined]
 
 
 @functools.cache
@@ -215,4 +215,6 @@ def _loading_class(request: Request) -> type[Module]:
             self.__setstate__(state)
         convert_loaded(self, request)
 
-    return type(original.__name__, (_Loading, original), {"__setstate__": setstate, "__module__": original.__module__})
+    return type(
+        original.__name__, (_Loading, original), {"__setstate__": setstate, "__module__": original.__module__}
+    )

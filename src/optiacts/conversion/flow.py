@@ -316,7 +316,7 @@ def _enclosed(values: Iterable[Value]) -> Value:
     return frozenset(o if isinstance(o, Inside) else Inside(o) for value in values for o in value)
 
 
-class _Numbered(dict[str, Value]):
+class _Numbered(dict[str, Any]):
     """Arguments that are parameters again, positional ones by their numbers."""
 
     def get(self, name: str, default: Any = None) -> Value:
@@ -362,7 +362,8 @@ class _Run:
             self._statement(statement)
 
     def _branches(self, *bodies: list[ast.stmt]) -> None:
-        before, after = dict(self._env), {}
+        before = dict(self._env)
+        after: dict[str, Value] = {}
         for body in bodies:
             self._env = dict(before)
             self._block(body)
@@ -419,7 +420,9 @@ class _Run:
                         self._value(child)
 
     def _assign(self, target: ast.expr, source: ast.expr) -> None:
-        pairs = isinstance(target, ast.Tuple) and isinstance(source, ast.Tuple) and len(target.elts) == len(source.elts)
+        pairs = (
+            isinstance(target, ast.Tuple) and isinstance(source, ast.Tuple) and len(target.elts) == len(source.elts)
+        )
         if not pairs or any(isinstance(element, ast.Starred) for element in (*target.elts, *source.elts)):  # type: ignore[attr-defined]
             self._bind(target, self._value(source))
             return
@@ -450,7 +453,7 @@ class _Run:
         symbol = {ast.Add: "+=", ast.Sub: "-=", ast.Mult: "*=", ast.Div: "/=", ast.Pow: "**="}.get(type(node.op), "=")
         keeps = not isinstance(node.op, (ast.Add, ast.Sub))
         self._flow.follow(value, Follower(symbol, keeps))
-        if position(node) in self._origins:  # type: ignore[comparison-overlap]
+        if position(node) in self._origins:
             self._follow_name(target, Follower("*=", True))
             self._bind(target, frozenset((self._origins[position(node)],)))
             return
@@ -459,7 +462,9 @@ class _Run:
             load = _opened(load)
         self._change(frozenset(o for o in load if not isinstance(o, Inside)), symbol)
         if isinstance(target, ast.Name):
-            self._env[target.id] = load | (_enclosed([value]) if any(isinstance(o, Inside) for o in load) else NOTHING)
+            self._env[target.id] = load | (
+                _enclosed([value]) if any(isinstance(o, Inside) for o in load) else NOTHING
+            )
 
     def _follow_name(self, target: ast.expr, follower: Follower) -> None:
         if isinstance(target, ast.Name):
@@ -570,7 +575,7 @@ class _Run:
             self._flow.call(callee)
             return self._flow.module(callee), follower_of(callee)
         if isinstance(callee, types.MethodType) and isinstance(callee.__self__, Module):
-            function = callee.__func__
+            function: Any = callee.__func__
             return (self._flow.function(function, callee.__self__) if _is_python(function) else Effect()), unknown
         if _is_python(callee) and not foreign(callee) and (carries or self._flow.worth(callee)):
             return self._flow.function(callee, None), unknown
@@ -630,8 +635,7 @@ def _is_python(callee: Any) -> bool:
 
 def _is_torchs(callee: Any) -> bool:
     """Whether a callee is one of torch's own functions or unknown to Python: told by its name alone."""
-    if isinstance(callee, Module) or isinstance(callee, types.MethodType):
+    if isinstance(callee, (Module, types.MethodType)):
         return False
     module = getattr(callee, "__module__", None) or ""
     return not _is_python(callee) or module.partition(".")[0] == "torch"
-

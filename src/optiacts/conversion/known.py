@@ -16,10 +16,10 @@ from torch.nn import Module
 from torch.nn import functional as F
 from torch.nn.modules import module as _modules
 
+from optiacts import curves
 from optiacts.conversion.purity import holds
 from optiacts.conversion.recognition import Recognised
 from optiacts.functional import compiles_autocast, saves_memory
-from optiacts import curves
 
 
 class Known(NamedTuple):
@@ -55,7 +55,9 @@ def torch_curve(function: Any) -> str | None:
     return next((curve for curve, functions in _PLAIN if any(function is f for f in functions)), None)
 
 
-def activated(known: tuple[Known, ...], callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Activated | None:
+def activated(
+    known: tuple[Known, ...], callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Activated | None:
     """Which activation ``callee(*args, **kwargs)`` evaluates, if a gradient is wanted and it can keep its output."""
     found = _recognised(known, callee, args, kwargs)
     if found is None:
@@ -136,11 +138,11 @@ Rewritten = tuple[types.FunctionType, types.FunctionType]  # the user's function
 def chosen(rewritten: tuple[Rewritten, ...], callee: Any) -> Callable[..., Any]:
     """``callee``, or its rewritten version."""
     if not rewritten:
-        return callee  # type: ignore[no-any-return]
+        return callee
     bound = isinstance(callee, types.MethodType)
     function = callee.__func__ if bound else callee
     function = getattr(function, "optiacts_method", function)  # what a converted class's method stands for
     for original, ours in rewritten:
         if function is original:
             return functools.partial(ours, callee.__self__) if bound else ours
-    return callee  # type: ignore[no-any-return]
+    return callee

@@ -20,8 +20,8 @@ from optiacts.conversion.interest import names_in
 from optiacts.conversion.planning import Found, Planner, unseen, why_not
 from optiacts.conversion.purity import ImpureError
 from optiacts.conversion.recognition import Recognised, recognise_module
-from optiacts.conversion.report import Conversion, ConversionReport
 from optiacts.conversion.rehearsal import rehearse
+from optiacts.conversion.report import Conversion, ConversionReport
 from optiacts.conversion.rewriting import Plan
 from optiacts.conversion.selection import Selection, Selector
 from optiacts.conversion.sites import Product, Site
@@ -167,7 +167,9 @@ class _Conversion:
         order = {path: position for position, (path, _) in enumerate(self._modules)}
         return ConversionReport(tuple(sorted(entries, key=lambda entry: order[entry.path])))
 
-    def _functions(self, path: str, module: Module, recipes: list[tuple[str, Module, Recipe]]) -> Iterator[Conversion]:
+    def _functions(
+        self, path: str, module: Module, recipes: list[tuple[str, Module, Recipe]]
+    ) -> Iterator[Conversion]:
         """A module whose functions may call activations."""
         if _opaque(module) or self._selection.excludes(path) or sites.activation(module) is not None:
             return
@@ -207,7 +209,9 @@ class _Conversion:
             elif torch.nn.functional.glu.__name__ in names_in(function.__code__):
                 yield Conversion(path, type(module).__qualname__, reason="glu: no curve for its sigmoid gate")
 
-    def _activation(self, path: str, module: Module, recipes: list[tuple[str, Module, Recipe]]) -> Iterator[Conversion]:
+    def _activation(
+        self, path: str, module: Module, recipes: list[tuple[str, Module, Recipe]]
+    ) -> Iterator[Conversion]:
         """A module that may be an activation."""
         if path not in self._selection or type(module).__module__ == "optiacts.nn":
             return
@@ -235,7 +239,8 @@ class _Conversion:
         owner = next(module for other, module in self._modules if other == parent)
         if isinstance(owner, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) or "forward" in owner.__dict__:
             return False
-        functions = [f for k in type(owner).__mro__ if k is not Module for f in vars(k).values()]
+        kinds = [kind for kind in type(owner).__mro__ if kind is not Module]
+        functions = [f for kind in kinds for method, f in vars(kind).items() if method != "__init__"]
         return not any(name in names_in(f.__code__) for f in functions if isinstance(f, types.FunctionType))
 
 
@@ -278,6 +283,3 @@ def _judged(module: Module) -> tuple[Recognised | None, str]:
     if not recognised.keeps_input:
         return None, "PyTorch keeps its result already"
     return recognised, ""
-
-
-

@@ -37,7 +37,7 @@ class Method(NamedTuple):
     """A function of a class. ``wrapper`` is what it stands in: staticmethod, classmethod, property or nothing."""
 
     name: str
-    function: types.FunctionType
+    function: Any  # a types.FunctionType, which type checkers would bind
     wrapper: type | None
 
     def owner(self, module: Module) -> Module | None:
@@ -125,9 +125,7 @@ class Planner:
         of_torch |= all(c in vars(F).values() for c in callees if isinstance(c, types.FunctionType))
         return bool(callees) and of_torch and not name.endswith("_") and not options & {"inplace", "out"}
 
-    def returned(
-        self, scope: Scope, call: ast.Call, callee: Any
-    ) -> tuple[Site, types.FunctionType, bool] | None:
+    def returned(self, scope: Scope, call: ast.Call, callee: Any) -> tuple[Site, types.FunctionType, bool] | None:
         """The activation whose output a function returns, the function, and whether it is the module's own method."""
         function, owner = self.followed(scope, call, callee, methods=True)
         if function is None or function is scope.function or hasattr(function, "__wrapped__"):
@@ -223,9 +221,9 @@ class _Planning:
             if self._planner._gated and self._take(scope, at, product, where):
                 actions[at] = product.form
                 use(product.act, "begin")
-        if returned is not None and returned.at not in actions:
-            if self._choose(function, returned.at, returned, scope) == "":
-                use(returned, "begin")
+        open_act = returned if returned is not None and returned.at not in actions else None
+        if open_act is not None and self._choose(function, open_act.at, open_act, scope) == "":
+            use(open_act, "begin")
         for at, act in met.acts.items():
             if at not in actions and act.alone and self._take(scope, at, act, where):
                 use(act, "call" if act.written is None else "evaluate")
@@ -303,9 +301,9 @@ def _compared_classes(scope: Scope) -> Iterator[ast.expr]:
     """Where a function compares an object's very class, ``type(x)`` or ``x.__class__``."""
     for node in ast.walk(scope.node):
         for operand in (node.left, *node.comparators) if isinstance(node, ast.Compare) else ():
-            if isinstance(operand, ast.Attribute) and operand.attr == "__class__":
-                yield operand
-            elif isinstance(operand, ast.Call) and len(operand.args) == 1 and scope.one(operand.func) is type:
+            if (isinstance(operand, ast.Attribute) and operand.attr == "__class__") or (
+                isinstance(operand, ast.Call) and len(operand.args) == 1 and scope.one(operand.func) is type
+            ):
                 yield operand
 
 
@@ -333,6 +331,3 @@ def _holds(module: Module) -> bool:
     if isinstance(module, (torch.nn.ModuleList, torch.nn.ModuleDict)):
         return any(_holds(child) for child in module.children())
     return sites.activation(module) is not None
-
-
-

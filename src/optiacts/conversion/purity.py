@@ -52,9 +52,9 @@ subtract tanh true_divide where celu elu gelu hardshrink hardsigmoid hardswish h
 relu6 selu silu softplus softshrink softsign tanhshrink expit log_ndtr ndtr
 """.split()
 _PLACES = (torch, F, torch.special, torch.ops.aten)
-_ATOMS = frozenset(
-    getattr(place, name) for name in _NAMES for place in _PLACES if hasattr(place, name)
-) | {getattr(torch.ops.aten, name).default for name in ("gelu", "silu", "mish", "relu", "sigmoid", "tanh")}
+_ATOMS = frozenset(getattr(place, name) for name in _NAMES for place in _PLACES if hasattr(place, name)) | {
+    getattr(torch.ops.aten, name).default for name in ("gelu", "silu", "mish", "relu", "sigmoid", "tanh")
+}
 _ATOMS |= {ours.gelu, ours.silu, ours.mish, ours.quick_gelu}
 _METHODS = frozenset(name for name in _NAMES if hasattr(torch.Tensor, name))
 _NUMBERS = frozenset(value for value in vars(math).values() if callable(value)) | {float, int, abs, max, min, pow}
@@ -70,7 +70,7 @@ def pins_of(
     given: tuple[Any, ...] = (),
     options: dict[str, Any] | None = None,
 ) -> tuple[Pin, ...]:
-    """What ``function``, as a function of its first tensor alone, depends on; ``ImpureError`` says why it is not pure.
+    """What ``function``, as a function of a tensor alone, depends on; ``ImpureError`` says why it is not pure.
 
     Args:
         function: a plain function or, with ``owner``, a method of that module.
@@ -298,7 +298,8 @@ class _Body:
         if function is not None:
             return self._autograd(function, values)
         if isinstance(callee, types.MethodType) and callee.__self__ is owner is not None:
-            return self._walk.function(callee.__func__, owner, [owner, *arguments], keywords)
+            method: Any = callee.__func__
+            return self._walk.function(method, owner, [owner, *arguments], keywords)
         if isinstance(callee, types.FunctionType):
             self._pin_code(callee)
             return self._walk.function(callee, None, arguments, keywords)
@@ -326,8 +327,9 @@ class _Body:
             if not isinstance(method, staticmethod) or not isinstance(method.__func__, types.FunctionType):
                 raise ImpureError("calls an autograd Function of unknown form")
             self._pin(function, (name,), method.__func__)
-            self._pin_code(method.__func__)
-            if self._walk.function(method.__func__, None, [_CONTEXT, _TENSOR], {}) is not _TENSOR:
+            inner: types.FunctionType = method.__func__
+            self._pin_code(inner)
+            if self._walk.function(inner, None, [_CONTEXT, _TENSOR], {}) is not _TENSOR:
                 raise ImpureError("calls an autograd Function of unknown form")
         return _TENSOR
 
@@ -366,7 +368,7 @@ Holds = Callable[[Any], bool]
 
 
 def holds(pins: tuple[Pin, ...], callee: Any) -> bool:
-    """Whether everything that ``callee`` depends on is as it was. Also traced by compilers, which guard what it reads."""
+    """Whether everything that ``callee`` depends on is as it was. Compilers trace this, and guard what it reads."""
     for root, path, value in pins:
         if root is None:
             now = callee

@@ -39,7 +39,7 @@ _TOLERANCE = 2e-7
 class Slot(NamedTuple):
     """In the arguments of a step: the result of an earlier one; 0 is the input."""
 
-    index: int
+    number: int
 
 
 class Step(NamedTuple):
@@ -131,7 +131,7 @@ def recognise_expression(scope: Scope, expression: ast.expr, variable: str) -> R
             node.body = [ast.copy_location(ast.Return(expression), expression)]
 
     run: Callable[..., Any] = rebuilt(function, edit, {"_optiacts_unused": None})
-    if name is not None:
+    if name is not None and owner is not None:
         run = functools.partial(run, _alone(owner, pins))
     return _recognised(run, pins, function, position(expression))
 
@@ -216,14 +216,14 @@ class _Replay:
 
     def __init__(self, steps: Steps) -> None:
         self._steps = [(getattr(getattr(torch.ops.aten, s.operation), s.overload), s) for s in steps]
-        last = {slot.index: at for at, step in enumerate(steps) for slot in _slots(step)}
+        last = {slot.number: at for at, step in enumerate(steps) for slot in _slots(step)}
         self._done = [[index for index in last if last[index] == at and index > 0] for at in range(len(steps))]
 
     def __call__(self, x: Tensor) -> Tensor:
         results: dict[int, Tensor] = {0: x}
         for number, ((operation, step), done) in enumerate(zip(self._steps, self._done, strict=True), start=1):
-            arguments = [results[a.index] if isinstance(a, Slot) else a for a in step.arguments]
-            options = {k: results[v.index] if isinstance(v, Slot) else v for k, v in step.options}
+            arguments = [results[a.number] if isinstance(a, Slot) else a for a in step.arguments]
+            options = {k: results[v.number] if isinstance(v, Slot) else v for k, v in step.options}
             results[number] = operation(*arguments, **options)
             del arguments, options
             for index in done:
@@ -273,7 +273,7 @@ class _Recorder(TorchDispatchMode):
 
 
 # set on the finished class: PyTorch wraps what is defined in it, and imports its whole compiler to do so
-_Recorder.__torch_dispatch__ = _Recorder.record  # type: ignore[method-assign]
+_Recorder.__torch_dispatch__ = _Recorder.record  # type: ignore[method-assign, assignment]
 
 
 @dataclass
@@ -333,7 +333,7 @@ def _no_modes() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Real tensors, gradients and no autocast, whatever convert is called in; the random state stays as it is."""
+    """Real tensors, gradients and no autocast, whatever convert is called in."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch._C.DisableTorchFunction())
         stack.enter_context(_no_modes())
@@ -341,7 +341,6 @@ def _undisturbed() -> Iterator[None]:
         stack.enter_context(torch.enable_grad())
         for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
             stack.enter_context(torch.autocast(device, enabled=False))
-        stack.enter_context(torch.random.fork_rng(devices=[]))
         yield
 
 

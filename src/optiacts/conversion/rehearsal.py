@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from optiacts.memory import saved_memory
@@ -53,7 +54,8 @@ def rehearse(model: Module, example_inputs: Any, convert: Callable[[Module, dict
         try:
             copied, args, kwargs = fake_copy(model, positional, keywords)
             with torch.enable_grad(), mode_of(copied, (args, kwargs)), one_sequence_per_row():
-                found.reasons = without_gain(sharing(copied, *args, **kwargs))
+                with _OneDtype():
+                    found.reasons = without_gain(sharing(copied, *args, **kwargs))
                 before = saved_memory(copied, *args, **kwargs)
                 _backward(before.output)
         except Exception as error:
@@ -74,6 +76,18 @@ def rehearse(model: Module, example_inputs: Any, convert: Callable[[Module, dict
                     break
         found.saved_bytes = before.bytes, after.bytes
     return found
+
+
+class _OneDtype(TorchDispatchMode):
+    """Raises where a matrix product of two dtypes would: fake tensors let it pass."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.partition("::")[2]
+        if name in ("mm", "addmm", "bmm", "baddbmm", "linear", "convolution"):
+            dtypes = {value.dtype for value in args if isinstance(value, Tensor)}
+            if len(dtypes) > 1:
+                raise RuntimeError(f"{name} of different dtypes: {', '.join(sorted(map(str, dtypes)))}")
+        return func(*args, **(kwargs or {}))
 
 
 def _backward(output: Any) -> None:

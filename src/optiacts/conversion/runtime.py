@@ -152,8 +152,8 @@ def _product(act: Pending, up: Any, place: Maker, multiply: Callable[[Any, Any],
 def _fused(act: Pending, up: Any, place: Maker) -> Tensor | None:
     if _version(act.gate) != act.version:
         raise RuntimeError(
-            f"optiacts: the input of the activation was changed in place before its product was formed, in {place.optiacts_described()}. "
-            "Leave the module alone: optiacts.convert(model, exclude=...)."
+            "optiacts: the input of the activation was changed in place before its product was formed, in "
+            f"{place.optiacts_described()}. Leave the module alone: optiacts.convert(model, exclude=...)."
         )
     if not isinstance(up, Tensor) or not functional_gated.matches(up, act.gate):
         return None

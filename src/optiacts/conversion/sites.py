@@ -130,16 +130,15 @@ def _returning(scope: Scope, call: ast.Call, model: Model) -> Site | None:
 
 
 def _curve(callee: Any, call: ast.Call) -> tuple[str | None, Known | None]:
-    options = {k.arg: k.value.value for k in call.keywords if isinstance(k.value, ast.Constant)}
+    options: dict[Any, Any] = {k.arg: k.value.value for k in call.keywords if isinstance(k.value, ast.Constant)}
     positional = len(call.args)
     alone = positional == 1 and not call.keywords and not isinstance(call.args[0], ast.Starred)
-    if isinstance(callee, functools.partial) and isinstance(callee.func, types.FunctionType) and alone:
-        if torch_curve(callee.func) is None:
-            try:
-                recognised = recognise_partial(callee)
-            except ImpureError:
-                return None, None
-            return recognised.base, Known(functools.partial, recognised)
+    if isinstance(callee, functools.partial) and alone and torch_curve(callee.func) is None:
+        try:
+            partial = recognise_partial(callee)
+        except ImpureError:
+            return None, None
+        return partial.base, Known(functools.partial, partial)
     while isinstance(callee, functools.partial):
         options, positional = {**callee.keywords, **options}, positional + len(callee.args)
         callee = callee.func
@@ -150,7 +149,7 @@ def _curve(callee: Any, call: ast.Call) -> tuple[str | None, Known | None]:
         return None, None
     try:
         if isinstance(callee, Module):
-            recognised = activation(callee)
+            recognised: Recognised | None = activation(callee)
             key: Any = getattr(type(callee), "optiacts_original", type(callee))
         elif isinstance(callee, types.FunctionType):
             recognised, key = recognise_function(callee), callee.__code__
@@ -221,7 +220,7 @@ def _find_products(scope: Scope, sites: Sites, model: Model) -> None:
             at = position(node)  # type: ignore[arg-type]
             act = sites.acts.get(position(factor))
             if act is not None and form != "into":
-                later = [up] if form in ("product", "product_by", "product_method") else []
+                later: list[ast.AST] = [up] if form in ("product", "product_by", "product_method") else []
                 if add(at, act, form, _gate(act, factor), later):
                     break
             elif isinstance(factor, ast.Name) and (factor.id, position(factor)) in waiting:
@@ -313,9 +312,9 @@ def _only_use(function: Function, block: list[ast.stmt], number: int, name: str)
         rebinds = isinstance(statement, ast.Assign) and any(
             isinstance(t, ast.Name) and t.id == name for t in statement.targets
         )
-        if isinstance(statement, ast.AugAssign) and isinstance(statement.target, ast.Name):
-            if statement.target.id == name and not loads:
-                return (where, position(statement.target)) if not _in_try(function, name) else None
+        target = statement.target if isinstance(statement, ast.AugAssign) else None
+        if isinstance(target, ast.Name) and target.id == name and not loads:
+            return (where, position(target)) if not _in_try(function, name) else None
         if not simple or len(loads) != 1:
             return None
         if not rebinds:
@@ -347,7 +346,15 @@ def _in_try(function: Function, name: str) -> bool:
 
 def _captured(function: Function) -> set[str]:
     """Names that functions inside the function read."""
-    inner = (ast.Lambda, ast.FunctionDef, ast.AsyncFunctionDef, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+    inner = (
+        ast.Lambda,
+        ast.FunctionDef,
+        ast.AsyncFunctionDef,
+        ast.ListComp,
+        ast.SetComp,
+        ast.DictComp,
+        ast.GeneratorExp,
+    )
     return {
         name.id
         for node in ast.walk(function)

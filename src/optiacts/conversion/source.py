@@ -8,7 +8,6 @@ to.
 """
 
 from __future__ import annotations
-
 import __future__
 
 import ast
@@ -83,7 +82,7 @@ class Source:
     @functools.cached_property
     def imported(self) -> dict[str, tuple[str, str]]:
         """Names that the function itself imports: the module and the name in it."""
-        found = {}
+        found: dict[str, tuple[str, str]] = {}
         for node in ast.walk(self.node):
             if isinstance(node, ast.ImportFrom):
                 module = "." * node.level + (node.module or "")
@@ -104,19 +103,21 @@ def position(node: ast.expr | ast.stmt) -> Position:
     return node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0
 
 
-_known: weakref.WeakKeyDictionary[types.CodeType, Source | str] = weakref.WeakKeyDictionary()
+# by code and file: equal code may stand in several files
+_known: weakref.WeakKeyDictionary[types.CodeType, dict[str, Source | str]] = weakref.WeakKeyDictionary()
 
 
 def source_of(function: types.FunctionType) -> Source:
     """The source that ``function`` runs; ``UnseenError`` says why it is not to be had."""
     code = function.__code__
-    found = _known.get(code)
+    known = _known.setdefault(code, {})
+    found = known.get(code.co_filename)
     if found is None:
         try:
             found = _find(function)
         except UnseenError as error:
             found = str(error)
-        _known[code] = found
+        known[code.co_filename] = found
     if isinstance(found, str):
         raise UnseenError(found)
     return found
@@ -149,8 +150,19 @@ def rebuilt(
 
 
 def _find(function: types.FunctionType) -> Source:
+    lines = linecache.getlines(function.__code__.co_filename, function.__globals__)
+    try:
+        return _found_in(lines, function)
+    except UnseenError:
+        linecache.checkcache(function.__code__.co_filename)  # the file may have been written and imported anew
+        now = linecache.getlines(function.__code__.co_filename, function.__globals__)
+        if now == lines:
+            raise
+        return _found_in(now, function)
+
+
+def _found_in(lines: list[str], function: types.FunctionType) -> Source:
     code = function.__code__
-    lines = linecache.getlines(code.co_filename, function.__globals__)
     if not lines:
         raise UnseenError("its source is not available")
     try:
@@ -258,7 +270,7 @@ class _Wrap(ast.NodeTransformer):
     visit_FunctionDef = _visit_def  # noqa: N815
     visit_AsyncFunctionDef = _visit_def  # noqa: N815
 
-    def visit_Lambda(self, node: ast.Lambda) -> ast.expr:  # noqa: N802
+    def visit_Lambda(self, node: ast.Lambda) -> ast.expr:
         if position(node) != self._at:
             return self.generic_visit(node)  # type: ignore[return-value]
         self._edit(node)
@@ -277,9 +289,9 @@ def _bound_names(function: ast.AST) -> Iterator[str]:
             yield node.name
         elif isinstance(node, ast.alias):
             yield (node.asname or node.name).partition(".")[0]
-        elif isinstance(node, ast.ExceptHandler) and node.name:
-            yield node.name
-        elif isinstance(node, (ast.MatchAs, ast.MatchStar)) and node.name:
+        elif (isinstance(node, ast.ExceptHandler) and node.name) or (
+            isinstance(node, (ast.MatchAs, ast.MatchStar)) and node.name
+        ):
             yield node.name
 
 
