@@ -144,6 +144,7 @@ class _Conversion:
     ) -> None:
         self._selection = selection
         self._gated = gated
+        self._model = model
         self._modules = [(path, module) for path, module in model.named_modules()]
         self._paths = {id(module): path for path, module in self._modules}
         self._planner = Planner([module for _, module in self._modules], gated)
@@ -226,22 +227,37 @@ class _Conversion:
         if reason:
             yield Conversion(path, kind, reason=reason)
             return
-        if path and self._never_named(path):
+        unused = id(module) not in self._planner.flow.called and path != ""
+        if unused and self._never_named(module):
             yield Conversion(path, kind, reason="no forward calls it")
             return
         recipes.append((path, module, Recipe(type(module), activation=recognised, gated=self._gated)))
-        unused = id(module) not in self._planner.flow.called and path != ""
         yield Conversion(path, kind, recognised.base, note="no forward that we can read calls it" if unused else "")
 
-    def _never_named(self, path: str) -> bool:
-        """Whether no function of the module that owns it names the one at ``path``."""
-        parent, _, name = path.rpartition(".")
-        owner = next(module for other, module in self._modules if other == parent)
-        if isinstance(owner, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) or "forward" in owner.__dict__:
-            return False
-        kinds = [kind for kind in type(owner).__mro__ if kind is not Module]
-        functions = [f for kind in kinds for method, f in vars(kind).items() if method != "__init__"]
-        return not any(name in names_in(f.__code__) for f in functions if isinstance(f, types.FunctionType))
+    def _never_named(self, module: Module) -> bool:
+        """Whether no function of a module that owns ``module`` names it."""
+        return not any(_names(owner, path.rpartition(".")[2]) for path, owner in self._owners(module))
+
+    def _owners(self, module: Module) -> Iterator[tuple[str, Module]]:
+        """Every path of ``module``, with the module that owns it there."""
+        every = dict(self._model.named_modules(remove_duplicate=False))
+        for path, other in every.items():
+            if other is module:
+                yield path, every[path.rpartition(".")[0]]
+
+
+def _names(owner: Module, name: str) -> bool:
+    """Whether a function of ``owner`` names the child ``name``, or might reach it otherwise."""
+    if isinstance(owner, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) or "forward" in owner.__dict__:
+        return True
+    for kind in type(owner).__mro__:
+        for method, value in vars(kind).items() if kind is not Module else ():
+            function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+            if isinstance(function, types.FunctionType) and method != "__init__":
+                names = names_in(function.__code__)
+                if name in names or names & {"children", "modules", "named_children", "named_modules", "_modules"}:
+                    return True
+    return False
 
 
 def _at(node: Any) -> Position:
