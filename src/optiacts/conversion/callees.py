@@ -44,7 +44,7 @@ class Scope:
 
     def one(self, node: ast.expr) -> Any:
         """The one object that a global name, or attributes of one, stand for; None if that is not known."""
-        if _root(node) in self.bound and _root(node) != self.context.self_name:
+        if root_name(node) in self.bound and root_name(node) != self.context.self_name:
             return None
         try:
             return self.context.find(node).value
@@ -86,7 +86,7 @@ class Scope:
         if isinstance(node, ast.Attribute) and _is_super(node.value):
             yield from self._inherited(node.attr)
             return
-        if _root(node) in self.bound and _root(node) != self.context.self_name:
+        if root_name(node) in self.bound and root_name(node) != self.context.self_name:
             assert isinstance(node, ast.Attribute)
             for base in self._values(node.value, seen):  # an attribute of what a local variable stands for
                 try:
@@ -181,7 +181,8 @@ def _made(element: Any) -> Iterator[Any]:
             yield kind(**options)
 
 
-def _root(node: ast.expr) -> str:
+def root_name(node: ast.expr) -> str:
+    """The name that a chain of attributes and subscripts starts at."""
     while isinstance(node, (ast.Attribute, ast.Subscript)):
         node = node.value
     return node.id if isinstance(node, ast.Name) else ""

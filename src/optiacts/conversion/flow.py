@@ -84,12 +84,14 @@ class Follower:
 class Effect:
     """What a call does with its arguments: which it changes in place, and what its result may share memory with.
 
-    Positional parameters are called by their numbers; ``names`` are the names that they have as keywords.
+    Positional parameters are called by their numbers; ``names`` are the names that they have as keywords. ``drops``
+    are those that nobody keeps for backward, with who takes them.
     """
 
     changes: dict[str, str] = field(default_factory=dict)  # parameter -> what changes it
     returns: Value = NOTHING
     names: tuple[str, ...] = ()
+    drops: dict[str, str] = field(default_factory=dict)
 
 
 class Flow:
@@ -167,7 +169,7 @@ class Flow:
         same = {id(a): id(b) for a, b in zip(first.modules(), module.modules(), strict=True)}
         for note, *arguments in log:
             note(*(_renamed(argument, same) for argument in arguments))
-        return Effect(effect.changes, _renamed(effect.returns, same), effect.names)
+        return Effect(effect.changes, _renamed(effect.returns, same), effect.names, effect.drops)
 
     def _module(self, module: Module) -> Effect:
         if self._activation(module):
@@ -331,6 +333,7 @@ class _Run:
         self._env: dict[str, Value] = {}
         self._changes: dict[str, str] = {}
         self._returns: set[Any] = set()
+        self._followers: dict[str, list[Follower]] = {}
 
     def effect(self) -> Effect:
         node = self._scope.node
@@ -347,13 +350,26 @@ class _Run:
         names = self.positional(node, self._scope.owner is not None)
         renamed = {name: str(number) for number, name in enumerate(names)}
         changes = {renamed.get(name, name): what for name, what in self._changes.items()}
-        numbered = _Numbered(renamed)
-        return Effect(changes, _substituted(frozenset(self._returns), numbered), tuple(names))
+        returns = _substituted(frozenset(self._returns), _Numbered(renamed))
+        returned = {o.name for o in returns if isinstance(o, Param)}
+        followers = {renamed.get(name, name): found for name, found in self._followers.items()}
+        drops = {
+            name: found[0].description
+            for name, found in followers.items()
+            if name not in returned and not any(follower.keeps for follower in found)
+        }
+        return Effect(changes, returns, tuple(names), drops)
 
     @staticmethod
     def positional(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, method: bool) -> list[str]:
         names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
         return names[1:] if method else names
+
+    def _follow(self, value: Value, follower: Follower | None) -> None:
+        self._flow.follow(value, follower)
+        for origin in value:
+            if isinstance(origin, Param) and follower is not None:
+                self._followers.setdefault(origin.name, []).append(follower)
 
     # statements
 
@@ -452,7 +468,7 @@ class _Run:
         target = node.target
         symbol = {ast.Add: "+=", ast.Sub: "-=", ast.Mult: "*=", ast.Div: "/=", ast.Pow: "**="}.get(type(node.op), "=")
         keeps = not isinstance(node.op, (ast.Add, ast.Sub))
-        self._flow.follow(value, Follower(symbol, keeps))
+        self._follow(value, Follower(symbol, keeps))
         if position(node) in self._origins:
             self._follow_name(target, Follower("*=", True))
             self._bind(target, frozenset((self._origins[position(node)],)))
@@ -468,7 +484,7 @@ class _Run:
 
     def _follow_name(self, target: ast.expr, follower: Follower) -> None:
         if isinstance(target, ast.Name):
-            self._flow.follow(self._env.get(target.id, NOTHING), follower)
+            self._follow(self._env.get(target.id, NOTHING), follower)
 
     def _change(self, value: Value, what: str) -> None:
         self._flow.change(value, what)
@@ -501,7 +517,7 @@ class _Run:
                 keeps = not isinstance(node.op, (ast.Add, ast.Sub)) and not scaled
                 names = {ast.Add: "an addition", ast.Sub: "a subtraction"}
                 symbol = names.get(type(node.op), "a product with a number" if scaled else "an operation")
-                self._flow.follow(left | right, Follower(symbol, keeps))
+                self._follow(left | right, Follower(symbol, keeps))
                 return NOTHING
             case ast.Subscript():
                 self._value(node.slice)
@@ -562,8 +578,10 @@ class _Run:
         carries = any(isinstance(origin, Origin) for origin in _opened(everything))
         for callee in callees:
             effect, follower = self._effect(callee, carries)
-            self._flow.follow(_opened(everything), follower)
             given = {str(effect.names.index(k)) if k in effect.names else k: v for k, v in arguments.items()}
+            for parameter, value in given.items():
+                drops = effect.drops.get(parameter)
+                self._follow(_opened(value), follower if drops is None else Follower(drops, False))
             for parameter, what in effect.changes.items():
                 self._change(given.get(parameter, NOTHING), what)
             result |= _substituted(effect.returns, given)
@@ -599,7 +617,7 @@ class _Run:
         drops = self._drops(node, name)
         passes = name in _VIEWS or (name == "dropout" and not drops)
         keeps = name not in _LINEAR and name not in _CASTS and not drops
-        self._flow.follow(_opened(base | others), None if passes else Follower(f"{name}()", keeps))
+        self._follow(_opened(base | others), None if passes else Follower(f"{name}()", keeps))
         if name in _CASTS or drops:
             return frozenset(o if isinstance(o, Dropped) else Dropped(o) for o in _opened(first))
         if in_place or passes or self._true(node, "inplace", name):

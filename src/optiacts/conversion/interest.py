@@ -64,7 +64,7 @@ class Interest:
             known = self._met[id(function)] = function, self._look(function)
         if known[1]:
             return True
-        return bool(attributes) and any(self.of(inner, attributes) for inner in wrapped_in(function))
+        return bool(attributes) and any(attributes & names_in(inner.__code__) for inner in _enclosed(function))
 
     def directly(self, function: types.FunctionType, attributes: frozenset[str] = frozenset()) -> bool:
         """Whether ``function`` itself looks like it, whatever it calls."""
@@ -90,6 +90,18 @@ class Interest:
 def wrapped_in(function: types.FunctionType) -> list[types.FunctionType]:
     """The functions that a decorator's wrapper keeps."""
     return [value for value in _cells(function) if isinstance(value, types.FunctionType)]
+
+
+def _enclosed(function: types.FunctionType) -> list[types.FunctionType]:
+    """The functions that a wrapper keeps, those that they keep, and so on."""
+    found: list[types.FunctionType] = []
+    waiting = wrapped_in(function)
+    while waiting:
+        inner = waiting.pop()
+        if inner is not function and inner not in found:
+            found.append(inner)
+            waiting += wrapped_in(inner)
+    return found
 
 
 def _cells(function: types.FunctionType) -> list[Any]:

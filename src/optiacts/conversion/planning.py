@@ -13,7 +13,7 @@ from torch.nn import Module
 from torch.nn import functional as F
 
 from optiacts.conversion import sites
-from optiacts.conversion.callees import Scope
+from optiacts.conversion.callees import Scope, root_name
 from optiacts.conversion.flow import Flow, Origin
 from optiacts.conversion.interest import Interest, foreign, names_in, wrapped_in
 from optiacts.conversion.known import Known, torch_curve
@@ -117,6 +117,11 @@ class Planner:
     def harmless(self, scope: Scope, call: ast.Call, number: int) -> bool:
         """Whether a call leaves its argument of that number as it is."""
         callees = scope.objects(call.func)
+        if not callees and isinstance(call.func, ast.Attribute) and not call.keywords:
+            # a method of what only a local variable stands for: of a tensor, by its name
+            name = call.func.attr
+            local = root_name(call.func) in scope.bound - {scope.context.self_name}
+            return local and hasattr(torch.Tensor, name) and not name.endswith("_")
         if callees and all(isinstance(callee, Module) for callee in callees):
             return all(str(number) not in self.flow.module(callee).changes for callee in callees)
         name = call.func.attr if isinstance(call.func, ast.Attribute) else ast.unparse(call.func)

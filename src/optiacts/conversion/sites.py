@@ -318,13 +318,40 @@ def _only_use(function: Function, block: list[ast.stmt], number: int, name: str)
         if not simple or len(loads) != 1:
             return None
         if not rebinds:
+            before = _harmless_before(function, block, number, name)
             everywhere = [n for n in ast.walk(function) if isinstance(n, ast.Name) and n.id == name]
-            if sum(isinstance(n.ctx, ast.Load) for n in everywhere) != 1 or _augmented(function, name):
+            others = [n for n in everywhere if isinstance(n.ctx, ast.Load) and position(n) not in before]
+            if len(others) != 1 or _augmented(function, name):
                 return None
         elif _in_try(function, name):
             return None
         return where, position(loads[0])
     return None
+
+
+def _harmless_before(function: Function, block: list[ast.stmt], number: int, name: str) -> set[Position]:
+    """Reads of a variable that come before it is bound in statement ``number``, and cannot come after it again.
+
+    Outside of loops these are all before; in a loop those since the variable was bound in the same block.
+    """
+    looping = any(
+        isinstance(node, (ast.For, ast.AsyncFor, ast.While)) and block[number] in ast.walk(node)
+        for node in ast.walk(function)
+    )
+    bound = [
+        k
+        for k in range(number)
+        if isinstance(block[k], (ast.Assign, ast.AnnAssign))
+        for target in getattr(block[k], "targets", [getattr(block[k], "target", None)])
+        if name in {n.id for n in ast.walk(target) if isinstance(n, ast.Name)}
+    ]
+    if looping:
+        places: list[ast.AST] = list(block[bound[-1] + 1 : number + 1]) if bound else []
+        reads = [n for place in places for n in ast.walk(place)]
+    else:
+        end = position(block[number])[2:]
+        reads = [n for n in ast.walk(function) if isinstance(n, ast.Name) and position(n)[2:] <= end]
+    return {position(n) for n in reads if isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Load)}
 
 
 def _augmented(function: Function, name: str) -> bool:

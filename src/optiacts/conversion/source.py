@@ -44,9 +44,9 @@ class Statement:
     tree: ast.stmt
     imports: tuple[ast.stmt, ...]  # of the file: compilers treat names that it imports in their own way
 
-    def compile(self, tree: ast.stmt, flags: int) -> types.CodeType:
-        """The code of ``tree`` in the place of this statement."""
-        module = ast.Module([*self.imports, tree], [])
+    def compile(self, body: list[ast.stmt], flags: int) -> types.CodeType:
+        """The code of ``body`` in the place of this statement."""
+        module = ast.Module([*self.imports, *body], [])
         return compile(module, self.filename, "exec", flags=flags & _FUTURE, dont_inherit=True)
 
     @functools.cached_property
@@ -57,7 +57,7 @@ class Statement:
     def codes(self, flags: int) -> dict[tuple[str, int], list[types.CodeType]]:
         """All code objects in the statement, by name and first line."""
         found: dict[tuple[str, int], list[types.CodeType]] = {}
-        for code in _codes(self.compile(self.tree, flags)):
+        for code in _codes(self.compile([self.tree], flags)):
             found.setdefault(_place(code), []).append(code)
         return found
 
@@ -129,9 +129,9 @@ def rebuilt(
     """``function`` with its tree changed by ``edit``, in which the names of ``helpers`` mean their values."""
     source, code = source_of(function), function.__code__
     statement = source.statement
-    tree = ast.parse("\n" * (statement.first_line - 1) + "".join(statement.lines)).body[0]
+    tree = ast.parse("\n" * (statement.first_line - 1) + "".join(statement.lines))
     wrap = _Wrap(position(source.node), edit, tuple(helpers))
-    compiled = statement.compile(ast.fix_missing_locations(wrap.visit(tree)), code.co_flags)
+    compiled = statement.compile(ast.fix_missing_locations(wrap.visit(tree)).body, code.co_flags)
     scope = next(inner for inner in _codes(compiled) if inner.co_varnames[: len(helpers)] == tuple(helpers))
     name = code.co_name if isinstance(source.node, ast.Lambda) else _BODY
     new = next(inner for inner in _codes(scope) if _place(inner) == (name, code.co_firstlineno))
@@ -257,15 +257,16 @@ class _Wrap(ast.NodeTransformer):
         arguments = [ast.arg(name) for name in helpers]
         self._arguments = ast.arguments([], arguments, None, [], [], None, [])
 
-    def _visit_def(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.stmt:
+    def _visit_def(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> Any:
         if position(node) != self._at:
-            return self.generic_visit(node)  # type: ignore[return-value]
+            return self.generic_visit(node)
         self._edit(node)
+        binds = ast.Assign([ast.Name(node.name, ast.Store())], ast.Constant(None))  # as the def did, around it
         node.name = _BODY
         scope = ast.FunctionDef(_SCOPE, self._arguments, [node], [], None)
         if sys.version_info >= (3, 12):
             scope.type_params = []
-        return ast.copy_location(scope, node)
+        return [ast.copy_location(scope, node), ast.copy_location(binds, node)]
 
     visit_FunctionDef = _visit_def  # noqa: N815
     visit_AsyncFunctionDef = _visit_def  # noqa: N815
