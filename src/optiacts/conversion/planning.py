@@ -264,7 +264,7 @@ class _Planning:
         if reason is None:
             return False
         act = site.act if isinstance(site, Product) else site
-        what = (site.what if isinstance(site, Product) else act.base) + where
+        what = site.what + where
         once = act.base == "relu" if isinstance(site, Product) else act.kept_once
         reason = reason or why_not(self._planner.flow, _origin(scope, at), once)
         if reason:

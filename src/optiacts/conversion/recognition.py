@@ -158,7 +158,8 @@ def _recognised(
         met = _met.setdefault(function.__code__, {})
     if key not in met:
         try:
-            curve, base, inplace, steps = _compared(run)
+            with _undisturbed():
+                curve, base, inplace, steps = _compared(run)
             found: Recognised | str = Recognised(curve, base, inplace, pins, steps)
         except ImpureError as error:
             found = str(error)

@@ -7,6 +7,7 @@ place by what runs later, and how many bytes are saved. It takes no memory and l
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -98,10 +99,10 @@ def _backward(output: Any) -> None:
 
 def _explained(error: Exception) -> str:
     line = " ".join(str(error).split())[:300] or "no message"
-    what = f"{type(error).__name__}: {line}"
-    if "fake" in type(error).__module__ or "Fake" in line or "meta" in line:
-        return f"example_inputs: the model cannot be run on fake tensors, convert it without them ({what})"
-    return f"example_inputs: the model does not run on them ({what})"
+    return (
+        f"example_inputs: on fake tensors like them the model raises {type(error).__name__}: {line}; where they fit and "
+        "it is the model that needs real tensors, convert without them"
+    )
 
 
 @contextlib.contextmanager
@@ -109,10 +110,14 @@ def _no_trace() -> Iterator[None]:
     """Puts the random states back, those of Python and NumPy as well."""
     numpy = sys.modules.get("numpy")
     python, numbers = random.getstate(), numpy.random.get_state() if numpy is not None else None
+    log = logging.getLogger("torch._subclasses.fake_tensor")  # it prints what is raised as well
+    silent = log.disabled
+    log.disabled = True
     try:
         with torch.random.fork_rng():
             yield
     finally:
+        log.disabled = silent
         random.setstate(python)
         if numpy is not None:
             numpy.random.set_state(numbers)

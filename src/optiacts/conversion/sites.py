@@ -36,7 +36,7 @@ class Site:
 
     ``base`` is the curve; ``known`` are the callables that it may call; ``written`` and ``variable`` belong to an
     activation that is written out in one variable. ``returning`` are functions that return an activation's output.
-    ``alone``: it gains something without a product, too.
+    ``alone``: it gains something without a product, too. ``kept_once``: PyTorch keeps one tensor for it.
     """
 
     at: Position
@@ -45,8 +45,14 @@ class Site:
     written: Recognised | None = None
     variable: str = ""
     returning: tuple[tuple[types.FunctionType, bool], ...] = ()  # and whether it is a method of the same module
+    title: str = ""
     alone: bool = True
     kept_once: bool = False
+
+    @property
+    def what(self) -> str:
+        """The name that reports give it."""
+        return self.title or self.base
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Product:
 
     @property
     def what(self) -> str:
-        return f"{self.act.base} gate"
+        return f"{self.act.what} gate"
 
 
 @dataclass
@@ -106,17 +112,22 @@ def returned_by(scope: Scope, sites: Sites) -> Site | None:
 
 def _called(scope: Scope, call: ast.Call, model: Model) -> Site | None:
     """A call of an activation."""
-    base, alone, once, known = "", False, True, []
+    bases: dict[str, None] = {}
+    alone, once, known = False, True, []
     for callee in scope.objects(call.func):
         curve, entry = _curve(callee, call)
         if curve is None:
             continue
-        base = base or curve
+        bases[curve] = None
         alone |= curve != "relu" and not (isinstance(callee, Module) and model.contains(callee))
         once &= curve in KEPT_ONCE and (entry is None or not entry.recognised.steps)
         if entry is not None and entry not in known:
             known.append(entry)
-    return Site(position(call), base, tuple(known), alone=alone, kept_once=once) if base else None
+    if not bases:
+        return None
+    base, *others = bases
+    title = "activation" if others else base  # of a table of them: which one, the call tells
+    return Site(position(call), base, tuple(known), title=title, alone=alone, kept_once=once)
 
 
 def _returning(scope: Scope, call: ast.Call, model: Model) -> Site | None:
