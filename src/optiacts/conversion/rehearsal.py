@@ -100,8 +100,8 @@ def _backward(output: Any) -> None:
 def _explained(error: Exception) -> str:
     line = " ".join(str(error).split())[:300] or "no message"
     return (
-        f"example_inputs: on fake tensors like them the model raises {type(error).__name__}: {line}; where they fit and "
-        "it is the model that needs real tensors, convert without them"
+        f"example_inputs: on fake tensors like them the model raises {type(error).__name__}: {line}; where they fit "
+        "and it is the model that needs real tensors, convert without them"
     )
 
 
