@@ -15,7 +15,6 @@ from torch.nn import Module
 from optiacts.conversion import sites
 from optiacts.conversion.callees import Scope
 from optiacts.conversion.converted import Converted, Recipe, Request, install, uninstall
-from optiacts.conversion.flow import Origin
 from optiacts.conversion.interest import names_in
 from optiacts.conversion.planning import Found, Planner, unseen, why_not
 from optiacts.conversion.purity import ImpureError
@@ -26,6 +25,7 @@ from optiacts.conversion.rewriting import Plan
 from optiacts.conversion.selection import Selection, Selector
 from optiacts.conversion.sites import Product, Site
 from optiacts.conversion.source import Position
+from optiacts.conversion.values import Origin
 
 _one_at_a_time = threading.RLock()
 

@@ -14,13 +14,15 @@ from torch.nn import functional as F
 
 from optiacts.conversion import sites
 from optiacts.conversion.callees import Scope, root_name
-from optiacts.conversion.flow import Flow, Origin
+from optiacts.conversion.flow import Flow
 from optiacts.conversion.interest import Interest, foreign, names_in, wrapped_in
 from optiacts.conversion.known import Known, torch_curve
+from optiacts.conversion.products import find_products
 from optiacts.conversion.recognition import Recognised
 from optiacts.conversion.rewriting import Plan
 from optiacts.conversion.sites import Product, Site, Sites
 from optiacts.conversion.source import Position, UnseenError, position, source_of
+from optiacts.conversion.values import Origin
 
 _DEEPEST = 8
 
@@ -83,7 +85,8 @@ class Planner:
             owner, function = scope.owner, scope.function
             attributes = frozenset() if owner is None else self.attributes(owner)
             worth = self.interest.of(function, attributes)
-            self._sites[key] = sites.find(scope, self) if worth else Sites()
+            self._sites[key] = found = sites.find(scope, self) if worth else Sites()
+            find_products(scope, found, self)
         return self._sites[key]
 
     def contains(self, module: Module) -> bool:

@@ -12,9 +12,9 @@ from typing import Any
 from torch.nn import Module
 
 from optiacts.conversion.known import Known
+from optiacts.conversion.products import factors_of
 from optiacts.conversion.recognition import Recognised
 from optiacts.conversion.runtime import PREFIX, helpers
-from optiacts.conversion.sites import factors_of
 from optiacts.conversion.source import Function, Position, position, rebuilt
 
 
