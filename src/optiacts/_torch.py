@@ -72,6 +72,13 @@ _creation: Callable[[Tensor], Any] = _bound("_autograd._get_creation_meta", lamb
 _ALONE: Any = _bound("_autograd.CreationMeta.DEFAULT", lambda: None)
 
 
+function_modes: Callable[[], int] = _bound("_len_torch_function_stack", lambda: 0)
+"""How many torch function modes (``torch.device(...)`` is one) are entered; they see all calls of its functions."""
+
+function_mode: Callable[[int], Any] = _bound("_get_function_stack_at", lambda index: None)
+"""The mode at a place in that stack."""
+
+
 def saved_tensors_hooks() -> Any:
     """The hooks that are put on all saved tensors now (pack, unpack), or None."""
     return _top_hooks(False)

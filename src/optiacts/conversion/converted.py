@@ -19,9 +19,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from optiacts import curves, functional
+from optiacts.conversion.known import intercepted
 from optiacts.conversion.purity import holds
 from optiacts.conversion.recognition import Recognised
 from optiacts.conversion.rewriting import Plan, build, place_of
+from optiacts.conversion.subclass import quiet_subclass
 from optiacts.overwritten import made_by
 
 _paths: weakref.WeakKeyDictionary[Module, str] = weakref.WeakKeyDictionary()
@@ -66,34 +68,43 @@ def spots(plan: Plan) -> set[Any]:
     return own.union(*(spots(other) for other in plan.rewritten))
 
 
-class Converted(Module):
-    """Mixed into each such subclass."""
+def is_converted(module: Module) -> bool:
+    """Whether ``module`` has a class of ours."""
+    return hasattr(type(module), "optiacts_recipe")
 
-    optiacts_recipe: Recipe
-    optiacts_original: type[Module]
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        reduced: Any = super().__reduce_ex__(max(protocol, 2))
-        standard = not isinstance(reduced, str) and reduced[0] is vars(copyreg)["__newobj__"]
-        if not standard or "optiacts_recipe" not in type(self).__dict__:
-            return reduced
-        _, arguments, *state = reduced
-        return (_new, (self.optiacts_recipe, _paths.get(self, ""), *arguments[1:]), *state)
+def _reduce_ex(self: Any, protocol: Any) -> Any:
+    reduced: Any = self.optiacts_original.__reduce_ex__(self, max(protocol, 2))
+    standard = not isinstance(reduced, str) and reduced[0] is vars(copyreg)["__newobj__"]
+    if not standard or "optiacts_recipe" not in type(self).__dict__:
+        return reduced
+    _, arguments, *state = reduced
+    return (_new, (self.optiacts_recipe, _paths.get(self, ""), *arguments[1:]), *state)
 
-    def __prepare_scriptable__(self) -> Module:
-        raise RuntimeError(
-            f"torch.jit.script cannot read the converted {type(self).__name__}; call optiacts.revert(model) first"
-        )
 
-    def _get_name(self) -> str:
-        return f"OptiActs{super()._get_name()}"
+def _prepare_scriptable(self: Module) -> Module:
+    raise RuntimeError(
+        f"torch.jit.script cannot read the converted {type(self).__name__}; call optiacts.revert(model) first"
+    )
 
-    def optiacts_described(self) -> str:
-        path = _paths.get(self)
-        return f"{path or 'the module'} ({type(self).__name__})"
 
-    def optiacts_paths(self, model: Module) -> set[str]:
-        return {path for path, module in model.named_modules() if module is self}
+def _described(self: Module) -> str:
+    path = _paths.get(self)
+    return f"{path or 'the module'} ({type(self).__name__})"
+
+
+def _paths_in(self: Module, model: Module) -> set[str]:
+    return {path for path, module in model.named_modules() if module is self}
+
+
+# what converted modules do besides; not a base class, which would change the layout of their objects
+_OWN: dict[str, Any] = {
+    "__reduce_ex__": _reduce_ex,
+    "__prepare_scriptable__": _prepare_scriptable,
+    "_get_name": lambda self: f"OptiActs{self.optiacts_original._get_name(self)}",
+    "optiacts_described": _described,
+    "optiacts_paths": _paths_in,
+}
 
 
 def install(module: Module, recipe: Recipe, path: str = "") -> None:
@@ -122,6 +133,9 @@ def uninstall(module: Module) -> None:
             f"{type(module).__name__} was converted and then given yet another class by some wrapper "
             f"({type(module).__mro__[1].__qualname__}); undo that first"
         )
+    kept = module.__dict__.get("forward")  # put there by who took a hook off, accelerate for one
+    if kept is not None and getattr(kept, "__func__", None) is type(module).__dict__.get("forward"):
+        del module.__dict__["forward"]
     module.__class__ = type(module).optiacts_original  # type: ignore[attr-defined]
 
 
@@ -141,6 +155,7 @@ def converted_class(recipe: Recipe) -> type[Module]:
     if recipe.activation is not None:
         methods["forward"] = _activation_forward(original, recipe.activation)
     members = {
+        **_OWN,
         **methods,
         "optiacts_recipe": recipe,
         "optiacts_original": original,
@@ -148,7 +163,7 @@ def converted_class(recipe: Recipe) -> type[Module]:
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
     }
-    return type(original.__name__, (Converted, original), members)
+    return quiet_subclass(original, members)
 
 
 def _unless_replaced(original: type[Module], name: str, ours: Any) -> Any:
@@ -182,6 +197,7 @@ def _activation_forward(original: type[Module], recognised: Recognised) -> Any:
             and isinstance(x, Tensor)
             and functional.saves_memory(x)
             and holds(pins, self)
+            and not intercepted()
             and not functional.compiles_autocast(curves.get(curve), x)
         ):
             return made_by(functional.apply(curve, x, inplace), self)  # type: ignore[arg-type]

@@ -58,6 +58,7 @@ class Flow:
         self._effects: dict[tuple[types.CodeType, int, int], Effect] = {}
         self._scopes: dict[tuple[int, int], Scope | None] = {}
         self._kept: list[Any] = []  # what the keys tell by its identity
+        self._attributes: dict[tuple[int, str], Value] = {}
         self._kinds: dict[int, int] = {}
         self._signatures: dict[Any, int] = {}
         self._first: dict[int, tuple[Module, Effect, list[tuple[Any, ...]]]] = {}
@@ -164,6 +165,17 @@ class Flow:
         for origin in value:
             if isinstance(origin, Origin):
                 self._note(self._followed, origin, follower)
+
+    def keep(self, owner: Module | None, name: str, value: Value) -> None:
+        """Notes that a function binds an attribute of its module."""
+        key = id(owner), name
+        self._attributes[key] = self._attributes.get(key, NOTHING) | frozenset(
+            origin for origin in value if not isinstance(origin, Param)
+        )
+
+    def kept(self, owner: Module | None, name: str) -> Value | None:
+        """What a function may find in an attribute; None if none is known to bind it."""
+        return self._attributes.get((id(owner), name))
 
     def call(self, module: Module) -> None:
         """Notes that a function calls ``module``."""

@@ -64,7 +64,7 @@ class Interest:
             known = self._met[id(function)] = function, self._look(function)
         if known[1]:
             return True
-        return bool(attributes) and any(attributes & names_in(inner.__code__) for inner in _enclosed(function))
+        return bool(attributes) and any(attributes & names_in(inner.__code__) for inner in enclosed_in(function))
 
     def directly(self, function: types.FunctionType, attributes: frozenset[str] = frozenset()) -> bool:
         """Whether ``function`` itself looks like it, whatever it calls."""
@@ -74,7 +74,8 @@ class Interest:
         names = names_in(function.__code__)
         if names & _CURVED:
             return True
-        values = [function.__globals__.get(name) for name in names] + _cells(function)
+        defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        values = [function.__globals__.get(name) for name in names] + _cells(function) + defaults
         return any(self._leads_on(value) for value in values)
 
     def _leads_on(self, value: Any) -> bool:
@@ -92,7 +93,7 @@ def wrapped_in(function: types.FunctionType) -> list[types.FunctionType]:
     return [value for value in _cells(function) if isinstance(value, types.FunctionType)]
 
 
-def _enclosed(function: types.FunctionType) -> list[types.FunctionType]:
+def enclosed_in(function: types.FunctionType) -> list[types.FunctionType]:
     """The functions that a wrapper keeps, those that they keep, and so on."""
     found: list[types.FunctionType] = []
     waiting = wrapped_in(function)

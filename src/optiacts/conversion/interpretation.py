@@ -10,7 +10,7 @@ from torch.nn import Module
 
 from optiacts.conversion.callees import Scope
 from optiacts.conversion.followers import follower_of
-from optiacts.conversion.interest import foreign
+from optiacts.conversion.interest import foreign, wrapped_in
 from optiacts.conversion.source import Position, position
 from optiacts.conversion.values import (
     NOTHING,
@@ -174,6 +174,8 @@ class Run:
                 self._bind(element, opened(value))
         elif isinstance(target, ast.Attribute):
             self._env[ast.unparse(target)] = value
+            if self._is_self(target.value):
+                self._flow.keep(self._scope.owner, target.attr, value)
         elif isinstance(target, ast.Subscript):
             base = self._value(target.value)
             tensors = frozenset(o for o in base if not isinstance(o, Inside))
@@ -202,6 +204,9 @@ class Run:
         if isinstance(target, ast.Name):
             self._follow(self._env.get(target.id, NOTHING), follower)
 
+    def _is_self(self, node: ast.expr) -> bool:
+        return isinstance(node, ast.Name) and node.id == self._scope.context.self_name
+
     def _change(self, value: Value, what: str) -> None:
         self._flow.change(value, what)
         for origin in value:
@@ -222,6 +227,8 @@ class Run:
                 return self._env.get(node.id, NOTHING)
             case ast.Attribute():
                 own = self._env.get(ast.unparse(node))
+                if own is None and self._is_self(node.value):
+                    own = self._flow.kept(self._scope.owner, node.attr)
                 base = self._value(node.value)
                 return own if own is not None else opened(base) if node.attr in _VIEWS else NOTHING
             case ast.Call():
@@ -309,10 +316,14 @@ class Run:
             self._flow.call(callee)
             return self._flow.module(callee), follower_of(callee)
         if isinstance(callee, types.MethodType) and isinstance(callee.__self__, Module):
+            if callee.__name__ in ("forward", "__call__") and callee.__self__ is not self._scope.owner:
+                return self._effect(callee.__self__, carries)
             function: Any = callee.__func__
             return (self._flow.function(function, callee.__self__) if _is_python(function) else Effect()), unknown
         if _is_python(callee) and not foreign(callee) and (carries or self._flow.worth(callee)):
-            return self._flow.function(callee, None), unknown
+            inside = callee in wrapped_in(self._scope.function)  # a decorator's wrapper calls the method
+            owner = self._scope.owner if inside and callee.__qualname__ == self._scope.function.__qualname__ else None
+            return self._flow.function(callee, owner), unknown
         return Effect(), unknown
 
     def _operation(self, node: ast.Call, name: str, base: Value, arguments: dict[str, Value]) -> Value:
@@ -338,7 +349,9 @@ class Run:
             return frozenset(o if isinstance(o, Dropped) else Dropped(o) for o in opened(first))
         if in_place or passes or self._true(node, "inplace", name):
             return opened(first)
-        if name in ("pop", "get", "next", "items", "values", "enumerate", "zip", "reversed", "list", "tuple"):
+        if name in ("pop", "popleft", "get", "next"):
+            return opened(base | others)
+        if name in ("items", "values", "enumerate", "zip", "reversed", "list", "tuple", "iter"):
             return base | others
         return NOTHING
 

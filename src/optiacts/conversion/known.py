@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as _modules
 
 from optiacts import curves
+from optiacts._torch import function_mode, function_modes
 from optiacts.conversion.purity import holds
 from optiacts.conversion.recognition import Recognised
 from optiacts.functional import compiles_autocast, saves_memory
@@ -65,7 +66,7 @@ def activated(
             args, kwargs = (*callee.args, *args), {**callee.keywords, **kwargs}
             callee = callee.func
         found = _of_torch(callee, args, kwargs)
-    if found is None or not saves_memory(found.input):
+    if found is None or not saves_memory(found.input) or intercepted():
         return None
     if found.curve != "relu" and compiles_autocast(curves.get(found.curve), found.input):
         return None
@@ -130,6 +131,15 @@ def watched(module: Module) -> bool:
         or _modules._global_backward_hooks
         or _modules._global_backward_pre_hooks
     )
+
+
+def intercepted() -> bool:
+    """Whether a mode of the user's sees, and may change, every call of PyTorch's functions."""
+    count = 0 if torch.compiler.is_compiling() else function_modes()
+    return any(type(function_mode(i)).__module__.partition(".")[0] not in _OURS for i in range(count))
+
+
+_OURS = ("torch", "optiacts")  # torch.device(...), and the report's
 
 
 Rewritten = tuple[types.FunctionType, types.FunctionType]  # the user's function, and ours with the same meaning

@@ -14,9 +14,9 @@ from torch.nn import Module
 
 from optiacts.conversion import sites
 from optiacts.conversion.callees import Scope
-from optiacts.conversion.converted import Converted, Recipe, Request, install, uninstall
-from optiacts.conversion.interest import names_in
-from optiacts.conversion.planning import Found, Planner, unseen, why_not
+from optiacts.conversion.converted import Recipe, Request, install, is_converted, uninstall
+from optiacts.conversion.interest import enclosed_in, names_in
+from optiacts.conversion.planning import Found, Planner, own_classes, unseen, why_not
 from optiacts.conversion.purity import ImpureError
 from optiacts.conversion.recognition import Recognised, recognise_module
 from optiacts.conversion.rehearsal import rehearse
@@ -91,7 +91,7 @@ def revert(model: Module) -> None:
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     with _one_at_a_time:
         for module in model.modules():
-            if isinstance(module, Converted):
+            if is_converted(module):
                 uninstall(module)
 
 
@@ -151,7 +151,7 @@ class _Conversion:
         self._reasons = reasons or {}  # why a module must be left, by its path
 
     def run(self) -> ConversionReport:
-        new = [(path, module) for path, module in self._modules if not isinstance(module, Converted)]
+        new = [(path, module) for path, module in self._modules if not is_converted(module)]
         for _, module in self._modules:
             self._planner.flow.module(module)
             if not _opaque(module):
@@ -163,10 +163,27 @@ class _Conversion:
             entries += self._functions(path, module, recipes)
         for path, module in new:
             entries += self._activation(path, module, recipes)
-        for path, module, recipe in recipes:
-            install(module, recipe, path)
+        entries = self._install(recipes, entries)
         order = {path: position for position, (path, _) in enumerate(self._modules)}
         return ConversionReport(tuple(sorted(entries, key=lambda entry: order[entry.path])))
+
+    def _install(self, recipes: list[tuple[str, Module, Recipe]], entries: list[Conversion]) -> list[Conversion]:
+        """Gives the modules their new classes, all of them or, if something fails, none."""
+        done: list[Module] = []
+        try:
+            for path, module, recipe in recipes:
+                try:
+                    install(module, recipe, path)
+                    done.append(module)
+                except TypeError as error:  # a class that has or allows no subclass of the same layout
+                    entries = [entry for entry in entries if entry.path != path or not entry.what]
+                    reason = f"its class cannot be exchanged: {error}"
+                    entries.append(Conversion(path, type(module).__qualname__, reason=reason))
+        except BaseException:
+            for module in done:
+                uninstall(module)
+            raise
+        return entries
 
     def _functions(
         self, path: str, module: Module, recipes: list[tuple[str, Module, Recipe]]
@@ -250,11 +267,13 @@ def _names(owner: Module, name: str) -> bool:
     """Whether a function of ``owner`` names the child ``name``, or might reach it otherwise."""
     if isinstance(owner, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) or "forward" in owner.__dict__:
         return True
-    for kind in type(owner).__mro__:
-        for method, value in vars(kind).items() if kind is not Module else ():
+    for kind in own_classes(owner):
+        for method, value in vars(kind).items():
             function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
-            if isinstance(function, types.FunctionType) and method != "__init__":
-                names = names_in(function.__code__)
+            if not isinstance(function, types.FunctionType) or method == "__init__":
+                continue
+            for inner in (function, *enclosed_in(function)):
+                names = names_in(inner.__code__)
                 if name in names or names & {"children", "modules", "named_children", "named_modules", "_modules"}:
                     return True
     return False

@@ -85,6 +85,7 @@ class Planner:
             owner, function = scope.owner, scope.function
             attributes = frozenset() if owner is None else self.attributes(owner)
             worth = self.interest.of(function, attributes)
+            self._sites[key] = Sites()  # while it is looked at: functions that call each other
             self._sites[key] = found = sites.find(scope, self) if worth else Sites()
             find_products(scope, found, self)
         return self._sites[key]
@@ -110,8 +111,8 @@ class Planner:
     def _helpers(self, module: Module, attributes: frozenset[str]) -> frozenset[str]:
         """The module's own methods that may evaluate an activation: what calls them may get its output."""
         found: set[str] = set()
-        for kind in type(module).__mro__:
-            for name, value in vars(kind).items() if kind is not Module and issubclass(kind, Module) else ():
+        for kind in own_classes(module):
+            for name, value in vars(kind).items():
                 function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
                 if isinstance(function, types.FunctionType) and name != "forward" and not name.startswith("__"):
                     found |= {name} if self.interest.directly(function, attributes) else set()
@@ -169,9 +170,7 @@ class Planner:
         """The functions of a module's classes that may be worth rewriting."""
         attributes = self.attributes(module)
         defined: dict[str, list[Method]] = {}
-        for kind in type(module).__mro__:
-            if kind is Module or not issubclass(kind, Module):
-                continue
+        for kind in own_classes(module):
             for name, value in vars(kind).items():
                 wrapper = type(value) if isinstance(value, (staticmethod, classmethod, property)) else None
                 function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
@@ -203,7 +202,7 @@ class _Planning:
     ) -> Plan | None:
         """The plan of a function; ``pending``: of one that returns an activation for the caller's product."""
         scope = self._planner.flow.scope(function, owner)
-        if scope is None or function in self._open or len(self._open) > _DEEPEST:
+        if scope is None or function in self._open or len(self._open) > _DEEPEST or _looks_at_itself(scope):
             return None
         self._open.append(function)
         met = self._planner.sites(scope)
@@ -305,6 +304,12 @@ def _origin(scope: Scope, at: Position) -> Origin:
     return Origin(0 if scope.owner is None else id(scope.owner), scope.function.__code__, at)
 
 
+def _looks_at_itself(scope: Scope) -> bool:
+    """Whether a function asks for all of its variables, among which our helpers would be."""
+    names = [call.func.id for call in scope.calls if isinstance(call.func, ast.Name) and not call.args]
+    return bool({"locals", "vars", "dir"} & set(names))
+
+
 def _compared_classes(scope: Scope) -> Iterator[ast.expr]:
     """Where a function compares an object's very class, ``type(x)`` or ``x.__class__``."""
     for node in ast.walk(scope.node):
@@ -318,6 +323,11 @@ def _compared_classes(scope: Scope) -> Iterator[ast.expr]:
 def _named(function: types.FunctionType, caller: types.FunctionType) -> str:
     """Where something was found, if not in the module's own method."""
     return "" if function.__name__ == caller.__name__ else f" in {function.__name__}()"
+
+
+def own_classes(module: Module) -> list[type]:
+    """The classes that a module's methods come from, plain mixins among them, in the order of their precedence."""
+    return [kind for kind in type(module).__mro__ if kind not in (Module, object)]
 
 
 def _reached(defined: dict[str, list[Method]]) -> set[str]:

@@ -223,6 +223,8 @@ def _stays(scope: Scope, gate: list[ast.expr], between: list[ast.AST], model: Mo
     names = {other for name in names for other in _aliases(scope, name)}
     if not names:
         return True
+    if any(_escapes(scope, name) for name in names):
+        return False
     for node in (n for part in between for n in ast.walk(part)):
         if isinstance(node, ast.AugAssign) and _variable(node.target) in names:
             return False
@@ -236,6 +238,17 @@ def _stays(scope: Scope, gate: list[ast.expr], between: list[ast.AST], model: Mo
                 if _variable(argument) in names and not model.harmless(scope, node, number):
                     return False
     return True
+
+
+def _escapes(scope: Scope, name: str) -> bool:
+    """Whether a variable's tensor is put where other functions find it: they might change it unseen."""
+    return any(
+        isinstance(node, ast.Assign)
+        and any(isinstance(target, (ast.Attribute, ast.Subscript)) for target in node.targets)
+        and name in {n.id for n in ast.walk(node.value) if isinstance(n, ast.Name)}
+        and not isinstance(node.value, ast.Call)
+        for node in ast.walk(scope.node)
+    )
 
 
 _VIEWING = ("chunk", "split", "view", "reshape", "unbind", "transpose", "flatten", "unflatten", "narrow", "squeeze")

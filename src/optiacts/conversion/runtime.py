@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from optiacts import curves, functional, functional_gated
-from optiacts.conversion.known import Known, Rewritten, activated, chosen
+from optiacts.conversion.known import Known, Rewritten, activated, chosen, intercepted
 from optiacts.conversion.purity import holds
 from optiacts.conversion.recognition import Recognised
 from optiacts.overwritten import Maker, made_by
@@ -61,7 +61,9 @@ def helpers(
 
     def pure(number: int, expression: Callable[[Any], Any], x: Any, owner: Any) -> Recognised | None:
         recognised = written[number]
-        if not isinstance(x, Tensor) or not functional.saves_memory(x) or not holds(recognised.pins, owner):
+        if not isinstance(x, Tensor) or not functional.saves_memory(x) or intercepted():
+            return None
+        if not holds(recognised.pins, owner):
             return None
         return None if functional.compiles_autocast(curves.get(recognised.curve), x) else recognised
 
@@ -144,7 +146,8 @@ def _product(act: Pending, up: Any, place: Maker, multiply: Callable[[Any, Any],
     fused = _fused(act, up, place)
     if fused is not None:
         return fused
-    if act.curve == "relu":
+    constant = isinstance(up, Tensor) and not up.requires_grad  # then the product keeps no activation's output
+    if act.curve == "relu" or (constant and act.curve in curves.CURVES):
         return multiply(act.evaluate(), up)
     return multiply(made_by(functional.apply(act.curve, act.gate), place), up)
 
@@ -155,7 +158,7 @@ def _fused(act: Pending, up: Any, place: Maker) -> Tensor | None:
             "optiacts: the input of the activation was changed in place before its product was formed, in "
             f"{place.optiacts_described()}. Leave the module alone: optiacts.convert(model, exclude=...)."
         )
-    if not isinstance(up, Tensor) or not functional_gated.matches(up, act.gate):
+    if not isinstance(up, Tensor) or not up.requires_grad or not functional_gated.matches(up, act.gate):
         return None
     return made_by(functional_gated.gated(act.gate, up, act.curve), place)
 
