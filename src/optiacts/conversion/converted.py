@@ -206,10 +206,6 @@ def _activation_forward(original: type[Module], recognised: Recognised) -> Any:
     return activation
 
 
-class _Loading(Module):
-    """Mixed into a class while an object of it is loaded from a pickle."""
-
-
 def _new(recipe: Recipe | Request, path: str, *arguments: Any) -> Module:
     kind = converted_class(recipe) if isinstance(recipe, Recipe) else _loading_class(recipe)
     module = kind.__new__(kind, *arguments)
@@ -231,6 +227,4 @@ def _loading_class(request: Request) -> type[Module]:
             self.__setstate__(state)
         convert_loaded(self, request)
 
-    return type(
-        original.__name__, (_Loading, original), {"__setstate__": setstate, "__module__": original.__module__}
-    )
+    return quiet_subclass(original, {"__setstate__": setstate, "__module__": original.__module__})

@@ -19,6 +19,7 @@ _CURVED = frozenset(
     """gelu silu mish swish sigmoid tanh erf erfc exp expit softplus logsigmoid relu glu quick_gelu hardswish elu
     activation act act_fn activation_fn""".split()
 )
+_MOST = 64  # elements of a table that are looked at
 _FOREIGN = frozenset(sys.stdlib_module_names) | {"torch", "numpy", "optiacts"}
 
 
@@ -83,8 +84,11 @@ class Interest:
             return True
         if isinstance(value, types.FunctionType):
             return not foreign(value) and self.of(value)
-        if isinstance(value, dict):
-            return type(value) is not dict and "__getitem__" in vars(type(value))  # a table of activations
+        if isinstance(value, dict) and type(value) is not dict and "__getitem__" in vars(type(value)):
+            return True  # a table that makes activations
+        if isinstance(value, (dict, list, tuple)):  # a table of activations, perhaps
+            values = list(value.values() if type(value) is dict else value)[:_MOST]
+            return any(self._leads_on(v) for v in values if not isinstance(v, (dict, list, tuple)))
         return isinstance(value, (Module, functools.partial)) and not isinstance(value, type)
 
 

@@ -112,7 +112,10 @@ def _recognised(
         key = functools.partial
     else:
         return None
+    compiling = torch.compiler.is_compiling()
     for candidate in known:
+        if compiling and candidate.recognised.encloses:
+            continue  # compilers lose track of a cell that changes
         if candidate.key is key and holds(candidate.recognised.pins, callee):
             return Activated(candidate.recognised.curve, args[0], candidate.recognised.inplace)
     return None
@@ -147,12 +150,14 @@ Rewritten = tuple[types.FunctionType, types.FunctionType]  # the user's function
 
 def chosen(rewritten: tuple[Rewritten, ...], callee: Any) -> Callable[..., Any]:
     """``callee``, or its rewritten version."""
-    if not rewritten:
-        return callee
-    bound = isinstance(callee, types.MethodType)
-    function = callee.__func__ if bound else callee
-    function = getattr(function, "optiacts_method", function)  # what a converted class's method stands for
     for original, ours in rewritten:
-        if function is original:
-            return functools.partial(ours, callee.__self__) if bound else ours
+        if callee is original:
+            return ours
+        if isinstance(callee, types.MethodType) and _meant(callee.__func__) is original:
+            return functools.partial(ours, callee.__self__)
     return callee
+
+
+def _meant(function: Any) -> Any:
+    """What a method stands for: a converted class's one for the rewritten function."""
+    return function.optiacts_method if hasattr(function, "optiacts_method") else function

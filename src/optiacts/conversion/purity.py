@@ -389,7 +389,7 @@ def holds(pins: tuple[Pin, ...], callee: Any) -> bool:
         if value is OWNER:
             if now is not callee:
                 return False
-        elif now is not value and not _equal(now, value):
+        elif not (now is value or _equal(now, value)):
             return False
     return True
 

@@ -12,6 +12,7 @@ import contextlib
 import copy
 import functools
 import hashlib
+import math
 import threading
 import types
 import weakref
@@ -32,8 +33,13 @@ from optiacts.conversion.purity import ImpureError, Pin, pins_of, pins_of_expres
 from optiacts.conversion.source import Function, position, rebuilt
 from optiacts.curves._variant import variant
 
-# Constants in models' code have 8 digits and more; the decoders' own contract in float32 is 2e-6.
-_TOLERANCE = 2e-7
+# Constants in models' code have 8 digits and more.
+_TOLERANCE = 2e-8
+# What has corners may leave the curve beyond any probe point.
+_CORNERED = frozenset(
+    """abs absolute clamp clamp_max clamp_min hardshrink hardsigmoid hardswish hardtanh leaky_relu maximum minimum
+    relu relu6 softshrink sign where threshold celu elu selu fmod remainder floor ceil round trunc""".split()
+)
 
 
 class Slot(NamedTuple):
@@ -67,6 +73,11 @@ class Recognised:
     inplace: bool
     pins: tuple[Pin, ...]
     steps: Steps = ()
+
+    @property
+    def encloses(self) -> bool:
+        """Whether it depends on closure cells."""
+        return any(isinstance(pin.root, (int, types.CellType)) for pin in self.pins)
 
     @property
     def keeps_input(self) -> bool:
@@ -195,6 +206,8 @@ def _compared(run: Callable[[Tensor], Any]) -> tuple[str, str, bool, Steps]:
             return base, base, inplace, ()
     if trial.inplace:
         raise ImpureError("overwrites its input")
+    if any(step.operation in _CORNERED for step in trial.steps):
+        raise ImpureError("no curve has its values and gradients")
     for base, inplace, theirs in _exact():
         if not inplace and base in curves.CURVES and trial.agrees(theirs):
             return define_variant(base, trial.steps), base, False, trial.steps
@@ -287,9 +300,11 @@ class _Trial:
     gradients: Tensor
 
     def agrees(self, other: _Trial) -> bool:
-        scale = 1 + _points().abs()
+        x = _points()
+        # far out a formula may overflow where the curve does not; what is finite has to agree everywhere
+        told = (x.abs() <= _NEAR) | (self.values.isfinite() & self.gradients.isfinite())
         pairs = ((self.values, other.values), (self.gradients, other.gradients))
-        return all(bool(((a - b).abs() <= _TOLERANCE * scale).all()) for a, b in pairs)
+        return all(bool((((a - b).abs() <= _TOLERANCE * (1 + x.abs())) | ~told).all()) for a, b in pairs)
 
 
 def _tried(run: Callable[[Tensor], Any]) -> _Trial | None:
@@ -313,12 +328,15 @@ def _tried(run: Callable[[Tensor], Any]) -> _Trial | None:
         return _Trial(tuple(recorder.steps), values is plain, values.clone(), gradients)
 
 
+_NEAR = 80.0  # exp does not overflow before, in float32 either
+
+
 @functools.cache
 def _points() -> Tensor:
     with _undisturbed():
         dense = torch.linspace(-12, 12, 4001, dtype=torch.float64, device="cpu")
-        far = torch.tensor([-100.0, -40.0, -20.0, 20.0, 40.0, 100.0], dtype=torch.float64, device="cpu")
-        return torch.cat([dense, far])
+        far = torch.logspace(math.log10(12), 6, 400, dtype=torch.float64, device="cpu")
+        return torch.cat([dense, far, -far])
 
 
 @contextlib.contextmanager

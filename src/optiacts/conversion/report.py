@@ -62,13 +62,15 @@ class ConversionReport:
 
 def _folded(entries: tuple[Conversion, ...]) -> list[tuple[str, str, str]]:
     """One row for all layers that differ in their number only: ``layers.*.mlp (12)``."""
-    groups: dict[tuple[str, str, str], int] = {}
+    groups: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {}
     for entry in entries:
-        what = f"left: {_without_numbers(entry.reason)}" if not entry.what else entry.what
-        note = f" ({entry.note})" if entry.note else ""
-        key = (_without_numbers(entry.path) or "(the model)", entry.kind, what + note)
-        groups[key] = groups.get(key, 0) + 1
-    return [(f"{path} ({count})" if count > 1 else path, kind, what) for (path, kind, what), count in groups.items()]
+        what = (entry.what or f"left: {entry.reason}") + (f" ({entry.note})" if entry.note else "")
+        row = (entry.path or "(the model)", entry.kind, what)
+        groups.setdefault((_without_numbers(row[0]), entry.kind, _without_numbers(what)), []).append(row)
+    return [
+        rows[0] if len(rows) == 1 else (f"{path} ({len(rows)})", kind, what)
+        for (path, kind, what), rows in groups.items()
+    ]
 
 
 def _without_numbers(text: str) -> str:

@@ -63,6 +63,8 @@ def helpers(
         recognised = written[number]
         if not isinstance(x, Tensor) or not functional.saves_memory(x) or intercepted():
             return None
+        if torch.compiler.is_compiling() and recognised.encloses:
+            return None  # compilers lose track of a cell that changes
         if not holds(recognised.pins, owner):
             return None
         return None if functional.compiles_autocast(curves.get(recognised.curve), x) else recognised
@@ -146,8 +148,7 @@ def _product(act: Pending, up: Any, place: Maker, multiply: Callable[[Any, Any],
     fused = _fused(act, up, place)
     if fused is not None:
         return fused
-    constant = isinstance(up, Tensor) and not up.requires_grad  # then the product keeps no activation's output
-    if act.curve == "relu" or (constant and act.curve in curves.CURVES):
+    if act.curve == "relu":
         return multiply(act.evaluate(), up)
     return multiply(made_by(functional.apply(act.curve, act.gate), place), up)
 
@@ -158,7 +159,7 @@ def _fused(act: Pending, up: Any, place: Maker) -> Tensor | None:
             "optiacts: the input of the activation was changed in place before its product was formed, in "
             f"{place.optiacts_described()}. Leave the module alone: optiacts.convert(model, exclude=...)."
         )
-    if not isinstance(up, Tensor) or not up.requires_grad or not functional_gated.matches(up, act.gate):
+    if not isinstance(up, Tensor) or not functional_gated.matches(up, act.gate):
         return None
     return made_by(functional_gated.gated(act.gate, up, act.curve), place)
 
