@@ -15,6 +15,7 @@ import weakref
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 
@@ -186,7 +187,7 @@ def _function(method: Any) -> Any:
 
 def _activation_forward(original: type[Module], recognised: Recognised) -> Any:
     forward = original.forward
-    curve, inplace, pins = recognised.curve, recognised.inplace, recognised.pins
+    curve, inplace, pins, traceable = recognised.curve, recognised.inplace, recognised.pins, recognised.traceable
     parameter = forward.__code__.co_varnames[1]
 
     @functools.wraps(forward)
@@ -196,6 +197,7 @@ def _activation_forward(original: type[Module], recognised: Recognised) -> Any:
             len(args) + len(kwargs) == 1
             and isinstance(x, Tensor)
             and functional.saves_memory(x)
+            and (traceable or not torch.compiler.is_compiling())
             and holds(pins, self)
             and not intercepted()
             and not functional.compiles_autocast(curves.get(curve), x)

@@ -114,8 +114,8 @@ def _recognised(
         return None
     compiling = torch.compiler.is_compiling()
     for candidate in known:
-        if compiling and candidate.recognised.encloses:
-            continue  # compilers lose track of a cell that changes
+        if compiling and not candidate.recognised.traceable:
+            continue
         if candidate.key is key and holds(candidate.recognised.pins, callee):
             return Activated(candidate.recognised.curve, args[0], candidate.recognised.inplace)
     return None

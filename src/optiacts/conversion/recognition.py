@@ -75,9 +75,11 @@ class Recognised:
     steps: Steps = ()
 
     @property
-    def encloses(self) -> bool:
-        """Whether it depends on closure cells."""
-        return any(isinstance(pin.root, (int, types.CellType)) for pin in self.pins)
+    def traceable(self) -> bool:
+        """Whether compilers can compare what it depends on: not closure cells, nor autograd Functions."""
+        return not any(
+            isinstance(pin.root, (int, types.CellType, type(torch.autograd.Function))) for pin in self.pins
+        )
 
     @property
     def keeps_input(self) -> bool:

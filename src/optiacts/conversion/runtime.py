@@ -63,8 +63,8 @@ def helpers(
         recognised = written[number]
         if not isinstance(x, Tensor) or not functional.saves_memory(x) or intercepted():
             return None
-        if torch.compiler.is_compiling() and recognised.encloses:
-            return None  # compilers lose track of a cell that changes
+        if torch.compiler.is_compiling() and not recognised.traceable:
+            return None
         if not holds(recognised.pins, owner):
             return None
         return None if functional.compiles_autocast(curves.get(recognised.curve), x) else recognised
