@@ -65,7 +65,7 @@ class Recognised:
     """What a callable computes, as long as everything that it depends on stays as it is.
 
     ``curve`` is the name of a curve or variant, ``base`` of the curve whose mathematics it is; ``steps`` are those of
-    a variant. ``inplace``: the result overwrites the input.
+    a variant. ``inplace``: the result overwrites the input. ``traceable``: compilers can compare what it depends on.
     """
 
     curve: str
@@ -173,7 +173,7 @@ def _recognised(
         try:
             with _undisturbed():
                 curve, base, inplace, steps = _compared(run)
-            found: Recognised | str = Recognised(curve, base, inplace, pins, steps)
+            found: Recognised | str = Recognised(curve, base, inplace, pins, steps, _traceable(pins))
         except ImpureError as error:
             found = str(error)
         with _lock:
@@ -188,6 +188,11 @@ def _recognised(
 # what was found out for a function's code, by the values of its pins: layers of a kind are tried once
 _met: weakref.WeakKeyDictionary[types.CodeType, dict[Any, Any]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
+
+
+def _traceable(pins: tuple[Pin, ...]) -> bool:
+    """Whether there are no closure cells among ``pins``, and no autograd Functions."""
+    return not any(isinstance(pin.root, (int, types.CellType, type(torch.autograd.Function))) for pin in pins)
 
 
 def _identity(value: Any) -> Any:
