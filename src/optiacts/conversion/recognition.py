@@ -73,13 +73,7 @@ class Recognised:
     inplace: bool
     pins: tuple[Pin, ...]
     steps: Steps = ()
-
-    @property
-    def traceable(self) -> bool:
-        """Whether compilers can compare what it depends on: not closure cells, nor autograd Functions."""
-        return not any(
-            isinstance(pin.root, (int, types.CellType, type(torch.autograd.Function))) for pin in self.pins
-        )
+    traceable: bool = True
 
     @property
     def keeps_input(self) -> bool:
