@@ -16,10 +16,9 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# All curves, or `make fit ONLY=NAME`.
 fit: $(VENV)/.installed
-	$(BIN)/python tools/fit_curves.py
-	$(BIN)/python tools/fit_short.py
-	$(BIN)/python tools/fit_valley.py
+	$(BIN)/python tools/fit.py $(if $(ONLY),--only $(ONLY))
 
 # On a machine with a GPU, with the torch and triton that are there: nothing is installed.
 gpu-check:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from optiacts.curves import CURVES, Curve
-from optiacts.curves.table import every_value
+from optiacts.decoders.table import every_value
 
 NAMES = list(CURVES)
 SIXTEEN_BIT = [torch.bfloat16, torch.float16]

@@ -51,7 +51,7 @@ def test_third_derivative_is_refused():
 @pytest.mark.parametrize("shape", [(), (5,), (3, 5)])
 def test_torch_func(curve, shape):
     gate, up = (t.detach() for t in _pair(4, *shape))
-    known = curves.gate(curve)
+    known = curves.get(curve)
 
     def batch(fn):
         return torch.func.vmap(torch.func.grad(lambda g, u: fn(g, u).sum(), argnums=(0, 1)))(gate, up)
@@ -206,7 +206,7 @@ def test_layouts_keep_pytorchs_bits_and_strides(curve, layout, dtype):
     gate, up = (
         PYTORCHS_LAYOUTS[layout](torch.randn(12, 16, 24).to(dtype)).detach().requires_grad_() for _ in range(2)
     )
-    wanted = curves.gate(curve).forward(gate.detach()) * up.detach()
+    wanted = curves.get(curve).forward(gate.detach()) * up.detach()
     h = optiacts.gated(gate, up, curve)
     assert torch.equal(h, wanted) and h.stride() == wanted.stride()
     weight = torch.randn(h.shape).to(dtype)

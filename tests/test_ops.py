@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from optiacts import ops
-from optiacts.bits import pack, packed_shape, unpack
+from optiacts.packing import pack, packed_shape, unpack
 
 
 def saved() -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from optiacts import curves, ops
-from optiacts.bits import unpack
-from optiacts.curves.inverse import inverse
+from optiacts.decoders import branch, inverse
 from optiacts.layouts import Order, memory_order, permute, restore
 
 
@@ -161,7 +160,8 @@ class _Bend(torch.autograd.Function):
     @staticmethod
     def forward(y: Tensor, bits: Tensor, by: Decoding) -> Tensor:
         slope = ops.activation_backward(torch.ones_like(y), y, bits, by.curve, by.order).double()
-        curve, left = curves.get(by.curve), restore(unpack(bits, permute(y, by.order).shape), by.order)
+        curve = curves.get(by.curve)
+        left = restore(branch(permute(y, by.order), bits, curve), by.order)
         bend = curve.second_derivative(inverse(curve, y.double(), left), torch) / slope
         return torch.where(slope == 0, 0.0, bend).to(torch.promote_types(y.dtype, torch.float32))
 

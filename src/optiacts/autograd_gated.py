@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from optiacts import curves, layouts, ops, sharding
+from optiacts import curves, decoders, layouts, ops, sharding
 from optiacts.autograd import Decoding, run
-from optiacts.backends import eager
-from optiacts.curves.inverse import inverse
+from optiacts.backends import gated_order
 
 
 def gated(gate: Tensor, up: Tensor, curve: str) -> Tensor:
@@ -112,17 +111,11 @@ def _forward_mode() -> bool:
 
 
 def _forward(gate: Tensor, up: Tensor, curve: str) -> tuple[Tensor, Tensor, Tensor]:
-    order = _order(gate)
+    order = gated_order(gate)
     h, slot, bits = ops.call(ops.gated_forward, layouts.permute(gate, order), layouts.permute(up, order), curve)
     if gate.is_cpu and layouts.memory_order(gate):
         return torch.empty_like(gate).copy_(h), slot, bits  # in PyTorch's layout
     return layouts.restore(h, order), slot, bits
-
-
-def _order(gate: Tensor) -> list[int]:
-    """The order in which a backend meets the dimensions. On the CPU as they are: PyTorch's GELU rounds differently by
-    layout there, and only on the layout given are its bits PyTorch's."""
-    return [] if gate.is_cpu else layouts.memory_order(gate)
 
 
 def _forward_fused(gate_up: Tensor, curve: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,7 +128,7 @@ def _edge(input: Tensor) -> Tensor:
 
 
 def _save(ctx: Any, gate: Tensor, curve: str, output: tuple[Tensor, ...]) -> None:
-    ctx.by = Decoding(curve, tuple(_order(gate)))
+    ctx.by = Decoding(curve, tuple(gated_order(gate)))
     ctx.mark_non_differentiable(*output[1:3])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output)
@@ -215,9 +208,9 @@ class _Point(torch.autograd.Function):
     def forward(
         h: Tensor, slot: Tensor, bits: Tensor, gate_edge: Tensor, up_edge: Tensor, by: Decoding
     ) -> tuple[Tensor, ...]:
-        known = curves.gate(by.curve)
-        s, up, left, in_valley = eager.gated_factors(layouts.permute(h, by.order), slot, bits, known)
-        gate = torch.where(in_valley, slot.double(), inverse(known, s.double(), left))
+        known = curves.get(by.curve)
+        s, up, left, in_valley = decoders.read(layouts.permute(h, by.order), slot, bits, known)
+        gate = torch.where(in_valley, slot.double(), decoders.inverse(known, s.double(), left))
         point = s, up, known.derivative(gate, torch), known.second_derivative(gate, torch)
         return tuple(layouts.restore(t.to(s.dtype), by.order) for t in point)
 

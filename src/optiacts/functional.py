@@ -87,7 +87,7 @@ def apply(curve: str, input: Tensor, inplace: bool = False) -> Tensor:
 
 def compiles_autocast(curve: curves.Curve, input: Tensor) -> bool:
     """A variant compiled under autocast: autocast may widen steps of it, but does not reach into our op then."""
-    return curve.fit is not None and torch.compiler.is_compiling() and torch.is_autocast_enabled(input.device.type)
+    return curve.base is not None and torch.compiler.is_compiling() and torch.is_autocast_enabled(input.device.type)
 
 
 def saves_memory(input: Tensor) -> bool:

@@ -69,12 +69,12 @@ def gated(gate: Tensor, up: Tensor | None, curve: str) -> Tensor:
     Args:
         gate: a tensor of any shape and layout; float64, float32, bfloat16 or float16 to save memory.
         up: a tensor of the same shape and dtype, or None: see ``swiglu``.
-        curve: "gelu", "gelu_tanh", "silu", "mish", "quick_gelu" or "relu".
+        curve: the name of any curve in ``optiacts.curves``.
 
     Returns:
         The value of the expression. Saved for backward: it, one slot of its size, two bits per element.
     """
-    known = curves.gate(curve)
+    known = curves.get(curve)
     if up is None:
         if gate.ndim == 0 or gate.shape[-1] % 2:
             raise ValueError(f"gate without up must have an even last dimension; got shape {tuple(gate.shape)}")

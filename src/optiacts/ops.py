@@ -1,7 +1,7 @@
 """The operations as torch.library ops: opaque to compilers, so that what is saved stays what we chose.
 
 ``curve`` is a curve's name. ``order`` is the memory order of the dimensions, empty if they are in it already;
-bits are packed along the last dimension in that order (see ``optiacts.layouts`` and ``optiacts.bits``).
+bits are packed along the last dimension in that order (see ``optiacts.layouts`` and ``optiacts.packing``).
 
     optiacts::activation_forward(Tensor x, str curve, int[] order) -> (Tensor y, Tensor bits)
     optiacts::activation_forward_(Tensor(a!) x, str curve, int[] order) -> Tensor bits
@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from optiacts import backends, curves
-from optiacts.bits import packed_shape
 from optiacts.layouts import Order, permute, restore
+from optiacts.packing import packed_shape
 
 _library = torch.library.Library("optiacts", "DEF")
 
@@ -47,39 +47,39 @@ _define("gated_backward_fused(Tensor grad, Tensor h, Tensor slot, Tensor bits, s
 
 @torch.library.impl(_library, "activation_forward", "CompositeExplicitAutograd")
 def _activation_forward(x: Tensor, curve: str, order: Order) -> tuple[Tensor, Tensor]:
-    return backends.select(x).activation_forward(x, curves.get(curve), order)
+    return backends.select(x, known := curves.get(curve)).activation_forward(x, known, order)
 
 
 @torch.library.impl(_library, "activation_forward_", "CompositeExplicitAutograd")
 def _activation_forward_(x: Tensor, curve: str, order: Order) -> Tensor:
-    return backends.select(x).activation_forward_(x, curves.get(curve), order)
+    return backends.select(x, known := curves.get(curve)).activation_forward_(x, known, order)
 
 
 @torch.library.impl(_library, "activation_backward", "CompositeExplicitAutograd")
 def _activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: str, order: Order) -> Tensor:
-    _check_saved(grad, y, bits, order)
+    _check_saved(grad, y, bits, curve, order)
     known, grad, y = curves.get(curve), permute(grad, order), permute(y, order)
-    return restore(backends.select(y).activation_backward(grad, y, bits, known), order)
+    return restore(backends.select(y, known).activation_backward(grad, y, bits, known), order)
 
 
 @torch.library.register_fake("optiacts::activation_forward", lib=_library)
 def _(x: Tensor, curve: str, order: Order) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), _fake_bits(x, order)
+    return torch.empty_like(x), _fake_bits(x, curve, order)
 
 
 @torch.library.register_fake("optiacts::activation_forward_", lib=_library)
 def _(x: Tensor, curve: str, order: Order) -> Tensor:
-    return _fake_bits(x, order)
+    return _fake_bits(x, curve, order)
 
 
 @torch.library.register_fake("optiacts::activation_backward", lib=_library)
 def _(grad: Tensor, y: Tensor, bits: Tensor, curve: str, order: Order) -> Tensor:
-    _check_saved(grad, y, bits, order)
+    _check_saved(grad, y, bits, curve, order)
     return restore(y.new_empty(permute(y, order).shape), order)
 
 
-def _fake_bits(x: Tensor, order: Order) -> Tensor:
-    return x.new_empty(packed_shape(permute(x, order).shape), dtype=torch.uint8)
+def _fake_bits(x: Tensor, curve: str, order: Order) -> Tensor:
+    return x.new_empty(packed_shape(permute(x, order).shape, curves.get(curve).decoder.side_bits), dtype=torch.uint8)
 
 
 def _batched(tensors: tuple[Tensor, ...], dims: tuple[int | None, ...], size: int) -> list[Tensor]:
@@ -110,12 +110,12 @@ def _(
     return product.squeeze(-1) if scalars else product, 0
 
 
-def _check_saved(grad: Tensor, y: Tensor, bits: Tensor, order: Order) -> None:
+def _check_saved(grad: Tensor, y: Tensor, bits: Tensor, curve: str, order: Order) -> None:
     """A backend reads ``bits`` by address: nothing but the right shape may reach it."""
     shape = y.shape
     if grad.shape != shape:
         raise ValueError(f"grad must have the shape of y, {tuple(shape)}; got {tuple(grad.shape)}")
-    wanted = packed_shape(permute(y, order).shape if order else shape)
+    wanted = packed_shape(permute(y, order).shape if order else shape, curves.get(curve).decoder.side_bits)
     if bits.dtype != torch.uint8 or bits.shape != wanted:
         raise ValueError(
             f"bits must be uint8 of shape {wanted} for y of shape {tuple(shape)}; "
@@ -129,14 +129,14 @@ def _check_saved(grad: Tensor, y: Tensor, bits: Tensor, order: Order) -> None:
 @torch.library.impl(_library, "gated_forward", "CompositeExplicitAutograd")
 def _gated_forward(gate: Tensor, up: Tensor, curve: str) -> tuple[Tensor, Tensor, Tensor]:
     _check_same("up", up, "gate", gate)
-    return backends.select(gate).gated_forward(gate, up, curves.gate(curve))
+    return backends.select(gate, known := curves.get(curve)).gated_forward(gate, up, known)
 
 
 @torch.library.impl(_library, "gated_backward", "CompositeExplicitAutograd")
 def _gated_backward(grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, curve: str) -> tuple[Tensor, Tensor]:
     _check_gated(grad, h, slot, bits, curve)
     grad_gate, grad_up = h.new_empty(h.shape), h.new_empty(h.shape)
-    backends.select(h).gated_backward(grad, h, slot, bits, curves.gate(curve), grad_gate, grad_up)
+    backends.select(h, known := curves.get(curve)).gated_backward(grad, h, slot, bits, known, grad_gate, grad_up)
     return grad_gate, grad_up
 
 
@@ -144,7 +144,7 @@ def _gated_backward(grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, curve: 
 def _gated_backward_fused(grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, curve: str) -> Tensor:
     _check_gated(grad, h, slot, bits, curve)
     both = h.new_empty(_fused_shape(h))
-    backends.select(h).gated_backward(grad, h, slot, bits, curves.gate(curve), *both.chunk(2, dim=-1))
+    backends.select(h, known := curves.get(curve)).gated_backward(grad, h, slot, bits, known, *both.chunk(2, dim=-1))
     return both
 
 
@@ -186,8 +186,7 @@ def _(info: Any, in_dims: tuple[int | None, ...], grad: Tensor, h: Tensor, *save
 
 
 def _gated_bits_shape(h: Tensor, curve: str) -> tuple[int, ...]:
-    *rows, octets = packed_shape(h.shape)
-    return (*rows, (2 if curves.gate(curve).unimodal else 1) * octets)
+    return packed_shape(h.shape, curves.get(curve).decoder.side_bits + 1)
 
 
 def _fused_shape(h: Tensor) -> tuple[int, ...]:

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from optiacts.curves import gelu_tanh
-from optiacts.curves._variant import variant
+from optiacts.curves._variant import variant_of
 
 
 def _forward(x: Tensor) -> Tensor:
     return 0.5 * x * (1.0 + torch.tanh(x * 0.7978845608 * (1.0 + 0.044715 * x * x)))
 
 
-CURVE = variant(gelu_tanh.CURVE, "gelu_fast", _forward)
+CURVE = variant_of(gelu_tanh.CURVE, "gelu_fast", _forward)

@@ -5,11 +5,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from optiacts.curves import mish
-from optiacts.curves._variant import variant
+from optiacts.curves._variant import variant_of
 
 
 def _forward(x: Tensor) -> Tensor:
     return x * torch.tanh(functional.softplus(x))
 
 
-CURVE = variant(mish.CURVE, "mish_python", _forward)
+CURVE = variant_of(mish.CURVE, "mish_python", _forward)

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from optiacts.curves import silu
-from optiacts.curves._variant import variant
+from optiacts.curves._variant import variant_of
 
 
 def _forward(x: Tensor) -> Tensor:
     return x * torch.sigmoid(x)
 
 
-CURVE = variant(silu.CURVE, "swish", _forward)
+CURVE = variant_of(silu.CURVE, "swish", _forward)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
+from optiacts import curves
 from optiacts.convert.known import curve_of, saves_input
 
-_OPS = frozenset(("aten::gelu", "aten::silu", "aten::mish", "optiacts::activation_forward"))
-_NODES = frozenset(("Gelu", "Silu", "Mish", "_Activation", "_DualActivation", "_InplaceActivation"))
+_OUR_NODES = frozenset(("_Activation", "_DualActivation", "_InplaceActivation"))
 GATED_NODES = frozenset(("_Gated", "_DualGated", "_GatedFused", "_DualGatedFused"))
 
 
@@ -19,9 +21,15 @@ def curve(module: torch.nn.Module) -> str | None:
 
 def is_op(name: str) -> bool:
     """Whether the op called ``name`` is an activation."""
-    return name in _OPS
+    return name == "optiacts::activation_forward" or name in curves.input_keeping_ops()
 
 
 def is_node(name: str) -> bool:
     """Whether the graph node called ``name`` differentiates an activation."""
-    return name in _NODES
+    return name in _OUR_NODES or name in _nodes(curves.input_keeping_ops())
+
+
+@functools.cache
+def _nodes(ops: frozenset[str]) -> frozenset[str]:
+    """The names that autograd gives to the derivatives of ``ops``: "Gelu" for "aten::gelu"."""
+    return frozenset("".join(part.capitalize() for part in op.partition("::")[2].split("_")) for op in ops)

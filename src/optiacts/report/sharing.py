@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from optiacts.bits import packed_shape
+from optiacts.packing import packed_shape
 from optiacts.report.fake import fake_copy, mode_of, one_sequence_per_row
 from optiacts.report.trace import Activated, Trace, describe, trace
 

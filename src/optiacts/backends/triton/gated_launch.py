@@ -12,15 +12,15 @@ from torch import Tensor
 from optiacts.backends import eager
 from optiacts.backends.triton.gated_kernels import gated_backward_kernel, gated_forward_kernel
 from optiacts.backends.triton.launch import backward_constants, forward_constants, fused, on_device, tile
-from optiacts.bits import packed_shape
 from optiacts.curves import Curve
+from optiacts.decoders import valley
+from optiacts.packing import packed_shape
 
 
 def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor, Tensor]:
     """h = act(gate) * up, the slot and the packed bits, all contiguous."""
     h, slot = gate.new_empty(gate.shape), gate.new_empty(gate.shape)
-    *rows, octets = packed_shape(gate.shape)
-    bits = gate.new_empty((*rows, 2 * octets), dtype=torch.uint8)
+    bits = gate.new_empty(packed_shape(gate.shape, 2), dtype=torch.uint8)
     if gate.numel() == 0:
         return h, slot, bits
     ours = fused(curve, gate.dtype, gate.device)
@@ -66,15 +66,15 @@ def gated_tile(unit: int, element_size: int) -> dict[str, Any]:
 def gated_forward_constants(curve: Curve, dtype: torch.dtype, ours: bool, *vendor: str) -> dict[str, Any]:
     """Those of the forward, the valley's borders, and the range of normal numbers."""
     limits = torch.finfo(dtype)
-    more = {"VALLEY": curve.valley(dtype), "TINY": limits.tiny, "MOST": limits.max}
+    more = {"VALLEY": valley.borders(curve, dtype), "TINY": limits.tiny, "MOST": limits.max}
     return forward_constants(curve, dtype, ours, *vendor) | more
 
 
 def gated_backward_constants(curve: Curve, dtype: torch.dtype, *vendor: str) -> dict[str, Any]:
     """Those of the backward, the valley's border and polynomials, and the largest number."""
-    polynomials = curve.valley_polynomials(dtype)
-    valley = (curve.valley(dtype)[1], polynomials.centre, polynomials.output, polynomials.slope)
-    return backward_constants(curve, dtype, *vendor) | {"VALLEY": valley, "MOST": torch.finfo(dtype).max}
+    around = valley.polynomials(curve, dtype)
+    constants = (valley.borders(curve, dtype)[1], around.centre, around.output, around.slope)
+    return backward_constants(curve, dtype, *vendor) | {"VALLEY": constants, "MOST": torch.finfo(dtype).max}
 
 
 def _rows(x: Tensor) -> tuple[Tensor, int]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from optiacts.curves._curve import Curve
+from optiacts.curves import ClosedForm, Curve
+from optiacts.curves._check import FURTHEST_LEFT
 
-_FURTHEST_LEFT = -800.0  # every curve underflows to 0 before this, even in float64
 _STRAIGHT = 1e3  # beyond it every curve's f' is 1 in float64
 _STEPS = 64  # halves a bracket of 800 to below one float64 ulp of x
 
@@ -18,10 +18,10 @@ def inverse(curve: Curve, y: Tensor, left: Tensor) -> Tensor:
     Bisection: it needs no derivative, so the minimum costs no special case. An output below the minimum
     (rounding) gives x_min; a left output of 0 gives the far end of the branch, where f' is 0.
     """
-    if not curve.unimodal:
-        return y  # ReLU
+    if isinstance(curve.decoder, ClosedForm):
+        return curve.decoder.inverse(y, left)
     x_min = torch.full_like(y, curve.x_min)
-    low = torch.where(left, _FURTHEST_LEFT, torch.where(y < 0, x_min, y))
+    low = torch.where(left, FURTHEST_LEFT, torch.where(y < 0, x_min, y))
     high = torch.where(left, x_min, low + 2.0)  # f(x) <= x < f(x) + 1 for x > 0, and x_min > -2
     for _ in range(_STEPS):
         middle = (low + high) / 2
@@ -31,6 +31,6 @@ def inverse(curve: Curve, y: Tensor, left: Tensor) -> Tensor:
 
 
 def derivative_from_output(curve: Curve, y: Tensor, left: Tensor) -> Tensor:
-    """f'(x) of the x that ``inverse`` finds; 1 far out, where formulas in x may overflow. float64."""
+    """f'(x) of the x that ``inverse`` finds; 1 far out, where formulas in x may overflow. Of unimodal curves."""
     x = inverse(curve, y, left)
     return torch.where(y > _STRAIGHT, 1.0, curve.derivative(x, torch))

@@ -1,6 +1,6 @@
-"""The form of the generated decoders, which tools/fit_curves.py writes to coefficients.json.
+"""The decode of float32 outputs, on every device: polynomials in an unfolded variable.
 
-One decode routine per backend serves every curve. With
+One routine per backend serves every curve. With
 
     d = max((y - y_min_high) - y_min_low, least),        in essence y - y_min,
 
@@ -19,7 +19,11 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from optiacts.curves._generated import read
+import torch
+from torch import Tensor
+
+from optiacts.curves import Curve, get
+from optiacts.decoders.fitted import fitted, remembered
 
 PIECES = 4
 DEGREE = 8
@@ -34,8 +38,6 @@ class Coefficients:
     two, the decode of an output near the minimum is the middle of f' over the inputs that it stands for.
     """
 
-    x_min: float
-    y_min: float
     y_min_high: float
     y_min_low: float
     least: float
@@ -47,7 +49,31 @@ class Coefficients:
     errors: tuple[float, ...]  # [piece]: largest |decode - f'| in exact arithmetic
 
 
+@remembered
+def coefficients(curve: Curve) -> Coefficients:
+    """The generated decoder of ``curve``."""
+    return Coefficients(**fitted(curve, "polynomials"))
+
+
+def decode_float32(y: Tensor, left: Tensor, curve: Curve) -> Tensor:
+    """f'(x) from the output and the branch."""
+    c = coefficients(curve)
+    above = ((y - c.y_min_high) - c.y_min_low).clamp(min=c.least)
+    part = (above * (-1 / curve.y_min)).clamp(max=1 - 2.0**-24)
+    v = torch.where(left, -torch.log1p(-part), above).sqrt_()
+    v = torch.minimum(v, torch.where(left, c.limits[0], c.limits[1]))
+    piece = torch.where(left, 0, 1 + (v > c.breaks[0]).int() + (v > c.breaks[1]).int())
+    scale, shift, *polynomials = _on_device(curve.name, y.device)
+    u = v * scale[piece] + shift[piece]
+    slope = polynomials[-1][piece]
+    for row in reversed(polynomials[:-1]):
+        slope = slope * u + row[piece]
+    return torch.where(left, slope * y, slope)
+
+
 @functools.cache
-def load() -> dict[str, Coefficients]:
-    """The committed coefficients of every curve, by name."""
-    return read("coefficients.json", Coefficients)
+def _on_device(name: str, device: torch.device) -> tuple[Tensor, ...]:
+    """scale, shift and the polynomials of each piece, ready for lookup by piece."""
+    c = coefficients(get(name))
+    rows = (c.scale, c.shift, *c.polynomials)
+    return tuple(torch.tensor(row, dtype=torch.float32, device=device) for row in rows)

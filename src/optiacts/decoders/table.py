@@ -13,9 +13,9 @@ import math
 import torch
 from torch import Tensor
 
-from optiacts.curves import get
-from optiacts.curves._curve import Curve
-from optiacts.curves.inverse import derivative_from_output
+from optiacts.curves import Curve, get
+from optiacts.decoders import valley
+from optiacts.decoders.inverse import derivative_from_output
 
 _PATTERNS = 1 << 16
 
@@ -40,7 +40,7 @@ def normal_mass(x: Tensor) -> Tensor:
 def decode_table(name: str, dtype: torch.dtype) -> Tensor:
     """f' for every output of curve ``name`` in ``dtype`` (bfloat16 or float16): float32, 2 * 65,536 entries.
 
-    No output lies in the valley (see curves/valley.py). For a gated product, whose slot holds gate itself there, such
+    No output lies in the valley (see valley.py). For a gated product, whose slot holds gate itself there, such
     an entry is f' of the value that it stands at.
 
     512 KiB, of which data like N(0, 1) touches a few thousand entries. Made once per process, in about 0.1 s.
@@ -64,7 +64,7 @@ def decode_table(name: str, dtype: torch.dtype) -> Tensor:
 
     value = every_value(dtype)
     itself = curve.derivative(value.double(), torch).repeat(2)
-    return torch.where(curve.in_valley(value).repeat(2), itself, table).float()
+    return torch.where(valley.contains(curve, value).repeat(2), itself, table).float()
 
 
 @functools.cache
@@ -75,7 +75,7 @@ def slot_table(name: str, dtype: torch.dtype) -> Tensor:
     lies in the valley and is gate.
     """
     curve, value = get(name), every_value(dtype)
-    output = torch.where(curve.in_valley(value), curve.forward(value), value)
+    output = torch.where(valley.contains(curve, value), curve.forward(value), value)
     return torch.cat([decode_table(name, dtype), output.float()])
 
 
