@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from optiacts.curves import CURVES, Curve
+from optiacts.curves import CURVES, Curve, Unimodal
 from optiacts.decoders.table import every_value
 
-NAMES = list(CURVES)
+NAMES = [name for name, curve in CURVES.items() if isinstance(curve.decoder, Unimodal)]
 SIXTEEN_BIT = [torch.bfloat16, torch.float16]
 DTYPES = [torch.float64, torch.float32, *SIXTEEN_BIT]
 

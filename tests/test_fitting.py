@@ -56,8 +56,9 @@ def test_rerunning_the_fit_for_gpus_changes_nothing():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_committed_decoders_for_gpus_keep_the_contract(name):
     """With a correctly rounded forward; test_short.py has PyTorch's."""
-    curve = unrunnable(curves.get(name))
-    qualities = short.Problem(curve).judge(fitted(curve, "short"))
+    curve = curves.get(name)
+    with NoNarrowMathematics():
+        qualities = short.Problem(unrunnable(curve) if curve.ops else curve).judge(fitted(curve, "short"))
     assert max(quality.share for quality in qualities) <= 1
 
 
@@ -69,10 +70,11 @@ def test_the_rounded_forward_is_the_same_on_every_machine(name, dtype):
     exact = curve.function(x.double(), torch)
     from_tie = ((exact / unit(exact, dtype)).remainder(1) - 0.5).abs() * unit(exact, dtype)
     normal = exact.abs() >= torch.finfo(dtype).tiny
-    assert (from_tie / exact.abs())[normal].min() > 1e-13
+    assert not curve.ops or (from_tie / exact.abs())[normal].min() > 1e-13
     y = rounded_forward(curve, x)
     off = (curve.forward(x).double() - y.double()).abs() / unit(exact, dtype)
-    assert off[(x > -1) & y.isfinite()].max() <= (1 if curve.ops else 2)  # QuickGELU rounds three times
+    # the steps of QuickGELU pass a rounding on
+    assert off[(x > -1) & y.isfinite()].max() <= (1 if curve.ops else 2)
 
 
 def test_rounding_is_done_once():

@@ -224,6 +224,7 @@ def test_an_unknown_level_is_refused():
 def test_without_a_library_eager_serves_and_doctor_says_why(monkeypatch):
     monkeypatch.setattr(native, "FILE", "_absent.so")
     native._load.cache_clear()
+    backends._select.cache_clear()
     try:
         report = optiacts.doctor().devices[0]
         assert (report.device, report.backend) == ("cpu", "eager")
@@ -233,6 +234,7 @@ def test_without_a_library_eager_serves_and_doctor_says_why(monkeypatch):
             native.level()
     finally:
         native._load.cache_clear()
+        backends._select.cache_clear()
 
 
 def test_one_openmp_runtime_in_the_process():

@@ -9,6 +9,7 @@ from optiacts import curves, decoders, ops
 from optiacts.backends import eager, native
 from optiacts.decoders import valley
 from optiacts.decoders.table import every_value
+from optiacts.layouts import by_rows
 from tests.kernels import CURVES, DTYPES, HALVES, LEVELS, named, same_bits
 
 
@@ -108,7 +109,7 @@ def test_halves_of_a_fused_projection_are_read_and_written_in_place(cols, dtype,
     grad = torch.randn(3, 40, cols, generator=generator).to(dtype)
     gate, up = both.chunk(2, dim=-1)
     if cols > 1:
-        assert native._by_rows(gate)[0] is gate and native._by_rows(up)[1] == 2 * cols
+        assert by_rows(gate)[0] is gate and by_rows(up)[1] == 2 * cols
     h, slot, bits = native.gated_forward(gate, up, curve)
     assert all(torch.equal(a, b) for a, b in zip((h, slot, bits), eager.gated_forward(gate, up, curve), strict=True))
     expected = gradients(native, grad, h, slot, bits, curve)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Protocol
 
 import torch
@@ -50,9 +51,15 @@ BACKENDS: tuple[Backend, ...] = (native, triton, eager)  # fastest first
 
 def select(x: Tensor, curve: Curve) -> Backend:
     """The fastest backend that serves the device and dtype of ``x`` and has a kernel for ``curve``."""
-    fast: Backend = native if x.is_cpu else triton
-    able = x.dtype in fast.dtypes and type(curve.decoder) in fast.kinds
-    return fast if able and fast.unavailable(x.device) is None else eager
+    kind: type = type(curve.decoder)
+    return _select(x.device, x.dtype, kind)
+
+
+@functools.cache
+def _select(device: torch.device, dtype: torch.dtype, kind: type) -> Backend:
+    fast: Backend = native if device.type == "cpu" else triton
+    able = dtype in fast.dtypes and kind in fast.kinds
+    return fast if able and fast.unavailable(device) is None else eager
 
 
 def gated_order(gate: Tensor) -> Order:

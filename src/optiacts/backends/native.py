@@ -29,7 +29,7 @@ from optiacts.curves import Curve, Unimodal
 from optiacts.decoders import valley
 from optiacts.decoders.polynomials import DEGREE, PIECES, coefficients
 from optiacts.decoders.table import slot_table
-from optiacts.layouts import Order, permute
+from optiacts.layouts import Order, by_rows, permute
 from optiacts.packing import packed_shape
 
 name = "native"
@@ -93,8 +93,8 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tenso
     """h = act(gate) * up, the slot and the packed bits; rows of gate and up may lie apart (a fused projection's)."""
     constants = _constants(curve.name, gate.dtype)
     rows, cols = _rows(gate)
-    gate_rows, gate_stride = _by_rows(gate)
-    up, up_stride = _by_rows(up)
+    gate_rows, gate_stride = by_rows(gate)
+    up, up_stride = by_rows(up)
     if gate.nbytes >= _HUGE_PAGES_FROM and curve.forward_out is not None and gate_rows is gate:
         slot = curve.forward_out(gate.detach(), _result_like(gate, contiguous=True))
     else:
@@ -116,8 +116,8 @@ def gated_backward(
     """Writes grad * up * f'(gate) and grad * act(gate), in place into the halves of a fused projection's gradient."""
     constants = _constants(curve.name, h.dtype)
     grad, h, slot, bits = grad.contiguous(), h.contiguous(), slot.contiguous(), bits.contiguous()
-    gate_out, gate_stride = _by_rows(grad_gate)  # a copy if its rows are not regular
-    up_out, up_stride = _by_rows(grad_up)
+    gate_out, gate_stride = by_rows(grad_gate)  # a copy if its rows are not regular
+    up_out, up_stride = by_rows(grad_up)
     rows, cols = _rows(h)
     for result, stride in ((gate_out, gate_stride), (up_out, up_stride)):
         _ask_for_huge_pages(result, rows * stride * result.itemsize)
@@ -169,18 +169,6 @@ def _pack(x: Tensor, constants: _Constants) -> Tensor:
         constants.dtype, x.data_ptr(), bits.data_ptr(), *_rows(x), constants.first, constants.span, threads()
     )
     return bits
-
-
-def _by_rows(x: Tensor) -> tuple[Tensor, int]:
-    """``x``, or a contiguous copy of it, as rows at one distance, and that distance in elements."""
-    shape, strides = x.shape, x.stride()
-    cols = shape[-1] if shape else 1
-    if x.is_contiguous():
-        return x, cols
-    regular = all(strides[d] == strides[d + 1] * shape[d + 1] for d in range(x.ndim - 2))
-    if regular and x.ndim > 1 and strides[-1] == 1 and strides[-2] >= cols:
-        return x, strides[-2]
-    return x.contiguous(), cols
 
 
 def _result_like(x: Tensor, contiguous: bool = False) -> Tensor:

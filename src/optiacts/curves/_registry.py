@@ -28,9 +28,10 @@ CURVES: dict[str, Curve] = {}
 VARIANTS: dict[str, Curve] = {}
 """Those with a forward of their own and the mathematics of another curve."""
 GATES: dict[str, Curve] = {}
-"""All: those above, and those that are of use in gated products only."""
+"""All: those above, and those that are of use in gated products only. Members of families are made when needed."""
 
 _families: dict[str, Family] = {}
+_members: dict[str, Curve] = {}  # that were asked for, by canonical name
 _lock = threading.RLock()  # a family may register, too
 
 
@@ -41,11 +42,6 @@ def get(name: str) -> Curve:
         CurveError: a ``ValueError`` that lists the known names.
     """
     return GATES[name] if name in GATES else _of_family(name)
-
-
-# What torch.compiler.assume_constant_result sets, which loads the compiler: a name means one curve for ever, so a
-# compiler may ask, rather than trace how a curve is found or made.
-get._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def register(curve: Curve) -> Curve:
@@ -126,12 +122,17 @@ def _of_family(name: str) -> Curve:
             full = canonical(stem, family, values)
         except TypeError as error:
             raise CurveError(f"{name}: {error}; {stem} takes {inspect.signature(family)}") from None
-        if full not in GATES:
+        if full not in _members:
             curve = dataclasses.replace(family(**values), name=full)
             check(curve)
             check_fitted(curve)
-            _add(curve)
-        return GATES[full]
+            _members[full] = curve
+        return _members[full]
+
+
+# What torch.compiler.assume_constant_result sets, which loads the compiler: a name means one curve for ever, so a
+# compiler may ask, rather than trace how a curve is made.
+_of_family._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _parsed(name: str) -> tuple[Family, dict[str, Any]]:
@@ -163,7 +164,7 @@ def _add(curve: Curve) -> None:
 
 
 def _all() -> Iterable[Curve]:
-    return tuple(GATES.values())  # another thread may register one meanwhile
+    return (*tuple(GATES.values()), *tuple(_members.values()))  # another thread may register one meanwhile
 
 
 def discover(package: str, path: Iterable[str]) -> None:

@@ -1,16 +1,37 @@
-"""The forward that a curve would have if it were rounded only once: the same on every machine, unlike PyTorch's."""
+"""The forward that a curve would have if PyTorch rounded correctly: the same on every machine, unlike PyTorch's."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from optiacts.curves import Curve
 
 
 def rounded_forward(curve: Curve, x: Tensor) -> Tensor:
-    """f(x) in float64, rounded once to the dtype of ``x``: bfloat16, float16 or float32."""
-    return round_once(curve.function(x.double(), torch), x.dtype)
+    """f(x) in float64, rounded once to the dtype of ``x``: bfloat16 or float16.
+
+    A forward that is no single op of PyTorch is rounded after each of its steps, as it is in those dtypes.
+    """
+    if curve.ops:
+        return round_once(curve.function(x.double(), torch), x.dtype)
+    with _RoundedSteps(x.dtype):
+        return curve.forward(x.double()).to(x.dtype)
+
+
+class _RoundedSteps(TorchDispatchMode):
+    """Rounds the float64 result of every op to ``dtype``."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return round_once(result, self._dtype).double() if result.dtype == torch.float64 else result
 
 
 def round_once(y: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,8 +9,7 @@ import torch
 from optiacts import curves
 from optiacts.convert.known import curve_of, saves_input
 
-_OUR_NODES = frozenset(("_Activation", "_DualActivation", "_InplaceActivation"))
-GATED_NODES = frozenset(("_Gated", "_DualGated", "_GatedFused", "_DualGatedFused"))
+_OURS = "OptiActs"  # in the names of our autograd nodes
 
 
 def curve(module: torch.nn.Module) -> str | None:
@@ -26,7 +25,12 @@ def is_op(name: str) -> bool:
 
 def is_node(name: str) -> bool:
     """Whether the graph node called ``name`` differentiates an activation."""
-    return name in _OUR_NODES or name in _nodes(curves.input_keeping_ops())
+    return name.startswith(_OURS) or name in _nodes(curves.input_keeping_ops())
+
+
+def is_gated_node(name: str) -> bool:
+    """Whether the graph node called ``name`` differentiates a gated product of ours."""
+    return name.startswith(_OURS) and "Gated" in name
 
 
 @functools.cache

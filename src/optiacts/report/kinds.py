@@ -56,7 +56,7 @@ def _gated_products(trace: Trace) -> set[int]:
 
 def _kind(holder: Holder, products: set[int]) -> str:
     innermost = holder.where[-1].layer if holder.where else ""
-    if holder.op in activations.GATED_NODES:
+    if activations.is_gated_node(holder.op):
         return GATED
     if activations.is_node(holder.op) or any(call.curve is not None for call in holder.where):
         return ACTIVATIONS

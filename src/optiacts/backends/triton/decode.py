@@ -77,7 +77,7 @@ def _decode_float32(
     scale = _of_piece(second, third, PIECES[1][0], PIECES[2][0], PIECES[3][0])
     shift = _of_piece(second, third, PIECES[1][1], PIECES[2][1], PIECES[3][1])
     u = tl.fma(v, scale, shift)
-    on_right = tl.zeroslike(u)
+    on_right = tl.zeros_like(u)
     for power in tl.static_range(len(PIECES[1][2]) - 1, -1, -1):
         coefficient = _of_piece(second, third, PIECES[1][2][power], PIECES[2][2][power], PIECES[3][2][power])
         on_right = tl.fma(on_right, u, coefficient)

@@ -50,6 +50,17 @@ def like(v, NUMBER: tl.constexpr):
 
 
 @triton.jit
+def fma(a, b, c):
+    """a * b + c, rounded once."""
+    return tl.fma(a, b, c)
+
+
+@triton.jit
+def where(condition, a, b):
+    return tl.where(condition, a, b)
+
+
+@triton.jit
 def rounded(z, x):
     """``z`` rounded to the dtype of ``x``, in float32."""
     return z.to(x.dtype).to(tl.float32)

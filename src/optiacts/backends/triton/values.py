@@ -16,20 +16,20 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from optiacts.backends.triton.elementary import divide, erf, exp, like, log1p, rounded, tanh
+from optiacts.backends.triton.elementary import divide, erf, exp, fma, like, log1p, rounded, tanh, where
 from optiacts.curves import Curve, get
 
 _NAMES = {
     "divide": divide,
     "erf": erf,
     "exp": exp,
-    "fma": tl.fma,
+    "fma": fma,
     "like": like,
     "log1p": log1p,
     "rounded": rounded,
     "tanh": tanh,
     "tl": tl,
-    "where": tl.where,
+    "where": where,
 }
 _SOURCE = """\
 def value(x):

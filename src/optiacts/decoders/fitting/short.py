@@ -88,11 +88,11 @@ class Problem:
             name = str(dtype).removeprefix("torch.")
             decoder = ShortDecoder(**data[name])
             on_left, on_right = decode(decoder, left.y, True), decode(decoder, right.y, False)
-            worst = max(left.worst(on_left), right.worst(on_right))
+            worst, side = max((left.worst(on_left), "left"), (right.worst(on_right), "right"))
             lost = left.floors[1] ** 2
             rms = np.sqrt((lost + left.added(on_left) + right.added(on_right)) / lost)
             found += [
-                Quality(f"{name}: worst error in floors", worst, LIMIT),
+                Quality(f"{name}: worst error in floors ({side})", worst, LIMIT),
                 Quality("RMS", float(rms), LIMIT),
             ]
         return tuple(found)
@@ -100,8 +100,9 @@ class Problem:
     def advice(self) -> str:
         c1, c2 = tail_of(self._curve)
         return (
-            "The tail says how f' tends to 1: 1 - f' falls like exp(-(c1 y + c2 y^2)). It is "
-            f"{_tail(self._curve)}; it seems to be near ({c1:.2g}, {c2:.2g})"
+            "On the right, try another tail: 1 - f' falls like exp(-(c1 y + c2 y^2)). It is "
+            f"{_tail(self._curve)}; it seems to be near ({c1:.2g}, {c2:.2g}). On the left, a forward of several ops "
+            f"loses most; raise DEGREES in {__name__}. --parts polynomials valley is all that a CPU needs"
         )
 
 
