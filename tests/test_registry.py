@@ -159,6 +159,7 @@ def test_a_monotone_curve_in_closed_form():
         ({"derivative": logistic.derivative(1.2)}, "derivative is not the difference quotient of function"),
         ({"second_derivative": lambda x, m: 0 * x}, "second_derivative is not"),
         ({"forward": functional.gelu}, "forward is not function"),
+        ({"forward": lambda x: functional.silu(1.4 * x) / 1.4}, "forward is NaN for a large finite input"),
         ({"name": "silu", "decoder": Unimodal((1, 0), {})}, "another curve called 'silu'"),
     ],
 )

@@ -44,6 +44,11 @@ def check_fitted(curve: Curve) -> None:
 def _check_formulas(curve: Curve, x: Tensor) -> None:
     value, slope = curve.function(x, torch), curve.derivative(x, torch)
     _same(curve, "forward", curve.forward(x), "function", value)
+    far = torch.tensor([-1.0, 1.0]) * torch.finfo(torch.float32).max
+    if bool(curve.forward(far).isnan().any()):
+        raise CurveError(
+            f"{curve.name}: forward is NaN for a large finite input, where an intermediate result overflows"
+        )
     for name, rate, other, formula in (
         ("derivative", slope, "function", curve.function),
         ("second_derivative", curve.second_derivative(x, torch), "derivative", curve.derivative),

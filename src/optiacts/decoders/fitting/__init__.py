@@ -71,7 +71,7 @@ def refit(
         found, had = problem.judge(data), () if old is None else problem.judge(old)
         better = not had or max(q.share for q in found) < BETTER * max(q.share for q in had)
         kept = found if better else had
-        missed = [quality for quality in kept if quality.share > 1]
+        missed = [quality for quality in kept if not quality.share <= 1]  # NaN is no fit either
         if missed:
             raise FitError(f"{curve.name}: {'; '.join(map(str, missed))}. {problem.advice()}")
         yield Refit(part, data if better or old is None else old, kept, had, better)

@@ -7,7 +7,7 @@ within a factor of two of the smallest possible one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.polynomial import Chebyshev, Polynomial
 
 from optiacts.curves import Curve
 from optiacts.curves._curve import Formula
-from optiacts.decoders.fitting.lawson import single
+from optiacts.decoders.fitting.lawson import Array, single
 from optiacts.decoders.fitting.quality import Quality
 from optiacts.decoders.valley import Valley, borders
 
@@ -44,7 +44,7 @@ class Problem:
         for dtype, limits in LIMITS.items():
             name = str(dtype).removeprefix("torch.")
             around = Valley(**data[name])
-            gate = np.linspace(*borders(self._curve, dtype), 2000)
+            gate = np.linspace(*borders(self._curve, dtype), 10_000).astype(np.float32).astype(np.float64)
             half = torch.finfo(dtype).eps / 2
             exact = self._curve.function(torch.from_numpy(gate), torch).numpy()
             slope = self._curve.derivative(torch.from_numpy(gate), torch).numpy()
@@ -53,7 +53,7 @@ class Problem:
                 ("act(gate)", around.output, exact, half_ulp, limits[0]),
                 ("f'(gate)", around.slope, slope, half, limits[1]),
             ):
-                missed = np.abs(np.polynomial.polynomial.polyval(gate - around.centre, coefficients) - wanted) / unit
+                missed = np.abs(_in_float32(gate, around.centre, coefficients) - wanted) / unit
                 found.append(Quality(f"{name}: {what} in half units", float(missed.max()), limit))
         return tuple(found)
 
@@ -72,3 +72,12 @@ class Problem:
             fitted = Chebyshev.interpolate(of_t, degree, domain=[low, high])
         powers = fitted.convert(kind=Polynomial, domain=[-1, 1], window=[-1, 1])
         return tuple(single(c) for c in powers.coef)
+
+
+def _in_float32(gate: Array, centre: float, coefficients: Sequence[float]) -> Array:
+    """The polynomial as a kernel evaluates it."""
+    t = (gate - centre).astype(np.float32)
+    value = np.full_like(t, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        value = value * t + np.float32(coefficient)
+    return value.astype(np.float64)
