@@ -3,13 +3,34 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint fit bench training gpu-check docs-figures native asan clean
+.PHONY: demo test zoo models floor lint fit bench training gpu-check docs-figures native asan clean
 
 demo: $(VENV)/.installed
 	$(BIN)/optiacts demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Every model of the zoo: saved bytes and what was converted against docs/models.md, and the behaviour. Minutes.
+zoo: $(VENV)/.installed
+	$(BIN)/python tools/model_table.py --check
+	$(BIN)/python -m pytest tests/test_convert_models.py --whole-zoo --dist load -k "not saved_bytes"
+
+# Writes docs/models.md.
+models: $(VENV)/.installed
+	$(BIN)/python tools/model_table.py
+
+# The core tests on the oldest PyTorch that pyproject.toml promises.
+FLOOR := .venv-floor
+FLOOR_TESTS := everywhere first_use forward functional gated_autograd gradients memory ops torch_facts transforms
+floor: $(FLOOR)/.installed
+	$(FLOOR)/bin/python -m pytest $(FLOOR_TESTS:%=tests/test_%.py)
+
+$(FLOOR)/.installed: pyproject.toml $(wildcard csrc/*)
+	$(PYTHON) -m venv $(FLOOR)
+	$(FLOOR)/bin/pip install --quiet --editable . torch==2.8.0 \
+		expecttest hypothesis mpmath numpy pytest pytest-timeout pytest-xdist
+	touch $@
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
@@ -55,7 +76,7 @@ asan: $(VENV)/.installed
 	-k "not no_instruction_beyond and not without_a_library"
 
 clean:
-	rm -rf $(VENV) build out src/optiacts/_native.so
+	rm -rf $(VENV) $(FLOOR) build out src/optiacts/_native.so
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)

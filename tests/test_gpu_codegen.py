@@ -1,6 +1,5 @@
 """What the compilers make of the GPU kernels, ahead of time: no spills, wide accesses, few instructions."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from optiacts.backends.triton import lacking
+
 ROOT = Path(__file__).parents[1]
 TARGETS = ("sm_80", "sm_90", "sm_100")
 INSTRUCTION_BUDGET = 40  # per bf16 element of a backward, at 3 TB/s
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+pytestmark = pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
 
 
 @pytest.fixture(scope="module")

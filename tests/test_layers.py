@@ -10,7 +10,7 @@ import pytest
 import optiacts
 
 ROOMS = [
-    ["_torch", "packing", "layouts"],
+    ["_torch", "overwritten", "packing", "layouts"],
     ["curves"],
     ["decoders"],
     ["backends"],

@@ -4,13 +4,14 @@ There is no GPU: a stand-in for Triton's driver says that the target is sm_90, a
 the launch. Sizes of 1, odd rows, rows of whole bytes and of whole words each make variants of their own.
 """
 
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from optiacts.backends.triton import lacking
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = """
@@ -53,7 +54,7 @@ print(len(compiled), all("cubin" in kernel.asm for kernel in compiled))
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
 def test_every_variant_is_bound_and_compiled() -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "TRITON_INTERPRET": "0"}
     command = [sys.executable, "-c", SCRIPT]
@@ -66,3 +67,10 @@ def test_importing_the_library_does_not_load_triton() -> None:
     code = "import sys, torch; before = 'triton' in sys.modules; import optiacts, optiacts.backends.triton; "
     code += "assert before or 'triton' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(ROOT / "src")})
+
+
+@pytest.mark.parametrize("version", ["3.4.0", "2.1.0+rocm"])
+def test_an_old_triton_is_named(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(triton, "__version__", version)
+    assert lacking() == f"triton {version} is older than 3.6"

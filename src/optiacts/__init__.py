@@ -1,6 +1,6 @@
 """Activation functions that keep their output, and at most one bit per element, for the backward pass."""
 
-from optiacts.convert import Conversion, ConversionReport, convert, revert
+from optiacts.conversion import Conversion, ConversionReport, convert, revert
 from optiacts.curves import CurveError
 from optiacts.doctor import Diagnosis, doctor
 from optiacts.functional import activation, gelu, mish, quick_gelu, silu
@@ -8,6 +8,7 @@ from optiacts.functional_gated import gated, geglu, reglu, swiglu
 from optiacts.memory import SavedMemory, SavedStorage, saved_memory
 from optiacts.nn import GELU, Mish, QuickGELU, SiLU
 from optiacts.nn_gated import GEGLU, ReGLU, SwiGLU
+from optiacts.overwritten import OverwrittenError
 from optiacts.report import ReportError, report
 
 __version__ = "0.1.0"
@@ -20,6 +21,7 @@ __all__ = [
     "CurveError",
     "Diagnosis",
     "Mish",
+    "OverwrittenError",
     "QuickGELU",
     "ReGLU",
     "ReportError",

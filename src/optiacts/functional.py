@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from optiacts import curves
+from optiacts._torch import TRACERS, is_exporting, is_one_of_several_views
 from optiacts.ops import activation as ops
 from optiacts.ops import sharding
 
@@ -92,7 +93,8 @@ def activation(input: Tensor, name: str, inplace: bool = False) -> Tensor:
         CurveError: a ``ValueError`` that lists the known names.
     """
     curve = curves.get(name)
-    if curve.keeps_output or not saves_memory(input) or compiles_autocast(curve, input):
+    unseen = inplace and not _may_be_overwritten(input)
+    if curve.keeps_output or unseen or not saves_memory(input) or compiles_autocast(curve, input):
         return curve.forward_(input) if inplace else curve.forward(input)
     return ops.activation_(input, curve.name) if inplace else ops.activation(input, curve.name)
 
@@ -109,6 +111,15 @@ def gelu_curve(input: Tensor, approximate: str) -> str:
     return "gelu_tanh" if approximate == "tanh" else "gelu"
 
 
+def _may_be_overwritten(input: Tensor) -> bool:
+    """Whether PyTorch allows changing ``input`` in place. If not, its own op says so before it overwrites it."""
+    if torch.compiler.is_compiling():
+        return True
+    if input.is_leaf:
+        return False
+    return not input._is_view() or not is_one_of_several_views(input)
+
+
 def compiles_autocast(curve: curves.Curve, input: Tensor) -> bool:
     """A variant compiled under autocast: autocast may widen steps of it, but does not reach into our op then."""
     return curve.base is not None and torch.compiler.is_compiling() and torch.is_autocast_enabled(input.device.type)
@@ -122,7 +133,8 @@ def saves_memory(input: Tensor) -> bool:
         and input.requires_grad
         and input.dtype in _DTYPES
         and input.layout is torch.strided
-        and not torch.compiler.is_exporting()  # an exported program keeps to PyTorch's own ops
+        and not is_exporting()  # an exported program keeps to PyTorch's own ops
+        and torch._C._get_tracing_state() is None  # and so does a traced one
         and passes_our_ops(input)
     )
 
@@ -134,13 +146,4 @@ def passes_our_ops(input: Tensor) -> bool:
         return True
     if sharding.is_dtensor_type(kind):
         return sharding.supports(input)
-    return f"{kind.__module__}.{kind.__name__}" in _TRACERS
-
-
-_TRACERS = frozenset(
-    (
-        "torch._subclasses.fake_tensor.FakeTensor",
-        "torch._subclasses.functional_tensor.FunctionalTensor",
-        "torch.nn.parameter.Buffer",
-    )
-)
+    return f"{kind.__module__}.{kind.__name__}" in TRACERS

@@ -84,12 +84,12 @@ def gated(gate: Tensor, up: Tensor | None, name: str) -> Tensor:
         if saves_memory(gate) and sharding.supports_gated(gate) and not compiles_autocast(curve, gate):
             return ops.gated_fused(gate, curve.name)
         gate, up = gate.chunk(2, dim=-1)  # of a DTensor with sharded rows: gathered, and then two tensors to us
-    if saves_memory(gate) and _matches(up, gate) and not compiles_autocast(curve, gate):
+    if saves_memory(gate) and matches(up, gate) and not compiles_autocast(curve, gate):
         return ops.gated(gate, up, curve.name)
     return curve.forward(gate) * up
 
 
-def _matches(up: Tensor, gate: Tensor) -> bool:
+def matches(up: Tensor, gate: Tensor) -> bool:
     """Whether the product needs neither broadcasting nor type promotion, nor a kind of tensor unknown to us."""
     return (
         (up.shape, up.dtype, up.device, up.layout)

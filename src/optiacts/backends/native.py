@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from optiacts import curves
+from optiacts._torch import once
 from optiacts.backends import eager
 from optiacts.curves import Curve, Unimodal
 from optiacts.decoders import valley
@@ -194,7 +195,7 @@ class _Constants:
     decoder_owner: _Struct | Tensor
 
 
-@functools.cache
+@once
 def _constants(curve: str, dtype: torch.dtype) -> _Constants:
     known = curves.get(curve)
     decoder = _struct(known) if dtype == torch.float32 else slot_table(curve, dtype)

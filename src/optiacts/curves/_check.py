@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from optiacts._torch import undisturbed
 from optiacts.curves._curve import FURTHEST_MINIMUM, ClosedForm, Curve, CurveError, Unimodal
 
 FURTHEST_LEFT = -800.0  # a unimodal curve is 0 in float64 before this: where the search for an input begins
@@ -16,6 +17,7 @@ _STEP = 1e-5  # of the difference quotients
 _EXACT = 1e-6  # what they may be off by, and a forward in float64 may differ from its function
 
 
+@undisturbed
 def check(curve: Curve) -> None:
     """Raises ``CurveError``, with what to do, if the formulas disagree or the decoder does not suit the curve."""
     x = torch.linspace(-FAR, FAR, 9973, dtype=torch.float64)  # a number of points that hits no kink but 0

@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from optiacts._torch import once
+
 # A formula takes the point and a namespace with exp, erfc, tanh and log1p: `torch` for tensors,
 # `mpmath.mp` for fitting, `math` for numbers. One text therefore defines the mathematics everywhere.
 Formula = Callable[[Any, Any], Any]
@@ -129,7 +131,7 @@ class Curve:
 FURTHEST_MINIMUM = 2.0  # the minimum of a unimodal curve lies less far left
 
 
-@functools.cache
+@once
 def rounded(value: float, dtype: torch.dtype) -> float:
     """``value`` rounded to ``dtype``."""
     return float(torch.tensor(value, dtype=torch.float64).to(dtype))

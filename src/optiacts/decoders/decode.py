@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
+from optiacts._torch import once
 from optiacts.curves import ClosedForm, Curve
 from optiacts.decoders.inverse import derivative_from_output
 from optiacts.decoders.polynomials import decode_float32
@@ -32,6 +31,6 @@ def decode(y: Tensor, left: Tensor, curve: Curve) -> Tensor:
     return table.index_select(0, table_index(y, left).flatten()).view(y.shape)
 
 
-@functools.cache
+@once
 def _table_on(name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     return decode_table(name, dtype).to(device)

@@ -16,12 +16,12 @@ Piece 0 is the left branch; pieces 1, 2, 3 are the right branch below, between a
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from optiacts._torch import once
 from optiacts.curves import Curve, get
 from optiacts.decoders.fitted import fitted, remembered
 
@@ -61,7 +61,7 @@ def decode_float32(y: Tensor, left: Tensor, curve: Curve) -> Tensor:
     above = ((y - c.y_min_high) - c.y_min_low).clamp(min=c.least)
     part = (above * (-1 / curve.y_min)).clamp(max=1 - 2.0**-24)
     v = torch.where(left, -torch.log1p(-part), above).sqrt_()
-    v = torch.minimum(v, torch.where(left, c.limits[0], c.limits[1]))
+    v = torch.where(left, v.clamp(max=c.limits[0]), v.clamp(max=c.limits[1]))
     piece = torch.where(left, 0, 1 + (v > c.breaks[0]).int() + (v > c.breaks[1]).int())
     scale, shift, *polynomials = _on_device(curve.name, y.device)
     u = v * scale[piece] + shift[piece]
@@ -71,7 +71,7 @@ def decode_float32(y: Tensor, left: Tensor, curve: Curve) -> Tensor:
     return torch.where(left, slope * y, slope)
 
 
-@functools.cache
+@once
 def _on_device(name: str, device: torch.device) -> tuple[Tensor, ...]:
     """scale, shift and the polynomials of each piece, ready for lookup by piece."""
     c = coefficients(get(name))

@@ -7,12 +7,12 @@ for x ~ N(0, 1)), moved just as far as needed to keep the worst error at the lea
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
 from torch import Tensor
 
+from optiacts._torch import once
 from optiacts.curves import Curve, get
 from optiacts.decoders import valley
 from optiacts.decoders.inverse import derivative_from_output
@@ -36,7 +36,7 @@ def normal_mass(x: Tensor) -> Tensor:
     return torch.exp(-(x.double() ** 2) / 2) / math.sqrt(2 * math.pi) * spacing
 
 
-@functools.cache
+@once
 def decode_table(name: str, dtype: torch.dtype) -> Tensor:
     """f' for every output of curve ``name`` in ``dtype`` (bfloat16 or float16): float32, 2 * 65,536 entries.
 
@@ -67,7 +67,7 @@ def decode_table(name: str, dtype: torch.dtype) -> Tensor:
     return torch.where(valley.contains(curve, value).repeat(2), itself, table).float()
 
 
-@functools.cache
+@once
 def slot_table(name: str, dtype: torch.dtype) -> Tensor:
     """What the slot of a gated product tells, in one table: float32, 3 * 65,536 entries.
 

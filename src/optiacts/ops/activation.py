@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from optiacts import backends, curves
+from optiacts._torch import run, transforms_active
 from optiacts.decoders import branch, inverse
 from optiacts.layouts import Order, memory_order, permute, restore
 from optiacts.ops import library
-from optiacts.ops.functions import Decoding, differentiable, run
+from optiacts.ops.functions import Decoding, differentiable
+from optiacts.overwritten import remember, saved_tensors
 from optiacts.packing import packed_shape
 
 
@@ -30,7 +32,7 @@ def activation(input: Tensor, name: str) -> Tensor:
 
 def activation_(input: Tensor, name: str) -> Tensor:
     """The same in the storage of ``input``."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or transforms_active():
         return input.copy_(activation(input, name))  # tracers want the meaning; they reuse storage on their own
     return run(OptiActsInplaceActivation, input, name)
 
@@ -150,6 +152,7 @@ class OptiActsActivation(torch.autograd.Function):
         ctx.by = Decoding(inputs[1], tuple(memory_order(inputs[0])))
         ctx.mark_non_differentiable(bits)
         ctx.set_materialize_grads(False)
+        remember(ctx, y)
         ctx.save_for_backward(y, bits)
         ctx.save_for_forward(y, bits)
 
@@ -157,7 +160,7 @@ class OptiActsActivation(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, None]:
         if grad is None:
             return None, None
-        y, bits = ctx.saved_tensors
+        y, bits = saved_tensors(ctx)
         return _times_derivative(grad, y, bits, ctx.by), None
 
 
@@ -178,13 +181,14 @@ class OptiActsInplaceActivation(torch.autograd.Function):
         ctx.by = Decoding(name, tuple(memory_order(input)))
         bits = activation_forward_(input, name, ctx.by.order)
         ctx.mark_dirty(input)
+        remember(ctx, input, dirty=True)
         ctx.save_for_backward(input, bits)
         ctx.save_for_forward(input, bits)
         return input
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        y, bits = ctx.saved_tensors
+        y, bits = saved_tensors(ctx)
         return _times_derivative(grad, y, bits, ctx.by), None
 
     @staticmethod

@@ -20,24 +20,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from optiacts import backends, curves, decoders
+from optiacts._torch import forward_mode, run
 from optiacts.layouts import memory_order, permute, restore
 from optiacts.ops import library, sharding
-from optiacts.ops.functions import Decoding, differentiable, run
+from optiacts.ops.functions import Decoding, differentiable
+from optiacts.overwritten import remember, saved_tensors
 from optiacts.packing import packed_shape
 
 
 def gated(gate: Tensor, up: Tensor, name: str) -> Tensor:
     """act(gate) * up, of two tensors of one shape and dtype."""
-    function = OptiActsDualGated if _forward_mode() else OptiActsGated
+    function = OptiActsDualGated if forward_mode() else OptiActsGated
     return run(function, gate, up, name)[0]
 
 
 def gated_fused(gate_up: Tensor, name: str) -> Tensor:
     """The same, of the halves of the last dimension of one tensor, which gets its gradient in one piece."""
-    function = OptiActsDualGatedFused if _forward_mode() else OptiActsGatedFused
+    function = OptiActsDualGatedFused if forward_mode() else OptiActsGatedFused
     return run(function, gate_up, name)[0]
 
 
@@ -175,7 +176,7 @@ class OptiActsGated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *to_edges: Tensor | None) -> tuple[Tensor | None, ...]:
-        h, slot, bits, gate_edge, up_edge = ctx.saved_tensors
+        h, slot, bits, gate_edge, up_edge = saved_tensors(ctx)
         by_gate, by_up = to_edges[-2:]
         if grad is not None:
             grads = _gradients(sharding.like(grad, h), h, slot, bits, gate_edge, up_edge, ctx.by)
@@ -213,7 +214,7 @@ class OptiActsGatedFused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *to_edge: Tensor | None) -> tuple[Tensor | None, None]:
-        h, slot, bits, edge = ctx.saved_tensors
+        h, slot, bits, edge = saved_tensors(ctx)
         if grad is None:
             return to_edge[-1], None
         grad = sharding.like(grad, h)
@@ -235,11 +236,6 @@ class OptiActsDualGatedFused(OptiActsGatedFused):
         return _tangent(tangent.chunk(2, dim=-1), h, slot, bits, edge.chunk(2, dim=-1), ctx), None, None, tangent
 
 
-def _forward_mode() -> bool:
-    """Whether a forward-mode level is open (``torch.func.jvp``, ``jacfwd``, ``hessian``, ``dual_level``)."""
-    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
-
-
 def _product(gate: Tensor, up: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
     order = backends.gated_order(gate)
     h, slot, bits = library.call(gated_forward, permute(gate, order), permute(up, order), name)
@@ -259,6 +255,7 @@ def _save(ctx: Any, gate: Tensor, name: str, output: tuple[Tensor, ...]) -> None
     ctx.by = Decoding(name, tuple(backends.gated_order(gate)))
     ctx.mark_non_differentiable(*output[1:3])
     ctx.set_materialize_grads(False)
+    remember(ctx, output[0])
     ctx.save_for_backward(*output)
     ctx.save_for_forward(*output)
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optiacts._torch import dispatch_keys, mode_count, once, register_sharding
+
 _library = torch.library.Library("optiacts", "DEF")
 _KERNELS: dict[Any, Callable[..., Any]] = {}
 
@@ -64,22 +66,20 @@ def call(op: Any, first: Tensor, second: Any, *more: Any) -> Any:
     A compiler or a dispatch mode (fake tensors, selective checkpointing, ...) wants to see it, and so does whatever
     puts a key of its own on a tensor: a subclass, a transform, a vmap old or new, a meta device.
     """
-    if torch.compiler.is_compiling() or _mode_count():
+    if torch.compiler.is_compiling() or mode_count():
         return op(first, second, *more)
     known = _plain_keys(first.is_cuda)
-    if _keys(first).raw_repr() != known or (isinstance(second, Tensor) and _keys(second).raw_repr() != known):
+    if dispatch_keys(first).raw_repr() != known or (
+        isinstance(second, Tensor) and dispatch_keys(second).raw_repr() != known
+    ):
         return op(first, second, *more)
     return _KERNELS[op](first, second, *more)
 
 
-_mode_count = torch._C._len_torch_dispatch_stack
-_keys = torch._C._dispatch_keys
-
-
-@functools.cache
+@once
 def _plain_keys(on_cuda: bool) -> int:
     """The dispatch keys of a tensor that is nothing but one."""
-    return _keys(torch.empty(0, device="cuda" if on_cuda else "cpu")).raw_repr()
+    return dispatch_keys(torch.empty(0, device="cuda" if on_cuda else "cpu")).raw_repr()
 
 
 def batched(tensors: tuple[Tensor, ...], dims: tuple[int | None, ...], size: int) -> list[Tensor]:
@@ -92,7 +92,6 @@ def batched(tensors: tuple[Tensor, ...], dims: tuple[int | None, ...], size: int
 def register_shardings() -> None:
     """Tells DTensor about all ops; called when the first one arrives, so that `import optiacts` stays light."""
     from torch.distributed.tensor import Replicate, Shard
-    from torch.distributed.tensor.experimental import register_sharding
 
     def rule(op: Any, sharding: Sharding) -> Callable[..., Any]:
         def acceptable(*args: Any) -> Any:

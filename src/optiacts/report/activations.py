@@ -7,15 +7,15 @@ import functools
 import torch
 
 from optiacts import curves
-from optiacts.convert.known import curve_of, saves_input
+from optiacts.conversion import sites
 
 _OURS = "OptiActs"  # in the names of our autograd nodes
 
 
 def curve(module: torch.nn.Module) -> str | None:
     """The curve of an activation module that can be converted, or has been; None for any other module."""
-    found = curve_of(module)
-    return found if found is not None and saves_input(found) else None
+    found = sites.activation(module)
+    return found.base if found is not None and found.keeps_input else None
 
 
 def is_op(name: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from optiacts.convert import convert, revert
+from optiacts.conversion import convert, revert
 from optiacts.report.sharing import ActivationSite, without_gain
 
 

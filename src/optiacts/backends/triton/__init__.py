@@ -19,6 +19,7 @@ from optiacts.layouts import Order, permute
 name = "triton"
 dtypes = frozenset((torch.float32, torch.bfloat16, torch.float16))
 kinds: frozenset[type] = frozenset((Unimodal,))
+_OLDEST = (3, 6)  # whose compiler can be told to keep subnormal numbers, as PyTorch's forwards do
 
 
 @functools.cache
@@ -26,10 +27,21 @@ def unavailable(device: torch.device) -> str | None:
     """Why this backend cannot serve ``device``, or None if it can."""
     if device.type != "cuda":
         return f"the triton backend serves CUDA and ROCm devices, not {device.type}"
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed"
+    if (lack := lacking()) is not None:
+        return lack
     if not torch.version.hip and torch.cuda.get_device_capability(device) < (8, 0):
         return f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0"
+    return None
+
+
+def lacking() -> str | None:
+    """What of Triton is not there, or None if all is."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    import triton
+
+    if tuple(map(int, triton.__version__.split(".")[:2])) < _OLDEST:
+        return f"triton {triton.__version__} is older than {'.'.join(map(str, _OLDEST))}"
     return None
 
 

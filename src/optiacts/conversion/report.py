@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -10,20 +11,27 @@ class Conversion:
     """One module that was looked at.
 
     ``path`` and ``kind`` are its name in the model and its class; ``what`` is what was converted, such as
-    ``"gelu"`` or ``"silu gate"``, and empty if it was left alone; ``reason`` says why it was left alone.
+    ``"gelu"`` or ``"silu gate"``, and empty if it was left alone; ``reason`` says why it was left alone, ``note``
+    what else there is to know of a conversion.
     """
 
     path: str
     kind: str
     what: str = ""
     reason: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What ``optiacts.convert`` did to a model, in the order of its modules."""
+    """What ``optiacts.convert`` did to a model, in the order of its modules.
+
+    ``saved_bytes`` are the bytes that autograd holds after a forward on the example inputs, before and after the
+    conversion; None without example inputs.
+    """
 
     entries: tuple[Conversion, ...]
+    saved_bytes: tuple[int, int] | None = None
 
     @property
     def converted(self) -> tuple[Conversion, ...]:
@@ -45,6 +53,10 @@ class ConversionReport:
         ]
         lines.insert(1, "  ".join("-" * width for width in widths))
         lines.append(f"{len(self.converted)} converted, {len(self.left)} left alone")
+        if self.saved_bytes is not None:
+            before, after = self.saved_bytes
+            share = f" ({100 * (after - before) / before:+.1f} %)" if before else ""
+            lines.append(f"held for backward: {before:,} bytes before, {after:,} after{share}")
         return "\n".join(lines)
 
 
@@ -52,7 +64,13 @@ def _folded(entries: tuple[Conversion, ...]) -> list[tuple[str, str, str]]:
     """One row for all layers that differ in their number only: ``layers.*.mlp (12)``."""
     groups: dict[tuple[str, str, str], int] = {}
     for entry in entries:
-        path = ".".join("*" if part.isdecimal() else part for part in entry.path.split(".")) or "(the model)"
-        key = (path, entry.kind, entry.what or f"left: {entry.reason}")
+        what = f"left: {_without_numbers(entry.reason)}" if not entry.what else entry.what
+        note = f" ({entry.note})" if entry.note else ""
+        key = (_without_numbers(entry.path) or "(the model)", entry.kind, what + note)
         groups[key] = groups.get(key, 0) + 1
     return [(f"{path} ({count})" if count > 1 else path, kind, what) for (path, kind, what), count in groups.items()]
+
+
+def _without_numbers(text: str) -> str:
+    """``text`` with a star for the number of every layer in the paths that it names."""
+    return re.sub(r"(?<![\w])\d+(?=\.[A-Za-z_])|(?<=[A-Za-z_]\.)\d+(?!\w)", "*", text)

@@ -1,0 +1,141 @@
+"""Every private or version-dependent fact about PyTorch that the core rests on: one fact each, and why we ask.
+
+PyTorch's C functions are bound as they are, since a call takes them some microseconds in all. Where a PyTorch
+lacks a name, what stands in its place is right, but takes the slow way. tests/test_torch_facts.py holds each
+fact to its meaning, on PyTorch 2.8, the oldest one supported, as on the newest.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils import _python_dispatch
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _is_exporting() -> bool:
+    return torch.compiler._is_exporting_flag
+
+
+is_exporting = _is_exporting if hasattr(torch.compiler, "_is_exporting_flag") else torch.compiler.is_exporting
+"""Whether torch.export traces, strictly or not: an exported program keeps to PyTorch's own ops.
+
+The flag behind the public ``torch.compiler.is_exporting``: in PyTorch 2.8 dynamo takes that function for
+True in every ``torch.compile``, but reads and guards the flag as it is.
+"""
+
+
+def _bound(name: str, otherwise: Callable[..., Any]) -> Callable[..., Any]:
+    """The C function ``torch._C.<name>``, or ``otherwise`` where there is none."""
+    try:
+        return operator.attrgetter(name)(torch._C)
+    except AttributeError:
+        return otherwise
+
+
+transforms_active: Callable[[], bool] = _bound("_are_functorch_transforms_active", lambda: True)
+"""Whether a torch.func transform (vmap, grad, jvp) is running: Functions then need the way around them."""
+
+is_transformed: Callable[[Tensor], bool] = _bound("_functorch.is_functorch_wrapped_tensor", lambda tensor: True)
+"""Whether a tensor is a transform's wrapper: one can outlive its transform, or come out of it as a saved tensor."""
+
+mode_count: Callable[[], int] = _bound("_len_torch_dispatch_stack", lambda: 1)
+"""How many dispatch modes (fake tensors, selective checkpointing) are entered and want to see every op."""
+
+
+class _Unlike:
+    """Dispatch keys that are unlike any others, also themselves."""
+
+    @staticmethod
+    def raw_repr() -> float:
+        return float("nan")
+
+
+dispatch_keys: Callable[[Tensor], Any] = _bound("_dispatch_keys", lambda tensor: _Unlike)
+"""A tensor's dispatch keys, ``.raw_repr()`` of them as a number: whoever wants to see an op has put one there."""
+
+
+def is_one_of_several_views(view: Tensor) -> bool:
+    """Whether a view came with others from one op (``chunk``, ``unbind``): PyTorch forbids changing such in place."""
+    return _creation(view) != _ALONE
+
+
+_creation: Callable[[Tensor], Any] = _bound("_autograd._get_creation_meta", lambda tensor: None)
+_ALONE: Any = _bound("_autograd.CreationMeta.DEFAULT", lambda: None)
+
+
+def saved_tensors_hooks() -> Any:
+    """The hooks that are put on all saved tensors now (pack, unpack), or None."""
+    return _top_hooks(False)
+
+
+_top_hooks: Callable[[bool], Any] = _bound("_autograd._top_saved_tensors_default_hooks", lambda ignore: None)
+
+
+def forward_mode() -> bool:
+    """Whether a forward-mode level (``torch.func.jvp``, ``hessian``, ``dual_level``) is open, compilers aside."""
+    return not torch.compiler.is_compiling() and getattr(forward_ad, "_current_level", 0) >= 0
+
+
+def run(function: type[torch.autograd.Function], input: Tensor, *args: Any) -> Any:
+    """``function.apply(input, *args)``, faster where neither a compiler nor torch.func looks on.
+
+    ``Function.apply`` binds default arguments with ``inspect`` on every call, which takes half as long as a whole
+    small activation. Outside transforms nothing else happens before its base class's ``apply``.
+    """
+    if torch.compiler.is_compiling() or transforms_active() or is_transformed(input):
+        return function.apply(input, *args)
+    return super(torch.autograd.Function, function).apply(input, *args)  # type: ignore[misc]
+
+
+_no_dispatch_modes: Callable[[], Any] = _bound(
+    "_DisableTorchDispatch", lambda: _python_dispatch._disable_current_modes()
+)
+"""Puts dispatch modes aside; what stands in its place imports the modes of all compilers."""
+
+
+def undisturbed(make: Callable[P, T]) -> Callable[P, T]:
+    """``make``, always as if it were called outside any mode.
+
+    Tensors from within ``torch.device("meta")`` would have no values, those from FakeTensorMode would be fake, and
+    those from ``torch.inference_mode`` lack dispatch keys.
+    """
+
+    @functools.wraps(make)
+    def outside(*args: P.args, **kwargs: P.kwargs) -> T:
+        with (
+            _no_dispatch_modes(),
+            torch._C.DisableTorchFunction(),  # a default device is a mode as well
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast("cpu", enabled=False),
+        ):
+            return make(*args, **kwargs)
+
+    return outside
+
+
+def once(make: Callable[P, T]) -> Callable[P, T]:
+    """``functools.cache`` for what is made with tensors, ``undisturbed``: they stay for the rest of the process."""
+    return functools.cache(undisturbed(make))  # type: ignore[return-value]
+
+
+def register_sharding(op: Any) -> Callable[[Callable[..., Any]], Any]:
+    """DTensor's registration of how an op may be sharded: experimental, and too slow to import early."""
+    from torch.distributed.tensor.experimental import register_sharding
+
+    return register_sharding(op)
+
+
+TRACERS = frozenset(
+    ("torch._subclasses.fake_tensor.FakeTensor", "torch._subclasses.functional_tensor.FunctionalTensor")
+)
+"""The tensor types of tracing, which stand for a plain tensor, by full name: importing them takes long."""

@@ -1,0 +1,27 @@
+"""What torch's own modules do with their input: keep it for backward, pass it on, or only change its size."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn import Module
+
+from optiacts.conversion.values import Follower
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+PASSING = (nn.Identity, nn.Flatten, nn.Unflatten, *_DROPOUTS)
+_LINEAR = (
+    nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d,
+    nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d,
+)  # fmt: skip
+
+
+def follower_of(module: Module) -> Follower | None:
+    """How a module treats its input: a dropout keeps a mask, most others keep it, some only pass it on (None)."""
+    name = f"{type(module).__name__}"
+    if isinstance(module, _DROPOUTS):
+        return Follower(name, False) if module.p > 0 else None
+    return None if isinstance(module, PASSING) else Follower(name, not isinstance(module, _LINEAR))
+
+
+def described(module: Module) -> str:
+    return f"the {type(module).__name__} after it"

@@ -1,0 +1,148 @@
+"""Activations at run time: what a callable is now, and whether this call of it can keep its output.
+
+Everything here is also traced by compilers: plain comparisons, which they turn into guards.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn import functional as F
+from torch.nn.modules import module as _modules
+
+from optiacts import curves
+from optiacts.conversion.purity import holds
+from optiacts.conversion.recognition import Recognised
+from optiacts.functional import compiles_autocast, saves_memory
+
+
+class Known(NamedTuple):
+    """A recognised callable, told by the code of a function or the class of a module."""
+
+    key: Any
+    recognised: Recognised
+
+
+class Activated(NamedTuple):
+    """A call of an activation that can keep its output."""
+
+    curve: str
+    input: Tensor
+    inplace: bool
+
+
+_aten = torch.ops.aten
+_GELUS = (F.gelu, _aten.gelu, _aten.gelu.default)
+_PLAIN: tuple[tuple[str, tuple[Any, ...]], ...] = (
+    ("silu", (F.silu, torch._C._nn.silu, _aten.silu, _aten.silu.default)),
+    ("mish", (F.mish, torch._C._nn.mish, _aten.mish, _aten.mish.default)),
+    ("relu", (F.relu, torch.relu, _aten.relu, _aten.relu.default)),
+)
+_WITH_INPLACE = (F.silu, F.mish, F.relu)
+_APPROXIMATIONS = {"none": "gelu", "tanh": "gelu_tanh"}
+
+
+def torch_curve(function: Any) -> str | None:
+    """The curve of one of PyTorch's own functions (gelu by default); None for anything else."""
+    if any(function is gelu for gelu in _GELUS):
+        return "gelu"
+    return next((curve for curve, functions in _PLAIN if any(function is f for f in functions)), None)
+
+
+def activated(
+    known: tuple[Known, ...], callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Activated | None:
+    """Which activation ``callee(*args, **kwargs)`` evaluates, if a gradient is wanted and it can keep its output."""
+    found = _recognised(known, callee, args, kwargs)
+    if found is None:
+        while isinstance(callee, functools.partial):
+            args, kwargs = (*callee.args, *args), {**callee.keywords, **kwargs}
+            callee = callee.func
+        found = _of_torch(callee, args, kwargs)
+    if found is None or not saves_memory(found.input):
+        return None
+    if found.curve != "relu" and compiles_autocast(curves.get(found.curve), found.input):
+        return None
+    return found
+
+
+def _of_torch(callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Activated | None:
+    """A call of PyTorch's own function, of arguments that it takes."""
+    for gelu in _GELUS:
+        if callee is gelu:
+            options = dict(kwargs)
+            x = args[0] if len(args) == 1 else options.pop("input", None)
+            curve = _APPROXIMATIONS.get(options.pop("approximate", "none"))
+            valid = len(args) <= 1 and not options and isinstance(x, Tensor) and curve is not None
+            return Activated(curve, x, False) if valid else None  # type: ignore[arg-type]
+    for curve, functions in _PLAIN:
+        for function in functions:
+            if callee is function:
+                options = dict(kwargs)
+                x = args[0] if args else options.pop("input", None)
+                inplace = False
+                if function in _WITH_INPLACE:
+                    inplace = args[1] if len(args) == 2 else options.pop("inplace", False)
+                valid = len(args) <= 2 and (len(args) < 2 or function in _WITH_INPLACE) and not options
+                valid = valid and isinstance(x, Tensor) and isinstance(inplace, bool)
+                return Activated(curve, x, inplace) if valid else None
+    return None
+
+
+def _recognised(
+    known: tuple[Known, ...], callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Activated | None:
+    """A call, with a tensor alone, of a function or module that was recognised and is still the same."""
+    if not known or len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
+        return None
+    if isinstance(callee, Module):
+        key: Any = getattr(type(callee), "optiacts_original", type(callee))
+        if watched(callee):
+            return None
+    elif isinstance(callee, types.FunctionType):
+        key = callee.__code__
+    elif isinstance(callee, functools.partial):
+        key = functools.partial
+    else:
+        return None
+    for candidate in known:
+        if candidate.key is key and holds(candidate.recognised.pins, callee):
+            return Activated(candidate.recognised.curve, args[0], candidate.recognised.inplace)
+    return None
+
+
+def watched(module: Module) -> bool:
+    """Whether somebody sees a call of ``module``, or replaced what it does: then it has to be called."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or _modules._global_forward_hooks
+        or _modules._global_forward_pre_hooks
+        or _modules._global_backward_hooks
+        or _modules._global_backward_pre_hooks
+    )
+
+
+Rewritten = tuple[types.FunctionType, types.FunctionType]  # the user's function, and ours with the same meaning
+
+
+def chosen(rewritten: tuple[Rewritten, ...], callee: Any) -> Callable[..., Any]:
+    """``callee``, or its rewritten version."""
+    if not rewritten:
+        return callee
+    bound = isinstance(callee, types.MethodType)
+    function = callee.__func__ if bound else callee
+    function = getattr(function, "optiacts_method", function)  # what a converted class's method stands for
+    for original, ours in rewritten:
+        if function is original:
+            return functools.partial(ours, callee.__self__) if bound else ours
+    return callee

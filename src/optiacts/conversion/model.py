@@ -1,0 +1,301 @@
+"""Conversion of a model in place, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import types
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import Module
+
+from optiacts.conversion import sites
+from optiacts.conversion.callees import Scope
+from optiacts.conversion.converted import Converted, Recipe, Request, install, uninstall
+from optiacts.conversion.interest import names_in
+from optiacts.conversion.planning import Found, Planner, unseen, why_not
+from optiacts.conversion.purity import ImpureError
+from optiacts.conversion.recognition import Recognised, recognise_module
+from optiacts.conversion.rehearsal import rehearse
+from optiacts.conversion.report import Conversion, ConversionReport
+from optiacts.conversion.rewriting import Plan
+from optiacts.conversion.selection import Selection, Selector
+from optiacts.conversion.sites import Product, Site
+from optiacts.conversion.source import Position
+from optiacts.conversion.values import Origin
+
+_one_at_a_time = threading.RLock()
+
+
+def convert(
+    model: Module,
+    include: Selector | Iterable[Selector] | None = None,
+    exclude: Selector | Iterable[Selector] | None = None,
+    gated: bool = True,
+    example_inputs: Any = None,
+) -> ConversionReport:
+    """Makes the activations of ``model`` keep their output instead of their input, in place.
+
+    Activation modules, whatever their class, get a forward that keeps its output. A function of the model that calls
+    an activation, writes one out, or multiplies an activation's output with another tensor (``act(gate) * up``), is
+    replaced by its own source with these expressions exchanged for calls that decide when they run. What an
+    activation is, is recognised by what it computes. The results of the model stay what they were, bit for bit, and
+    so do its modules' identities, parameters and state dict; ``revert`` undoes it. Convert before ``torch.compile``,
+    FSDP and the like; before or after weights are loaded or adapters are added.
+
+    Args:
+        model: any module, an activation itself included.
+        include: convert only these modules and what they contain. A name pattern as of ``fnmatch`` (``"*.mlp"``;
+            ``*`` also matches dots), a module class, a function of (name, module), or several of these.
+        exclude: leave these and what they contain alone; wins over ``include``.
+        gated: convert products with an activation's output as well, not the activations in them alone.
+        example_inputs: inputs of a training step: a tensor, a tuple of positional ones or a mapping of keyword ones.
+            With them, activation modules are left alone whose output nobody else keeps, so that nothing would be
+            saved, and whatever makes an output that is changed in place later; the report tells the saved bytes.
+            This is found on fake tensors; ``model`` must be frozen where, and in the mode, it is trained in.
+
+    Returns:
+        What was converted and what was left alone for which reason; ``print`` shows it as a table. Modules
+        converted by an earlier call are not listed again.
+
+    Raises:
+        TypeError: ``model`` is no module, or ``include`` or ``exclude`` hold something else than the above.
+        ValueError: a name pattern of ``include`` matches no module, or ``model`` does not run on ``example_inputs``.
+    """
+    if not isinstance(model, Module):
+        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    with _one_at_a_time:
+        selection = Selection(model, include, exclude)
+        if example_inputs is None:
+            return _Conversion(model, selection, gated).run()
+
+        def rehearsed(copy: Module, reasons: dict[str, str]) -> object:
+            return _Conversion(copy, selection, gated, reasons).run()
+
+        rehearsal = rehearse(model, example_inputs, rehearsed)
+        report = _Conversion(model, selection, gated, rehearsal.reasons).run()
+        return dataclasses.replace(report, saved_bytes=rehearsal.saved_bytes)
+
+
+def revert(model: Module) -> None:
+    """Undoes ``convert``: every module of ``model`` has its own class and forward again.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        RuntimeError: a wrapper (such as FSDP) has changed the class of a converted module since.
+    """
+    if not isinstance(model, Module):
+        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    with _one_at_a_time:
+        for module in model.modules():
+            if isinstance(module, Converted):
+                uninstall(module)
+
+
+def convert_loaded(module: Module, request: Request) -> None:
+    """Converts one module that comes from a pickle as it was converted before."""
+    with _one_at_a_time:
+        if request.activation:
+            recognised = sites.activation(module)
+            if recognised is not None:
+                install(module, Recipe(type(module), activation=recognised, gated=request.gated))
+            return
+
+        def choose(function: types.FunctionType, at: Position, site: Site | Product, scope: Scope) -> str | None:
+            return "" if (function.__module__, function.__qualname__, at) in request.spots else None
+
+        planner = Planner([module, *module.modules()], request.gated)
+        recipe = _recipe(planner, module, choose, Found(), request.gated)
+        if recipe is not None:
+            install(module, recipe)
+
+
+def _recipe(planner: Planner, module: Module, choose: Any, found: Found, gated: bool) -> Recipe | None:
+    methods: list[tuple[str, Plan]] = []
+    wrappers: list[tuple[str, type]] = []
+    for method in planner.methods(module):
+        name = method.name
+        if name in vars(module):
+            continue  # the instance has its own
+        here = Found()
+        plan = planner.plan(method.function, method.owner(module), choose, here)
+        where = "" if name == "forward" else f" in {name}()"
+        found.converted += [what if " in " in what else what + where for what in here.converted]
+        found.left += [_with_place(what, where) for what in here.left]
+        if plan is not None:
+            methods.append((name, plan))
+            wrappers += [] if method.wrapper is None else [(name, method.wrapper)]
+    return Recipe(type(module), tuple(methods), None, tuple(wrappers), gated) if methods else None
+
+
+def _with_place(text: str, where: str) -> str:
+    what, _, reason = text.partition(": ")
+    return text if " in " in what else f"{what}{where}: {reason}"
+
+
+class _Conversion:
+    """One run over a model. All functions are read before anything is changed."""
+
+    def __init__(
+        self, model: Module, selection: Selection, gated: bool, reasons: dict[str, str] | None = None
+    ) -> None:
+        self._selection = selection
+        self._gated = gated
+        self._model = model
+        self._modules = [(path, module) for path, module in model.named_modules()]
+        self._paths = {id(module): path for path, module in self._modules}
+        self._planner = Planner([module for _, module in self._modules], gated)
+        self._reasons = reasons or {}  # why a module must be left, by its path
+
+    def run(self) -> ConversionReport:
+        new = [(path, module) for path, module in self._modules if not isinstance(module, Converted)]
+        for _, module in self._modules:
+            self._planner.flow.module(module)
+            if not _opaque(module):
+                for method in self._planner.methods(module):
+                    self._planner.flow.function(method.function, method.owner(module))
+        recipes: list[tuple[str, Module, Recipe]] = []
+        entries: list[Conversion] = []
+        for path, module in new:
+            entries += self._functions(path, module, recipes)
+        for path, module in new:
+            entries += self._activation(path, module, recipes)
+        for path, module, recipe in recipes:
+            install(module, recipe, path)
+        order = {path: position for position, (path, _) in enumerate(self._modules)}
+        return ConversionReport(tuple(sorted(entries, key=lambda entry: order[entry.path])))
+
+    def _functions(
+        self, path: str, module: Module, recipes: list[tuple[str, Module, Recipe]]
+    ) -> Iterator[Conversion]:
+        """A module whose functions may call activations."""
+        if _opaque(module) or self._selection.excludes(path) or sites.activation(module) is not None:
+            return
+        kind = type(module).__qualname__
+        whole = path in self._selection
+
+        def choose(function: types.FunctionType, at: Position, site: Site | Product, scope: Scope) -> str | None:
+            act = site.act if isinstance(site, Product) else site
+            owned = [self._paths[id(m)] for m in self._callees(scope, act) if id(m) in self._paths]
+            chosen = any(child in self._selection for child in owned) if owned else whole
+            return self._reasons.get(path, "") if chosen else None
+
+        if "forward" in module.__dict__:
+            if whole and any(method.name == "forward" for method in self._planner.methods(module)):
+                yield Conversion(path, kind, reason="its forward was replaced on the instance")
+            return
+        found = Found()
+        recipe = _recipe(self._planner, module, choose, found, self._gated)
+        if recipe is not None:
+            recipes.append((path, module, recipe))
+            yield from (Conversion(path, kind, what) for what in dict.fromkeys(found.converted))
+        yield from (Conversion(path, kind, reason=text) for text in dict.fromkeys(found.left))
+        if whole:
+            yield from self._unseen(path, module)
+
+    def _callees(self, scope: Scope, act: Site) -> list[Module]:
+        calls = [call for call in scope.calls if act.written is None and _at(call) == act.at]
+        return [callee for call in calls for callee in scope.objects(call.func) if isinstance(callee, Module)]
+
+    def _unseen(self, path: str, module: Module) -> Iterator[Conversion]:
+        """What may call activations and could not be read."""
+        for name, function, _ in self._planner.methods(module):
+            reason = unseen(function)
+            if reason:
+                place = "forward" if name == "forward" else f"{name}()"
+                yield Conversion(path, type(module).__qualname__, reason=f"its {place} is left: {reason}")
+            elif torch.nn.functional.glu.__name__ in names_in(function.__code__):
+                yield Conversion(path, type(module).__qualname__, reason="glu: no curve for its sigmoid gate")
+
+    def _activation(
+        self, path: str, module: Module, recipes: list[tuple[str, Module, Recipe]]
+    ) -> Iterator[Conversion]:
+        """A module that may be an activation."""
+        if path not in self._selection or type(module).__module__ == "optiacts.nn":
+            return
+        kind = type(module).__qualname__
+        recognised, reason = _judged(module)
+        if recognised is None:
+            if reason:
+                yield Conversion(path, kind, reason=reason)
+            return
+        once = recognised.base in sites.KEPT_ONCE and not recognised.steps
+        reason = self._reasons.get(path, "") or why_not(self._planner.flow, Origin(id(module)), once)
+        if reason:
+            yield Conversion(path, kind, reason=reason)
+            return
+        unused = id(module) not in self._planner.flow.called and path != ""
+        if unused and self._never_named(module):
+            yield Conversion(path, kind, reason="no forward calls it")
+            return
+        recipes.append((path, module, Recipe(type(module), activation=recognised, gated=self._gated)))
+        yield Conversion(path, kind, recognised.base, note="no forward that we can read calls it" if unused else "")
+
+    def _never_named(self, module: Module) -> bool:
+        """Whether no function of a module that owns ``module`` names it."""
+        return not any(_names(owner, path.rpartition(".")[2]) for path, owner in self._owners(module))
+
+    def _owners(self, module: Module) -> Iterator[tuple[str, Module]]:
+        """Every path of ``module``, with the module that owns it there."""
+        every = dict(self._model.named_modules(remove_duplicate=False))
+        for path, other in every.items():
+            if other is module:
+                yield path, every[path.rpartition(".")[0]]
+
+
+def _names(owner: Module, name: str) -> bool:
+    """Whether a function of ``owner`` names the child ``name``, or might reach it otherwise."""
+    if isinstance(owner, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) or "forward" in owner.__dict__:
+        return True
+    for kind in type(owner).__mro__:
+        for method, value in vars(kind).items() if kind is not Module else ():
+            function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+            if isinstance(function, types.FunctionType) and method != "__init__":
+                names = names_in(function.__code__)
+                if name in names or names & {"children", "modules", "named_children", "named_modules", "_modules"}:
+                    return True
+    return False
+
+
+def _at(node: Any) -> Position:
+    return node.lineno, node.col_offset, node.end_lineno, node.end_col_offset
+
+
+def _opaque(module: Module) -> bool:
+    """Modules whose functions are not Python source of the user's."""
+    kinds = (torch.jit.ScriptModule, torch.fx.GraphModule, nn.ModuleList, nn.ModuleDict, nn.Sequential)
+    return isinstance(module, kinds) and (
+        not isinstance(module, nn.Sequential) or type(module).forward is nn.Sequential.forward
+    )
+
+
+_LIBRARIES = ("torch.nn.modules.activation", "transformers.activations", "timm.layers.activations")
+_NOT_POINTWISE = (nn.MultiheadAttention, nn.Softmax, nn.Softmin, nn.LogSoftmax, nn.Softmax2d)
+_KEEPS_RESULT = ("relu", "sigmoid", "tanh", "hardtanh", "clamp", "threshold", "exp", "sqrt", "relu6")
+
+
+def _judged(module: Module) -> tuple[Recognised | None, str]:
+    """What an activation module computes, or why it is left; neither for a module that is none."""
+    of_library = type(module).__module__.startswith(_LIBRARIES) and not isinstance(module, _NOT_POINTWISE)
+    if isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule)):
+        return None, ""
+    if "forward" in module.__dict__:
+        return None, "its forward was replaced on the instance" if of_library else ""
+    if module._parameters:
+        return None, "learnable: its parameters' gradient needs the input" if of_library else ""
+    if module._modules or module._buffers:
+        return None, ""
+    try:
+        recognised = recognise_module(module)
+    except ImpureError as error:
+        pointwise = str(error) == "no curve has its values and gradients" or isinstance(module, nn.GLU)
+        if not pointwise:
+            return None, ""
+        kept = type(module).__name__.lower().removesuffix("activation") in _KEEPS_RESULT
+        return None, "PyTorch keeps its result already" if kept else "no curve for this activation"
+    if not recognised.keeps_input:
+        return None, "PyTorch keeps its result already"
+    return recognised, ""

@@ -1,0 +1,341 @@
+"""What to replace in the functions of one module, and why not the rest."""
+
+from __future__ import annotations
+
+import ast
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import Module
+from torch.nn import functional as F
+
+from optiacts.conversion import sites
+from optiacts.conversion.callees import Scope, root_name
+from optiacts.conversion.flow import Flow
+from optiacts.conversion.interest import Interest, foreign, names_in, wrapped_in
+from optiacts.conversion.known import Known, torch_curve
+from optiacts.conversion.products import find_products
+from optiacts.conversion.recognition import Recognised
+from optiacts.conversion.rewriting import Plan
+from optiacts.conversion.sites import Product, Site, Sites
+from optiacts.conversion.source import Position, UnseenError, position, source_of
+from optiacts.conversion.values import Origin
+
+_DEEPEST = 8
+
+
+@dataclass
+class Found:
+    """What was met in a module's functions: what is converted, and what is left for which reason."""
+
+    converted: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+class Method(NamedTuple):
+    """A function of a class. ``wrapper`` is what it stands in: staticmethod, classmethod, property or nothing."""
+
+    name: str
+    function: Any  # a types.FunctionType, which type checkers would bind
+    wrapper: type | None
+
+    def owner(self, module: Module) -> Module | None:
+        """The module, if it is what the function gets first."""
+        return module if self.wrapper in (None, property) else None
+
+
+# None: not chosen; a text: to be left for that reason; the empty text: to be converted
+Choice = Callable[[types.FunctionType, Position, "Site | Product", Scope], str | None]
+
+
+class Planner:
+    """Plans for the functions of one model.
+
+    Args:
+        modules: all modules of the model.
+        gated: whether to convert products.
+    """
+
+    def __init__(self, modules: list[Module], gated: bool) -> None:
+        self._modules = {id(module): module for module in modules}
+        self._gated = gated
+        self._sites: dict[tuple[types.FunctionType, int | None], Sites] = {}
+        self._attributes: dict[int, frozenset[str]] = {}
+        self.interest = Interest()
+        self.flow = Flow(self._origins, self._followed, self.interest.of)
+
+    # what the flow asks
+
+    def _followed(self, module: Module) -> bool:
+        recognised = sites.activation(module)
+        return recognised is not None and recognised.keeps_input
+
+    def _origins(self, scope: Scope) -> dict[Position, Origin]:
+        found = self.sites(scope)
+        functions = [at for at, act in found.acts.items() if act.alone]
+        return {at: _origin(scope, at) for at in (*functions, *found.products)}
+
+    def sites(self, scope: Scope) -> Sites:
+        """The sites of a function; none if nothing in it looks like one."""
+        key = scope.function, None if scope.owner is None else self.flow.kind(scope.owner)
+        if key not in self._sites:
+            owner, function = scope.owner, scope.function
+            attributes = frozenset() if owner is None else self.attributes(owner)
+            worth = self.interest.of(function, attributes)
+            self._sites[key] = found = sites.find(scope, self) if worth else Sites()
+            find_products(scope, found, self)
+        return self._sites[key]
+
+    def contains(self, module: Module) -> bool:
+        return id(module) in self._modules
+
+    def attributes(self, module: Module) -> frozenset[str]:
+        """The attributes of a module that are, hold, or evaluate activations."""
+        if id(module) not in self._attributes:
+            names = {name for name, child in module._modules.items() if child is not None and _holds(child)}
+            for name, value in vars(module).items():
+                if isinstance(value, (list, tuple, dict)) and not name.startswith("_"):
+                    values = list(value.values()) if isinstance(value, dict) else list(value)
+                    names |= {name} if any(callable(v) for v in values[:64]) else set()
+                elif callable(value) and not isinstance(value, (type, Module)):
+                    names.add(name)
+            self._attributes[id(module)] = frozenset(names)
+            if not type(module).__module__.startswith("torch.nn.modules"):
+                self._attributes[id(module)] |= self._helpers(module, frozenset(names))
+        return self._attributes[id(module)]
+
+    def _helpers(self, module: Module, attributes: frozenset[str]) -> frozenset[str]:
+        """The module's own methods that may evaluate an activation: what calls them may get its output."""
+        found: set[str] = set()
+        for kind in type(module).__mro__:
+            for name, value in vars(kind).items() if kind is not Module and issubclass(kind, Module) else ():
+                function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+                if isinstance(function, types.FunctionType) and name != "forward" and not name.startswith("__"):
+                    found |= {name} if self.interest.directly(function, attributes) else set()
+        return frozenset(found)
+
+    def harmless(self, scope: Scope, call: ast.Call, number: int) -> bool:
+        """Whether a call leaves its argument of that number as it is."""
+        callees = scope.objects(call.func)
+        if not callees and isinstance(call.func, ast.Attribute) and not call.keywords:
+            # a method of what only a local variable stands for: of a tensor, by its name
+            name = call.func.attr
+            local = root_name(call.func) in scope.bound - {scope.context.self_name}
+            return local and hasattr(torch.Tensor, name) and not name.endswith("_")
+        if callees and all(isinstance(callee, Module) for callee in callees):
+            return all(str(number) not in self.flow.module(callee).changes for callee in callees)
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else ast.unparse(call.func)
+        options = {k.arg for k in call.keywords}
+        of_torch = all(getattr(c, "__module__", "torch") in (None, "torch", "torch._C._nn") for c in callees)
+        of_torch |= all(c in vars(F).values() for c in callees if isinstance(c, types.FunctionType))
+        return bool(callees) and of_torch and not name.endswith("_") and not options & {"inplace", "out"}
+
+    def returned(self, scope: Scope, call: ast.Call, callee: Any) -> tuple[Site, types.FunctionType, bool] | None:
+        """The activation whose output a function returns, the function, and whether it is the module's own method."""
+        function, owner = self.followed(scope, call, callee, methods=True)
+        if function is None or function is scope.function or hasattr(function, "__wrapped__"):
+            return None
+        inner = self.flow.scope(function, owner)
+        act = None if inner is None else sites.returned_by(inner, self.sites(inner))
+        return None if act is None else (act, function, owner is not None)
+
+    def followed(
+        self, scope: Scope, call: ast.Call, callee: Any, methods: bool = False
+    ) -> tuple[types.FunctionType | None, Module | None]:
+        """The function to look into, and the module that it is a method of; ``methods``: the module's own as well."""
+        owner = scope.owner
+        if isinstance(callee, types.MethodType) and callee.__self__ is owner is not None:
+            inherited = isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Call)
+            function = callee.__func__ if inherited or methods else None  # its own methods are its class's
+        elif isinstance(callee, types.FunctionType):
+            function = callee
+            first = call.args[0] if call.args else None
+            passes = isinstance(first, ast.Name) and first.id == scope.context.self_name
+            inside = callee in wrapped_in(scope.function) and callee.__qualname__ == scope.function.__qualname__
+            owner = owner if passes or inside else None
+        else:
+            return None, None
+        if not isinstance(function, types.FunctionType) or foreign(function):
+            return None, None
+        attributes = frozenset() if owner is None else self.attributes(owner)
+        return (function, owner) if self.interest.of(function, attributes) else (None, None)
+
+    # plans
+
+    def methods(self, module: Module) -> Iterator[Method]:
+        """The functions of a module's classes that may be worth rewriting."""
+        attributes = self.attributes(module)
+        defined: dict[str, list[Method]] = {}
+        for kind in type(module).__mro__:
+            if kind is Module or not issubclass(kind, Module):
+                continue
+            for name, value in vars(kind).items():
+                wrapper = type(value) if isinstance(value, (staticmethod, classmethod, property)) else None
+                function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+                if isinstance(function, types.FunctionType):
+                    defined.setdefault(name, []).append(Method(name, function, wrapper))
+        reached = _reached(defined)
+        for name, versions in defined.items():
+            if name.startswith("__") and name != "__call__":
+                continue
+            # what the forward does not reach by name (but perhaps by others' hands) counts if it itself looks like it
+            look = self.interest.of if name in reached else self.interest.directly
+            if any(look(version.function, attributes) for version in versions):
+                yield versions[0]
+
+    def plan(self, function: types.FunctionType, owner: Module | None, choose: Choice, found: Found) -> Plan | None:
+        """How to rewrite a function and what it calls; None if nothing in it is replaced."""
+        return _Planning(self, choose, found).function(function, owner, "")
+
+
+class _Planning:
+    """One function with all that it calls."""
+
+    def __init__(self, planner: Planner, choose: Choice, found: Found) -> None:
+        self._planner, self._choose, self._found = planner, choose, found
+        self._open: list[types.FunctionType] = []
+
+    def function(
+        self, function: types.FunctionType, owner: Module | None, where: str, pending: bool = False
+    ) -> Plan | None:
+        """The plan of a function; ``pending``: of one that returns an activation for the caller's product."""
+        scope = self._planner.flow.scope(function, owner)
+        if scope is None or function in self._open or len(self._open) > _DEEPEST:
+            return None
+        self._open.append(function)
+        met = self._planner.sites(scope)
+        actions: dict[Position, str] = {}
+        known: list[Known] = []
+        written: list[tuple[Position, str, Recognised]] = []
+        waiting: list[tuple[Plan | None, Plan | None]] = []
+        returned = sites.returned_by(scope, met) if pending else None
+
+        def use(act: Site, helper: str) -> None:
+            actions[act.at] = helper
+            known.extend(entry for entry in act.known if entry not in known)
+            if act.written is not None:
+                written.append((act.at, act.variable, act.written))
+            for inner, own in act.returning:
+                inner_owner = owner if own else None
+                # once as it is, for what else calls it; its own outcome is told where it stands
+                quiet = _Planning(self._planner, self._choose, Found())
+                plans = quiet.function(inner, inner_owner, ""), quiet.function(inner, inner_owner, "", pending=True)
+                waiting.append((plans[0], plans[1]))
+
+        for at, product in met.products.items():
+            if self._planner._gated and self._take(scope, at, product, where):
+                actions[at] = product.form
+                use(product.act, "begin")
+        open_act = returned if returned is not None and returned.at not in actions else None
+        if open_act is not None and self._choose(function, open_act.at, open_act, scope) == "":
+            use(open_act, "begin")
+        for at, act in met.acts.items():
+            if at not in actions and act.alone and self._take(scope, at, act, where):
+                use(act, "call" if act.written is None else "evaluate")
+        rewritten = self._called(scope, actions, where)
+        self._open.pop()
+        if not actions:
+            return None
+        actions |= {position(node): "class_of" for node in _compared_classes(scope)}
+        method = scope.context.self_name is not None
+        order = tuple(sorted(actions.items()))
+        pairs = tuple((plain, later) for plain, later in waiting if later is not None)
+        return Plan(function, order, tuple(known), tuple(written), tuple(rewritten), pairs, method)
+
+    def _called(self, scope: Scope, actions: dict[Position, str], where: str) -> list[Plan]:
+        """The plans of other functions that this one calls; their calls become actions."""
+        plans: list[Plan] = []
+        for call in scope.calls:
+            if position(call) in actions:
+                continue
+            for callee in scope.objects(call.func):
+                function, owner = self._planner.followed(scope, call, callee)
+                if function is None or torch_curve(function) is not None:
+                    continue
+                plan = self.function(function, owner, where or _named(function, scope.function))
+                if plan is not None:
+                    actions[position(call)] = "call"
+                    plans += [] if plan in plans else [plan]
+        return plans
+
+    def _take(self, scope: Scope, at: Position, site: Site | Product, where: str) -> bool:
+        """Whether to convert a site; notes the outcome."""
+        reason = self._choose(scope.function, at, site, scope)
+        if reason is None:
+            return False
+        act = site.act if isinstance(site, Product) else site
+        what = site.what + where
+        once = act.base == "relu" if isinstance(site, Product) else act.kept_once
+        reason = reason or why_not(self._planner.flow, _origin(scope, at), once)
+        if reason:
+            self._found.left.append(f"{what}: {reason}")
+        else:
+            self._found.converted.append(what)
+        return not reason
+
+
+def why_not(flow: Flow, origin: Origin, kept_once: bool) -> str:
+    """Why an activation is better left alone; empty if nothing speaks against it.
+
+    ``kept_once``: PyTorch keeps one tensor for it, so there is a gain only if somebody else keeps the output.
+    """
+    changed = flow.changed.get(origin)
+    if changed is not None:
+        return f"its output is changed in place by {changed}"
+    followers = flow.followers.get(origin, [])
+    if kept_once and followers and not any(follower.keeps for follower in followers):
+        return f"what follows, {followers[0].description}, does not keep its output"
+    return ""
+
+
+def unseen(function: types.FunctionType, seen: frozenset[types.FunctionType] = frozenset()) -> str:
+    """Why the source of a function, or of what it wraps, cannot be read; empty if it can."""
+    try:
+        source_of(function)
+    except UnseenError as error:
+        return str(error)
+    inner = (unseen(other, seen | {function}) for other in wrapped_in(function) if other not in seen)
+    return next(filter(None, inner), "") if hasattr(function, "__wrapped__") else ""
+
+
+def _origin(scope: Scope, at: Position) -> Origin:
+    return Origin(0 if scope.owner is None else id(scope.owner), scope.function.__code__, at)
+
+
+def _compared_classes(scope: Scope) -> Iterator[ast.expr]:
+    """Where a function compares an object's very class, ``type(x)`` or ``x.__class__``."""
+    for node in ast.walk(scope.node):
+        for operand in (node.left, *node.comparators) if isinstance(node, ast.Compare) else ():
+            if (isinstance(operand, ast.Attribute) and operand.attr == "__class__") or (
+                isinstance(operand, ast.Call) and len(operand.args) == 1 and scope.one(operand.func) is type
+            ):
+                yield operand
+
+
+def _named(function: types.FunctionType, caller: types.FunctionType) -> str:
+    """Where something was found, if not in the module's own method."""
+    return "" if function.__name__ == caller.__name__ else f" in {function.__name__}()"
+
+
+def _reached(defined: dict[str, list[Method]]) -> set[str]:
+    """The methods that ``forward`` leads to, by the names that it uses."""
+    reached, waiting = set(), ["forward", "__call__"]
+    while waiting:
+        name = waiting.pop()
+        if name in reached or name not in defined:
+            continue
+        reached.add(name)
+        for method in defined[name]:
+            for inner in (method.function, *wrapped_in(method.function)):
+                waiting += names_in(inner.__code__) & defined.keys()
+    return reached
+
+
+def _holds(module: Module) -> bool:
+    """Whether a child is an activation or a container of some."""
+    if isinstance(module, (torch.nn.ModuleList, torch.nn.ModuleDict)):
+        return any(_holds(child) for child in module.children())
+    return sites.activation(module) is not None

@@ -1,0 +1,399 @@
+"""Whether a function of one tensor is seen to be nothing but arithmetic, and what it depends on.
+
+Accepted is a text that only computes: numbers, element-wise operations of torch, other such functions. Whatever
+could make one call differ from another is either not accepted (sizes, dtypes, ``self.training``, randomness, anything
+stored, anything unknown) or *pinned*: names and attributes are recorded with the values they have, to be compared
+when the function is called.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import math
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import Module
+from torch.nn import functional as F
+
+from optiacts import functional as ours
+from optiacts.conversion.lookup import Context, Found, UnknownError
+from optiacts.conversion.source import UnseenError, source_of
+
+
+class ImpureError(Exception):
+    """What a function does besides arithmetic."""
+
+
+class _UnknownCallee(Exception):  # noqa: N818 - never leaves this file
+    pass
+
+
+class Pin(NamedTuple):
+    """A value that has to be the same when the function is called: that of ``path`` from ``root`` on.
+
+    ``root`` is a globals dictionary, a cell, a class, the position of a cell in the function's own closure, or None
+    for the module that the function is the forward of.
+    """
+
+    root: Any
+    path: tuple[str, ...]
+    value: Any
+
+
+_NAMES = """
+abs absolute add atan clamp clamp_max clamp_min cos cosh div divide erf erfc exp exp2 expm1 log log10 log1p log2
+logaddexp maximum minimum mul multiply neg negative pow reciprocal relu rsqrt sigmoid sin sinh sqrt square sub
+subtract tanh true_divide where celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish
+relu6 selu silu softplus softshrink softsign tanhshrink expit log_ndtr ndtr
+""".split()
+_PLACES = (torch, F, torch.special, torch.ops.aten)
+_ATOMS = frozenset(getattr(place, name) for name in _NAMES for place in _PLACES if hasattr(place, name)) | {
+    getattr(torch.ops.aten, name).default for name in ("gelu", "silu", "mish", "relu", "sigmoid", "tanh")
+}
+_ATOMS |= {ours.gelu, ours.silu, ours.mish, ours.quick_gelu}
+_METHODS = frozenset(name for name in _NAMES if hasattr(torch.Tensor, name))
+_NUMBERS = frozenset(value for value in vars(math).values() if callable(value)) | {float, int, abs, max, min, pow}
+_SCALARS = (int, float, str, bool, type(None))
+
+_TENSOR, _NUMBER, _SAVED, _CONTEXT = object(), object(), object(), object()
+_DEEPEST = 8
+
+
+def pins_of(
+    function: types.FunctionType,
+    owner: Module | None = None,
+    given: tuple[Any, ...] = (),
+    options: dict[str, Any] | None = None,
+) -> tuple[Pin, ...]:
+    """What ``function``, as a function of a tensor alone, depends on; ``ImpureError`` says why it is not pure.
+
+    Args:
+        function: a plain function or, with ``owner``, a method of that module.
+        owner: the module that the method is called on.
+        given, options: constants that it is called with besides the tensor.
+    """
+    walk = _Walk()
+    arguments: list[Any] = [*given, _TENSOR] if owner is None else [owner, _TENSOR]
+    if not all(isinstance(value, _SCALARS) for value in (*given, *(options or {}).values())):
+        raise ImpureError("takes something else than numbers")
+    if walk.function(function, owner, arguments, options or {}, outermost=True) is not _TENSOR:
+        raise ImpureError("returns no tensor")
+    return tuple(walk.pins)
+
+
+def pins_of_expression(
+    function: types.FunctionType, owner: Module | None, expression: ast.expr, variable: str
+) -> tuple[Pin, ...]:
+    """The same of an expression in ``function`` that computes from one local variable alone."""
+    walk = _Walk()
+    context = Context(function, owner)
+    local = {variable: _TENSOR}
+    if _Body(walk, context, local, outermost=False).value(expression) is not _TENSOR:
+        raise ImpureError("is no tensor")
+    return tuple(walk.pins)
+
+
+class _Walk:
+    def __init__(self) -> None:
+        self.pins: list[Pin] = []
+        self._depth = 0
+
+    def function(
+        self,
+        function: types.FunctionType,
+        owner: Any,
+        arguments: list[Any],
+        keywords: dict[str, Any],
+        outermost: bool = False,
+    ) -> Any:
+        """The kind of value that a call returns."""
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise ImpureError("calls too deep")
+        try:
+            source = source_of(function)
+            bound = inspect.signature(function, follow_wrapped=False).bind(*arguments, **keywords)
+        except (UnseenError, TypeError, ValueError) as error:
+            raise ImpureError(str(error)) from error
+        bound.apply_defaults()
+        body = _Body(self, Context(function, owner), dict(bound.arguments), outermost)
+        result = body.run(source.node)
+        self._depth -= 1
+        return result
+
+
+class _Body:
+    """One function's text."""
+
+    def __init__(self, walk: _Walk, context: Context, local: dict[str, Any], outermost: bool) -> None:
+        self._walk, self._context, self._local, self._outermost = walk, context, local, outermost
+
+    def run(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> Any:
+        if isinstance(node, ast.Lambda):
+            return self.value(node.body)
+        if isinstance(node, ast.AsyncFunctionDef):
+            raise ImpureError("is a coroutine")
+        result = self._statements(node.body)
+        return None if result is _ENDLESS else result
+
+    def _statements(self, body: list[ast.stmt]) -> Any:
+        for statement in body:
+            result = self._statement(statement)
+            if result is not _ENDLESS:
+                return result
+        return _ENDLESS
+
+    def _statement(self, node: ast.stmt) -> Any:
+        if isinstance(node, ast.Return) and node.value is not None:
+            return self.value(node.value)
+        if isinstance(node, ast.If):
+            return self._statements(node.body if self._truth(node.test) else node.orelse)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            return _ENDLESS  # a docstring
+        if isinstance(node, ast.Expr) and self._saves(node.value):
+            return _ENDLESS
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
+            value = self.value(node.value)
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                self._bind(target, value)
+            return _ENDLESS
+        raise ImpureError(f"does more than compute (line {node.lineno})")
+
+    def _bind(self, target: ast.expr, value: Any) -> None:
+        if isinstance(target, ast.Name):
+            self._local[target.id] = value
+        elif isinstance(target, ast.Tuple) and value is _SAVED:
+            for element in target.elts:
+                self._bind(element, _TENSOR)
+        else:
+            raise ImpureError(f"does more than compute (line {target.lineno})")
+
+    def _saves(self, node: ast.expr) -> bool:
+        """``ctx.save_for_backward(...)`` in an autograd Function."""
+        return (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == "save_for_backward"
+            and self.value(node.func.value) is _CONTEXT
+            and all(self.value(argument) is _TENSOR for argument in node.args)
+        )
+
+    def _truth(self, test: ast.expr) -> bool:
+        value = self.value(test)
+        if isinstance(value, _SCALARS):
+            return bool(value)
+        raise ImpureError("branches on what is not constant")
+
+    def value(self, node: ast.expr) -> Any:
+        """A constant's value, or the kind of what the expression computes."""
+        if isinstance(node, ast.Constant) and isinstance(node.value, _SCALARS):
+            return node.value
+        if isinstance(node, ast.Name) and node.id in self._local:
+            return self._local[node.id]
+        if isinstance(node, (ast.Name, ast.Attribute)):
+            return self._named(node)
+        if isinstance(node, ast.Call):
+            return self._call(node)
+        if isinstance(node, ast.BinOp) and not isinstance(node.op, (ast.MatMult, ast.FloorDiv, ast.Mod)):
+            return self._arithmetic([node.left, node.right])
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            return not self._truth(node.operand)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
+            return self._arithmetic([node.operand])
+        if isinstance(node, ast.IfExp):
+            return self.value(node.body if self._truth(node.test) else node.orelse)
+        if isinstance(node, ast.Compare) and len(node.ops) == 1:
+            return self._compared(node)
+        if isinstance(node, ast.Subscript) and self.value(node.value) is _SAVED:
+            return _TENSOR
+        raise ImpureError(f"does more than compute (line {node.lineno})")
+
+    def _arithmetic(self, operands: list[ast.expr]) -> Any:
+        values = [self.value(operand) for operand in operands]
+        if any(value is not _TENSOR and value is not _NUMBER and type(value) not in (int, float) for value in values):
+            raise ImpureError("computes with what is neither tensor nor number")
+        return _TENSOR if any(value is _TENSOR for value in values) else _NUMBER
+
+    def _compared(self, node: ast.Compare) -> bool:
+        left, right, operator = self.value(node.left), self.value(node.comparators[0]), node.ops[0]
+        if isinstance(left, _SCALARS) and isinstance(right, _SCALARS):
+            if isinstance(operator, (ast.Eq, ast.Is)):
+                return left == right
+            if isinstance(operator, (ast.NotEq, ast.IsNot)):
+                return left != right
+        raise ImpureError("branches on what is not constant")
+
+    def _named(self, node: ast.Name | ast.Attribute) -> Any:
+        if isinstance(node, ast.Attribute) and _root(node) in self._local:
+            base = self.value(node.value) if not isinstance(node.value, ast.Attribute) else None
+            if base is _TENSOR:
+                raise ImpureError(f"reads .{node.attr} of a tensor")
+            if base is _CONTEXT and node.attr == "saved_tensors":
+                return _SAVED
+        found = self._find(node)
+        if found.path[-1:] == ("training",) and found.root is None:
+            raise ImpureError("reads self.training")
+        if not isinstance(found.value, _SCALARS):
+            raise ImpureError(f"reads {ast.unparse(node)}")
+        return found.value
+
+    def _find(self, node: ast.expr) -> Found:
+        """The value of a name or attribute, pinned."""
+        try:
+            found = self._context.find(node)
+        except UnknownError as error:
+            raise ImpureError(f"uses {ast.unparse(node)}, which is not known") from error
+        root, path, value, owner = found.root, found.path, found.value, self._context.owner
+        if self._outermost and isinstance(root, types.CellType):
+            closure = self._context.function.__closure__ or ()
+            root = next(i for i, cell in enumerate(closure) if cell is root)
+        # what is made anew with each copy of a model is pinned by its parts
+        if _function_applied(value) is not None:
+            self._pin(root, path[:-1], value.__self__)
+        elif isinstance(value, types.MethodType) and value.__self__ is owner is not None:
+            self._pin(root, (*path, "__func__"), value.__func__)
+            if path[-1] in owner.__dict__:
+                self._pin(root, (*path, "__self__"), OWNER)
+        elif isinstance(value, functools.partial):
+            for part in ("func", "args", "keywords"):
+                stands = getattr(value, part)
+                self._pin(root, (*path, part), dict(stands) if isinstance(stands, dict) else stands)
+        else:
+            self._pin(root, path, value)
+        return found
+
+    def _pin(self, root: Any, path: tuple[str, ...], value: Any) -> None:
+        self._walk.pins.append(Pin(root, path, value))
+
+    def _call(self, node: ast.Call) -> Any:
+        if any(isinstance(a, ast.Starred) for a in node.args) or any(k.arg is None for k in node.keywords):
+            raise ImpureError("passes arguments on")
+        arguments = [self.value(argument) for argument in node.args]
+        keywords = {str(k.arg): self.value(k.value) for k in node.keywords}
+        if isinstance(node.func, ast.Attribute) and self._is_tensor(node.func.value):
+            if node.func.attr not in _METHODS:
+                raise ImpureError(f"calls .{node.func.attr}()")
+            return self._atom([_TENSOR, *arguments, *keywords.values()])
+        try:
+            return self._called(self._find(node.func).value, arguments, keywords)
+        except _UnknownCallee as error:
+            raise ImpureError(f"calls {ast.unparse(node.func)}, which is not known to be pure") from error
+
+    def _called(self, callee: Any, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        owner, values = self._context.owner, [*arguments, *keywords.values()]
+        if isinstance(callee, functools.partial):
+            return self._called(callee.func, [*callee.args, *arguments], {**callee.keywords, **keywords})
+        if _hashable(callee) and callee in _ATOMS:
+            return self._atom(values)
+        if _hashable(callee) and callee in _NUMBERS:
+            if any(value is not _NUMBER and type(value) not in (int, float) for value in values):
+                raise ImpureError("takes a tensor for a number")
+            return _NUMBER
+        function = _function_applied(callee)
+        if function is not None:
+            return self._autograd(function, values)
+        if isinstance(callee, types.MethodType) and callee.__self__ is owner is not None:
+            method: Any = callee.__func__
+            return self._walk.function(method, owner, [owner, *arguments], keywords)
+        if isinstance(callee, types.FunctionType):
+            self._pin_code(callee)
+            return self._walk.function(callee, None, arguments, keywords)
+        raise _UnknownCallee
+
+    def _pin_code(self, function: types.FunctionType) -> None:
+        for part in ("__code__", "__defaults__", "__kwdefaults__"):
+            value = getattr(function, part)
+            self._pin(function, (part,), dict(value) if isinstance(value, dict) else value)
+
+    def _atom(self, values: list[Any]) -> Any:
+        """An element-wise operation of torch. Options such as ``approximate`` are constants."""
+        if any(value is not _TENSOR and value is not _NUMBER and not isinstance(value, _SCALARS) for value in values):
+            raise ImpureError("computes with what is neither tensor nor number")
+        if any(value is _TENSOR for value in values):
+            return _TENSOR
+        raise ImpureError("computes with tensors that do not depend on its argument")
+
+    def _autograd(self, function: type[torch.autograd.Function], values: list[Any]) -> Any:
+        """``Function.apply(x)``, of one that saves its input and differentiates it in plain arithmetic."""
+        if values != [_TENSOR]:
+            raise ImpureError("calls an autograd Function of more than one tensor")
+        for name in ("forward", "backward"):
+            method = inspect.getattr_static(function, name)
+            if not isinstance(method, staticmethod) or not isinstance(method.__func__, types.FunctionType):
+                raise ImpureError("calls an autograd Function of unknown form")
+            self._pin(function, (name,), method.__func__)
+            inner: types.FunctionType = method.__func__
+            self._pin_code(inner)
+            if self._walk.function(inner, None, [_CONTEXT, _TENSOR], {}) is not _TENSOR:
+                raise ImpureError("calls an autograd Function of unknown form")
+        return _TENSOR
+
+    def _is_tensor(self, node: ast.expr) -> bool:
+        if isinstance(node, ast.Name):
+            return self._local.get(node.id) is _TENSOR
+        return isinstance(node, (ast.Call, ast.BinOp, ast.UnaryOp)) and self.value(node) is _TENSOR
+
+
+_ENDLESS = object()  # no return so far
+OWNER = object()  # as a pinned value: the module itself
+
+
+def _root(node: ast.expr) -> str:
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _hashable(value: Any) -> bool:
+    return isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)) or type(value).__module__ in (
+        "torch._ops",
+        "builtins",
+    )
+
+
+def _function_applied(callee: Any) -> type[torch.autograd.Function] | None:
+    """The autograd Function whose ``apply`` this is."""
+    owner = getattr(callee, "__self__", None) if isinstance(callee, types.MethodType) else None
+    if isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
+        return owner
+    return None
+
+
+Holds = Callable[[Any], bool]
+
+
+def holds(pins: tuple[Pin, ...], callee: Any) -> bool:
+    """Whether everything that ``callee`` depends on is as it was. Compilers trace this, and guard what it reads."""
+    for root, path, value in pins:
+        if root is None:
+            now = callee
+        elif isinstance(root, int):
+            now = callee.__closure__[root].cell_contents
+        elif isinstance(root, types.CellType):
+            now = root.cell_contents
+        elif isinstance(root, dict):
+            if path[0] not in root:
+                return False
+            now, path = root[path[0]], path[1:]
+        else:
+            now = root
+        for name in path:
+            if not hasattr(now, name):
+                return False
+            now = getattr(now, name)
+        if value is OWNER:
+            if now is not callee:
+                return False
+        elif now is not value and not _equal(now, value):
+            return False
+    return True
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Equal constants of one type; not the two zeros, which compute differently."""
+    return type(a) is type(b) and type(b) in (int, float, str, tuple, dict) and a == b and a != 0

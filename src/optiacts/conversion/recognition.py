@@ -1,0 +1,356 @@
+"""Which curve a callable computes, found out by what it computes: its values and its gradients.
+
+Only a callable that is seen to be pure (purity.py) is ever run, on probe points of our own. If it runs the very
+operation of a curve, it is that curve. If it computes the same values and gradients by other steps, it becomes a
+*variant*: the same mathematics with those steps as its forward, so that the bits stay the callable's own.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import copy
+import functools
+import hashlib
+import threading
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
+
+from optiacts import curves
+from optiacts.conversion.callees import Scope
+from optiacts.conversion.lookup import MISSING, module_attribute
+from optiacts.conversion.purity import ImpureError, Pin, pins_of, pins_of_expression
+from optiacts.conversion.source import Function, position, rebuilt
+
+# Constants in models' code have 8 digits and more; the decoders' own contract in float32 is 2e-6.
+_TOLERANCE = 2e-7
+
+
+class Slot(NamedTuple):
+    """In the arguments of a step: the result of an earlier one; 0 is the input."""
+
+    number: int
+
+
+class Step(NamedTuple):
+    """One operation of torch: its name and overload, its arguments."""
+
+    operation: str
+    overload: str
+    arguments: tuple[Any, ...]
+    options: tuple[tuple[str, Any], ...]
+
+
+Steps = tuple[Step, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Recognised:
+    """What a callable computes, as long as everything that it depends on stays as it is.
+
+    ``curve`` is the name of a curve or variant, ``base`` of the curve whose mathematics it is; ``steps`` are those of
+    a variant. ``inplace``: the result overwrites the input.
+    """
+
+    curve: str
+    base: str
+    inplace: bool
+    pins: tuple[Pin, ...]
+    steps: Steps = ()
+
+    @property
+    def keeps_input(self) -> bool:
+        """Whether PyTorch keeps the input, so that there is something to save by itself. ReLU keeps its result."""
+        return self.base != "relu"
+
+
+def recognise_function(function: Callable[..., Any]) -> Recognised:
+    """What a Python function of one tensor computes; ``ImpureError`` says why that is not known."""
+    if not isinstance(function, types.FunctionType):
+        raise ImpureError("its code is not seen")
+    return _recognised(function, (*_defaults(None, function), *pins_of(function)), function)
+
+
+def recognise_partial(partial: functools.partial[Any]) -> Recognised:
+    """What a Python function with some arguments given computes; ``ImpureError`` says why that is not known."""
+    function = partial.func
+    if not isinstance(function, types.FunctionType):
+        raise ImpureError("its code is not seen")
+    inner = pins_of(function, None, partial.args, partial.keywords)
+    if any(isinstance(pin.root, int) for pin in inner):
+        raise ImpureError("depends on what encloses it")
+    own = (Pin(None, ("func",), function), Pin(None, ("args",), partial.args))
+    options = Pin(None, ("keywords",), dict(partial.keywords))  # a copy: theirs may change
+    return _recognised(partial, (*own, options, *_of(function), *inner), function)
+
+
+def _of(function: types.FunctionType) -> Iterator[Pin]:
+    """That a function stays what it is."""
+    yield Pin(function, ("__code__",), function.__code__)
+    yield from _defaults(function, function)
+
+
+def _defaults(root: Any, function: types.FunctionType) -> Iterator[Pin]:
+    yield Pin(root, ("__defaults__",), function.__defaults__)
+    yield Pin(root, ("__kwdefaults__",), dict(function.__kwdefaults__) if function.__kwdefaults__ else None)
+
+
+def recognise_module(module: Module) -> Recognised:
+    """What a module without parameters computes; ``ImpureError`` says why that is not known."""
+    kind = getattr(type(module), "optiacts_original", type(module))
+    forward = kind.forward
+    if not isinstance(forward, types.FunctionType):
+        raise ImpureError("its code is not seen")
+    pins = (Pin(kind, ("forward",), forward), *_of(forward), *pins_of(forward, module))
+    alone = _alone(module, pins)
+    return _recognised(functools.partial(forward, alone), pins, forward)
+
+
+def recognise_expression(scope: Scope, expression: ast.expr, variable: str) -> Recognised:
+    """What ``expression``, of one local variable of a function, computes; ``ImpureError`` says why not known."""
+    function, owner = scope.function, scope.owner
+    pins = pins_of_expression(function, owner, expression, variable)
+    name = scope.context.self_name
+
+    def edit(node: Function) -> None:
+        names = [variable] if name is None else [name, variable]
+        node.args = ast.arguments([], [ast.arg(n) for n in names], None, [], [], None, [])
+        if isinstance(node, ast.Lambda):
+            node.body = expression
+        else:
+            node.body = [ast.copy_location(ast.Return(expression), expression)]
+
+    run: Callable[..., Any] = rebuilt(function, edit, {"_optiacts_unused": None})
+    if name is not None and owner is not None:
+        run = functools.partial(run, _alone(owner, pins))
+    return _recognised(run, pins, function, position(expression))
+
+
+def _alone(module: Module, pins: tuple[Pin, ...]) -> Module:
+    """An object with the attributes that the forward reads, and nothing else of the user's."""
+    alone = copy.copy(module)
+    alone.__dict__ = dict(alone.__dict__)
+    for root, path, _ in pins:
+        if root is None and path[1:] == ("__self__",):
+            method = module_attribute(module, path[0])
+            if method is not MISSING:
+                alone.__dict__[path[0]] = types.MethodType(method.__func__, alone)
+    return alone
+
+
+def _recognised(
+    run: Callable[[Tensor], Any], pins: tuple[Pin, ...], function: types.FunctionType, part: Any = None
+) -> Recognised:
+    """The result for a function, or for the expression ``part`` of it, that depends on ``pins``."""
+    pins = tuple({(id(pin.root), pin.path): pin for pin in pins}.values())
+    key = (part, *curves.CURVES, *((id(pin.root), pin.path, _identity(pin.value)) for pin in pins))
+    with _lock:
+        met = _met.setdefault(function.__code__, {})
+    if key not in met:
+        try:
+            with _undisturbed():
+                curve, base, inplace, steps = _compared(run)
+            found: Recognised | str = Recognised(curve, base, inplace, pins, steps)
+        except ImpureError as error:
+            found = str(error)
+        with _lock:
+            found, _ = met.setdefault(key, (found, pins))  # pins keep alive what the key tells by its identity
+    else:
+        found = met[key][0]
+    if isinstance(found, str):
+        raise ImpureError(found)
+    return found
+
+
+# what was found out for a function's code, by the values of its pins: layers of a kind are tried once
+_met: weakref.WeakKeyDictionary[types.CodeType, dict[Any, Any]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_identity, value))
+    if isinstance(value, dict):
+        return tuple((key, _identity(value[key])) for key in sorted(value))
+    return (type(value), value) if isinstance(value, (int, float, str)) else id(value)
+
+
+def _compared(run: Callable[[Tensor], Any]) -> tuple[str, str, bool, Steps]:
+    """Curve or variant, base, in place or not, and steps."""
+    trial = _tried(run)
+    if trial is None:
+        raise ImpureError("does not run on a tensor alone")
+    exact = _exact(tuple(curves.CURVES))
+    for base, inplace, theirs in exact:
+        if trial.steps == theirs.steps and trial.agrees(theirs):
+            return base, base, inplace, ()
+    if trial.inplace:
+        raise ImpureError("overwrites its input")
+    for base, inplace, theirs in exact:
+        if not inplace and base in curves.CURVES and trial.agrees(theirs):
+            return define_variant(base, trial.steps), base, False, trial.steps
+    raise ImpureError("no curve has its values and gradients")
+
+
+def define_variant(base: str, steps: Steps) -> str:
+    """Makes the variant of ``base`` whose forward is ``steps`` known to the ops; returns its name.
+
+    The name follows from the steps alone, so equal ones in other classes and other processes get it as well.
+    """
+    name = f"{base}/{hashlib.sha256(repr(steps).encode()).hexdigest()[:12]}"
+    return curves.variant(base, name, _Replay(steps)).name
+
+
+class _Replay:
+    """Runs steps. Each result is let go of after its last use, as the callable's own code would."""
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = [(getattr(getattr(torch.ops.aten, s.operation), s.overload), s) for s in steps]
+        last = {slot.number: at for at, step in enumerate(steps) for slot in _slots(step)}
+        self._done = [[index for index in last if last[index] == at and index > 0] for at in range(len(steps))]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        results: dict[int, Tensor] = {0: x}
+        for number, ((operation, step), done) in enumerate(zip(self._steps, self._done, strict=True), start=1):
+            arguments = [results[a.number] if isinstance(a, Slot) else a for a in step.arguments]
+            options = {k: results[v.number] if isinstance(v, Slot) else v for k, v in step.options}
+            results[number] = operation(*arguments, **options)
+            del arguments, options
+            for index in done:
+                del results[index]
+        return results[number]
+
+
+def _slots(step: Step) -> Iterator[Slot]:
+    for value in (*step.arguments, *(value for _, value in step.options)):
+        if isinstance(value, Slot):
+            yield value
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down the operations that the computation from one tensor consists of."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.steps: list[Step] = []
+        self._results: list[Tensor] = [x]
+        self.strange = False
+
+    def record(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        namespace, _, name = func._schema.name.partition("::")
+        named = tuple(sorted((key, self._coded(value)) for key, value in (kwargs or {}).items()))
+        if namespace != "aten" or not isinstance(result, Tensor):
+            self.strange = True
+        else:
+            self.steps.append(Step(name, func._overloadname, tuple(map(self._coded, args)), named))
+            self._results.append(result)
+        return result
+
+    def _coded(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            self.strange |= not isinstance(value, (int, float, bool, str, type(None)))
+            return value
+        for index in reversed(range(len(self._results))):
+            if self._results[index] is value:
+                return Slot(index)
+        self.strange = True
+        return None
+
+    def returns(self, result: Tensor) -> bool:
+        """Whether the last step made ``result``."""
+        return bool(self.steps) and self._results[-1] is result
+
+
+# set on the finished class: PyTorch wraps what is defined in it, and imports its whole compiler to do so
+_Recorder.__torch_dispatch__ = _Recorder.record  # type: ignore[method-assign, assignment]
+
+
+@dataclass
+class _Trial:
+    """What came out on the probe points."""
+
+    steps: Steps
+    inplace: bool
+    values: Tensor
+    gradients: Tensor
+
+    def agrees(self, other: _Trial) -> bool:
+        scale = 1 + _points().abs()
+        pairs = ((self.values, other.values), (self.gradients, other.gradients))
+        return all(bool(((a - b).abs() <= _TOLERANCE * scale).all()) for a, b in pairs)
+
+
+def _tried(run: Callable[[Tensor], Any]) -> _Trial | None:
+    """Runs a pure callable; None if it fails or returns something else than a tensor like its input."""
+    with _undisturbed():
+        plain = _points().clone()
+        recorder = _Recorder(plain)
+        try:
+            with torch.no_grad(), recorder:
+                values = run(plain)
+            leaf = _points().clone().requires_grad_()
+            x = leaf * 1
+            differentiable = run(x)
+            (gradients,) = torch.autograd.grad(differentiable.sum(), leaf)
+        except Exception:
+            return None
+        if not isinstance(values, Tensor) or recorder.strange or not recorder.returns(values):
+            return None
+        if (values.shape, values.dtype) != (plain.shape, plain.dtype):
+            return None
+        return _Trial(tuple(recorder.steps), values is plain, values.clone(), gradients)
+
+
+@functools.cache
+def _points() -> Tensor:
+    with _undisturbed():
+        dense = torch.linspace(-12, 12, 4001, dtype=torch.float64, device="cpu")
+        far = torch.tensor([-100.0, -40.0, -20.0, 20.0, 40.0, 100.0], dtype=torch.float64, device="cpu")
+        return torch.cat([dense, far])
+
+
+@contextlib.contextmanager
+def _no_modes() -> Iterator[None]:
+    """Outside all dispatch modes, such as that of fake tensors."""
+    modes = [_pop_mode() for _ in range(torch._C._len_torch_dispatch_stack())]
+    try:
+        yield
+    finally:
+        for mode in reversed(modes):
+            _push_mode(mode)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Real tensors, gradients and no autocast, whatever convert is called in."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch._C.DisableTorchFunction())
+        stack.enter_context(_no_modes())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+@functools.cache
+def _exact(names: tuple[str, ...]) -> list[tuple[str, bool, _Trial]]:
+    """The forwards of these curves, out of place and in place, tried: curve, whether in place, what came out."""
+    runs: list[tuple[str, Callable[[Tensor], Tensor]]] = [
+        *((name, curves.get(name).forward) for name in names),
+        ("silu", functools.partial(F.silu, inplace=True)),
+        ("mish", functools.partial(F.mish, inplace=True)),
+        ("relu", torch.relu),
+    ]
+    trials = [(name, _tried(run)) for name, run in runs]
+    return [(name, trial.inplace, trial) for name, trial in trials if trial is not None]

@@ -1,0 +1,123 @@
+"""A training step of a converted model on fake tensors, before the model itself is touched.
+
+It shows what no reading of the functions can: outputs of activations that nobody keeps, outputs that are changed in
+place by what runs later, and how many bytes are saved. It takes no memory and leaves no trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from optiacts.memory import saved_memory
+from optiacts.overwritten import OverwrittenError
+
+_MOST = 100  # rounds of finding one more output that is changed in place
+
+
+@dataclass
+class Rehearsal:
+    """What came out: why to leave which modules, by path, and the bytes held before and after."""
+
+    reasons: dict[str, str] = field(default_factory=dict)
+    saved_bytes: tuple[int, int] = (0, 0)
+
+
+def rehearse(model: Module, example_inputs: Any, convert: Callable[[Module, dict[str, str]], object]) -> Rehearsal:
+    """Runs and converts a fake copy of ``model``.
+
+    Args:
+        model: the model; it is not touched.
+        example_inputs: a tensor, a tuple of positional inputs, or a mapping of keyword inputs.
+        convert: converts a copy, leaving alone the modules of the given paths for the given reasons.
+
+    Raises:
+        ValueError: the model does not run on ``example_inputs``, or not on fake tensors.
+    """
+    from optiacts.report.fake import fake_copy, mode_of, one_sequence_per_row  # the report stands above
+    from optiacts.report.sharing import sharing, without_gain
+
+    keywords = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
+    positional = example_inputs if isinstance(example_inputs, tuple) else () if keywords else (example_inputs,)
+    found = Rehearsal()
+    with _no_trace():
+        try:
+            copied, args, kwargs = fake_copy(model, positional, keywords)
+            with torch.enable_grad(), mode_of(copied, (args, kwargs)), one_sequence_per_row():
+                with _OneDtype():
+                    found.reasons = without_gain(sharing(copied, *args, **kwargs))
+                before = saved_memory(copied, *args, **kwargs)
+                _backward(before.output)
+        except Exception as error:
+            raise ValueError(_explained(error)) from error
+        for _ in range(_MOST):
+            copied, args, kwargs = fake_copy(model, positional, keywords)
+            with torch.enable_grad(), mode_of(copied, (args, kwargs)), one_sequence_per_row():
+                convert(copied, found.reasons)
+                try:
+                    after = saved_memory(copied, *args, **kwargs)
+                    _backward(after.output)
+                except OverwrittenError as error:
+                    paths = error.paths_in(copied) - found.reasons.keys()
+                    if not paths:
+                        raise
+                    found.reasons |= dict.fromkeys(paths, "its output is changed in place by what runs later")
+                else:
+                    break
+        found.saved_bytes = before.bytes, after.bytes
+    return found
+
+
+class _OneDtype(TorchDispatchMode):
+    """Raises where a matrix product of two dtypes would: fake tensors let it pass."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.partition("::")[2]
+        if name in ("mm", "addmm", "bmm", "baddbmm", "linear", "convolution"):
+            dtypes = {value.dtype for value in args if isinstance(value, Tensor)}
+            if len(dtypes) > 1:
+                raise RuntimeError(f"{name} of different dtypes: {', '.join(sorted(map(str, dtypes)))}")
+        return func(*args, **(kwargs or {}))
+
+
+def _backward(output: Any) -> None:
+    leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    if leaves:
+        torch.autograd.backward(leaves, [torch.ones_like(leaf) for leaf in leaves])
+
+
+def _explained(error: Exception) -> str:
+    line = " ".join(str(error).split())[:300] or "no message"
+    return (
+        f"example_inputs: on fake tensors like them the model raises {type(error).__name__}: {line}; where they fit "
+        "and it is the model that needs real tensors, convert without them"
+    )
+
+
+@contextlib.contextmanager
+def _no_trace() -> Iterator[None]:
+    """Puts the random states back, those of Python and NumPy as well."""
+    numpy = sys.modules.get("numpy")
+    python, numbers = random.getstate(), numpy.random.get_state() if numpy is not None else None
+    log = logging.getLogger("torch._subclasses.fake_tensor")  # it prints what is raised as well
+    silent = log.disabled
+    log.disabled = True
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        log.disabled = silent
+        random.setstate(python)
+        if numpy is not None:
+            numpy.random.set_state(numbers)

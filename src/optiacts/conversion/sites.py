@@ -1,0 +1,210 @@
+"""What in a function may be replaced: calls of activations, activations written out, and products with either."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch.nn import Module
+
+from optiacts.conversion.callees import Scope
+from optiacts.conversion.known import Known, torch_curve
+from optiacts.conversion.purity import ImpureError
+from optiacts.conversion.recognition import (
+    Recognised,
+    recognise_expression,
+    recognise_function,
+    recognise_module,
+    recognise_partial,
+)
+from optiacts.conversion.source import Position, position
+
+# PyTorch keeps one tensor for these. Where nobody else keeps their output there is nothing to gain.
+KEPT_ONCE = frozenset(("gelu", "gelu_tanh", "silu", "mish", "relu"))
+_CURVED = frozenset(("sigmoid", "tanh", "erf", "erfc", "exp", "expit", "softplus", "logsigmoid", "ndtr"))
+
+
+@dataclass(frozen=True)
+class Site:
+    """An expression that evaluates an activation.
+
+    ``base`` is the curve; ``known`` are the callables that it may call; ``written`` and ``variable`` belong to an
+    activation that is written out in one variable. ``returning`` are functions that return an activation's output.
+    ``alone``: it gains something without a product, too. ``kept_once``: PyTorch keeps one tensor for it.
+    """
+
+    at: Position
+    base: str
+    known: tuple[Known, ...] = ()
+    written: Recognised | None = None
+    variable: str = ""
+    returning: tuple[tuple[types.FunctionType, bool], ...] = ()  # and whether it is a method of the same module
+    title: str = ""
+    alone: bool = True
+    kept_once: bool = False
+
+    @property
+    def what(self) -> str:
+        """The name that reports give it."""
+        return self.title or self.base
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product with the activation ``act`` as a factor. ``form`` says which helper forms it."""
+
+    at: Position
+    act: Site
+    form: str
+
+    @property
+    def what(self) -> str:
+        return f"{self.act.what} gate"
+
+
+@dataclass
+class Sites:
+    """All of a function."""
+
+    acts: dict[Position, Site] = field(default_factory=dict)
+    products: dict[Position, Product] = field(default_factory=dict)
+
+
+class Model(Protocol):
+    """What a function's sites depend on besides its text."""
+
+    def contains(self, module: Module) -> bool:
+        """Whether a module is converted itself, so that its calls need no site."""
+
+    def harmless(self, scope: Scope, call: ast.Call, number: int) -> bool:
+        """Whether a call leaves its argument of that number as it is."""
+
+    def returned(self, scope: Scope, call: ast.Call, callee: Any) -> tuple[Site, types.FunctionType, bool] | None:
+        """The activation whose output a function returns, the function, and whether it is the module's own method."""
+
+
+def find(scope: Scope, model: Model) -> Sites:
+    """The sites of a function."""
+    sites = Sites()
+    for call in scope.calls:
+        site = _called(scope, call, model) or _returning(scope, call, model)
+        if site is not None:
+            sites.acts[site.at] = site
+    for site in _written_out(scope, sites.acts):
+        sites.acts[site.at] = site
+    return sites
+
+
+def returned_by(scope: Scope, sites: Sites) -> Site | None:
+    """The activation whose output a function returns as it is."""
+    body = scope.node.body if isinstance(scope.node, ast.Lambda) else None
+    ends = [body] if body is not None else [n.value for n in ast.walk(scope.node) if isinstance(n, ast.Return)]
+    found = (sites.acts.get(position(end)) for end in ends if end is not None)
+    return next((act for act in found if act is not None and not act.returning), None)
+
+
+def _called(scope: Scope, call: ast.Call, model: Model) -> Site | None:
+    """A call of an activation."""
+    bases: dict[str, None] = {}
+    alone, once, known = False, True, []
+    for callee in scope.objects(call.func):
+        curve, entry = _curve(callee, call)
+        if curve is None:
+            continue
+        bases[curve] = None
+        alone |= curve != "relu" and not (isinstance(callee, Module) and model.contains(callee))
+        once &= curve in KEPT_ONCE and (entry is None or not entry.recognised.steps)
+        if entry is not None and entry not in known:
+            known.append(entry)
+    if not bases:
+        return None
+    base, *others = bases
+    title = "activation" if others else base  # of a table of them: which one, the call tells
+    return Site(position(call), base, tuple(known), title=title, alone=alone, kept_once=once)
+
+
+def _returning(scope: Scope, call: ast.Call, model: Model) -> Site | None:
+    """A call of a function that returns an activation's output: part of a product, if at all."""
+    found = [model.returned(scope, call, callee) for callee in scope.objects(call.func)]
+    functions = list(filter(None, found))
+    if not functions:
+        return None
+    returning = tuple((function, own) for _, function, own in functions)
+    return Site(position(call), functions[0][0].base, returning=returning, alone=False)
+
+
+def _curve(callee: Any, call: ast.Call) -> tuple[str | None, Known | None]:
+    options: dict[Any, Any] = {k.arg: k.value.value for k in call.keywords if isinstance(k.value, ast.Constant)}
+    positional = len(call.args)
+    alone = positional == 1 and not call.keywords and not isinstance(call.args[0], ast.Starred)
+    if isinstance(callee, functools.partial) and alone and torch_curve(callee.func) is None:
+        try:
+            partial = recognise_partial(callee)
+        except ImpureError:
+            return None, None
+        return partial.base, Known(functools.partial, partial)
+    while isinstance(callee, functools.partial):
+        options, positional = {**callee.keywords, **options}, positional + len(callee.args)
+        callee = callee.func
+    curve = torch_curve(callee)
+    if curve is not None:
+        return ("gelu_tanh" if curve == "gelu" and options.get("approximate") == "tanh" else curve), None
+    if not alone:
+        return None, None
+    try:
+        if isinstance(callee, Module):
+            recognised: Recognised | None = activation(callee)
+            key: Any = getattr(type(callee), "optiacts_original", type(callee))
+        elif isinstance(callee, types.FunctionType):
+            recognised, key = recognise_function(callee), callee.__code__
+        else:
+            return None, None
+    except ImpureError:
+        return None, None
+    return (None, None) if recognised is None else (recognised.base, Known(key, recognised))
+
+
+def activation(module: Module) -> Recognised | None:
+    """What an activation module computes; None for any other module."""
+    if module._parameters or module._modules or module._buffers or "forward" in module.__dict__:
+        return None
+    try:
+        return recognise_module(module)
+    except ImpureError:
+        return None
+
+
+def _written_out(scope: Scope, calls: dict[Position, Site]) -> Iterator[Site]:
+    """Activations that are written out as an expression of one local variable."""
+    pending: list[ast.AST] = list(ast.iter_child_nodes(scope.node))
+    while pending:
+        node = pending.pop()
+        if isinstance(node, (ast.Lambda, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            continue  # expressions in there have variables of their own
+        if isinstance(node, (ast.BinOp, ast.Call)) and position(node) not in calls:
+            variable = _one_variable(scope, node)
+            if variable:
+                try:
+                    recognised = recognise_expression(scope, node, variable)
+                except ImpureError:
+                    pass
+                else:
+                    yield Site(position(node), recognised.base, (), recognised, variable)
+                    continue
+        pending += ast.iter_child_nodes(node)
+
+
+def _one_variable(scope: Scope, node: ast.expr) -> str:
+    """The local variable that ``node`` computes from, more than once, if it is the only one and looks curved."""
+    names = [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and n.id in scope.bound]
+    variables = set(names) - {scope.context.self_name}
+    words = {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
+    words |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    if len(variables) != 1 or not words & _CURVED:
+        return ""
+    (variable,) = variables
+    return variable if names.count(variable) > 1 else ""

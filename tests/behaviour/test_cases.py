@@ -1,0 +1,42 @@
+"""Every case in every world: original and converted do the same."""
+
+import importlib
+
+import pytest
+
+from tests.behaviour.case import CASES, Case
+from tests.behaviour.compare import compare
+from tests.behaviour.worlds import CHANGED, EVERYWHERE, TOOLS, WHERE_CONVERTED, World
+
+pytestmark = [  # PyTorch about itself
+    pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
+]
+
+for home in ("tracing", "calls", "gated", "recognised", "unrecognised", "inplace", "stock"):
+    importlib.import_module(f"tests.behaviour.cases_{home}")
+
+
+def _told(case: Case, worlds: list[World]) -> str:
+    return "\n".join(f"{world}: {line}" for world in worlds for line in compare(case, world))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_everywhere(case: Case) -> None:
+    if case.invalid:
+        assert not _told(case, EVERYWHERE[:1])
+        return
+    told = _told(case, [*EVERYWHERE, *(WHERE_CONVERTED if case.saves else []), *([CHANGED] if case.change else [])])
+    assert not told, told
+
+
+@pytest.mark.parametrize("world", TOOLS, ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES if c.tools], ids=str)
+def test_tools(case: Case, world: World) -> None:
+    told = _told(case, [world])
+    assert not told, told
+
+
+def test_names_are_unique() -> None:
+    names = [case.name for case in CASES]
+    assert len(names) == len(set(names)), [n for n in names if names.count(n) > 1]
