@@ -10,6 +10,7 @@ from torch.nn import functional
 import optiacts
 from optiacts import curves
 from optiacts.functional import apply
+from tests.samples import EVERY
 
 PAIRS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "gelu": (optiacts.gelu, functional.gelu),
@@ -126,7 +127,7 @@ def test_inplace_dropout_after_it_raises() -> None:
         model(torch.randn(2, 4)).sum().backward()
 
 
-@pytest.mark.parametrize("name", curves.GATES)
+@pytest.mark.parametrize("name", EVERY)
 def test_an_activation_by_name_is_its_forward_and_a_gate_by_name_multiplies(name):
     x = torch.randn(5, 16)
     for requires_grad in (False, True):

@@ -7,8 +7,9 @@ from torch.nn import functional
 
 import optiacts
 from optiacts import curves, ops
+from tests.samples import EVERY
 
-every_curve = pytest.mark.parametrize("curve", curves.GATES)
+every_curve = pytest.mark.parametrize("curve", EVERY)
 
 
 def _pair(*shape, dtype=torch.float64):
@@ -199,7 +200,7 @@ PYTORCHS_LAYOUTS = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", PYTORCHS_LAYOUTS)
-@pytest.mark.parametrize("curve", sorted(curves.GATES))
+@pytest.mark.parametrize("curve", sorted(EVERY))
 def test_layouts_keep_pytorchs_bits_and_strides(curve, layout, dtype):
     """PyTorch's GELU rounds differently by layout on CPU; the product follows it. Gradients are a plain copy's."""
     torch.manual_seed(0)

@@ -9,9 +9,10 @@ import optiacts
 from optiacts import curves, decoders, ops
 from optiacts.backends import eager
 from optiacts.decoders import valley
+from tests.samples import EVERY
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
-every_curve = pytest.mark.parametrize("curve", curves.GATES)
+every_curve = pytest.mark.parametrize("curve", EVERY)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
@@ -145,7 +146,7 @@ def test_nan_spreads(curve):
 
 
 @settings(max_examples=60, deadline=None)
-@given(data=st.data(), dtype=st.sampled_from(DTYPES), curve=st.sampled_from(sorted(curves.GATES)))
+@given(data=st.data(), dtype=st.sampled_from(DTYPES), curve=st.sampled_from(sorted(EVERY)))
 def test_any_finite_inputs(data, dtype, curve):
     """Never NaN where PyTorch's gradients are finite, and grad_up as good as PyTorch's.
 

@@ -14,7 +14,7 @@ from optiacts.accuracy import errors_against_floors, float32_errors
 from optiacts.curves import ClosedForm, Curve, CurveError, Unimodal
 from optiacts.curves import _logistic as logistic
 from optiacts.decoders.fitting import fit
-from tests.samples import DTYPES, SIXTEEN_BIT, bits_of, every_finite, float32_bit_space
+from tests.samples import DTYPES, EVERY, SIXTEEN_BIT, bits_of, every_finite, float32_bit_space
 
 SLOPE = 1.3
 
@@ -173,7 +173,7 @@ def test_a_minimum_too_far_left_is_refused():
         curves.register(swish(0.5, {}, name="test_wide"))
 
 
-@pytest.mark.parametrize("name", curves.GATES)
+@pytest.mark.parametrize("name", EVERY)
 def test_the_curves_of_this_package_are_what_they_say(name):
     curves.check(curves.get(name))
 

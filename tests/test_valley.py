@@ -6,9 +6,9 @@ import torch
 from optiacts import curves, ops
 from optiacts.decoders import valley
 from optiacts.decoders.table import slot_table
-from tests.samples import DTYPES, NAMES, SIXTEEN_BIT, around_minimum, every_finite, float32_bit_space
+from tests.samples import DTYPES, EVERY, NAMES, SIXTEEN_BIT, around_minimum, every_finite, float32_bit_space
 
-UNIMODAL = [name for name, curve in curves.GATES.items() if isinstance(curve.decoder, curves.Unimodal)]
+UNIMODAL = [name for name in EVERY if isinstance(curves.get(name).decoder, curves.Unimodal)]
 
 
 def _every(dtype):

@@ -147,7 +147,8 @@ def _parsed(name: str) -> tuple[Family, dict[str, Any]]:
             return _families[call.id], values
     except (SyntaxError, ValueError):
         pass
-    raise CurveError(f"curve must be one of {', '.join((*GATES, *_families))}; got {name!r}")
+    known = (name for name in (*GATES, *_families) if name not in VARIANTS)  # those are not for people to name
+    raise CurveError(f"curve must be one of {', '.join(known)}; got {name!r}")
 
 
 def _refuse_taken(name: str) -> None:
