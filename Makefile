@@ -36,6 +36,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # All curves, or `make fit ONLY=NAME`.
 fit: $(VENV)/.installed

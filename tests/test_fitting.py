@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import json
+import subprocess
+import sys
 
 import fit as tool
 import pytest
@@ -108,3 +110,11 @@ def test_a_fit_that_misses_the_contract_says_what_to_do(monkeypatch):
         list(refit(curve, {}, ["short"]))
     with pytest.raises(FitError, match="relu is read in closed form"):
         list(refit(curves.get("relu"), {}))
+
+
+def test_fitting_is_imported_by_nobody_who_runs():
+    """It needs mpmath and numpy."""
+    code = "import sys, optiacts.decoders, optiacts.backends.native; print('mpmath' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    )

@@ -5,11 +5,11 @@ from optiacts.curves import CurveError
 from optiacts.doctor import Diagnosis, doctor
 from optiacts.functional import activation, gelu, mish, quick_gelu, silu
 from optiacts.functional_gated import gated, geglu, reglu, swiglu
-from optiacts.memory import SavedMemory, SavedStorage, saved_memory
+from optiacts.held.memory import SavedMemory, SavedStorage, saved_memory
 from optiacts.nn import GELU, Mish, QuickGELU, SiLU
 from optiacts.nn_gated import GEGLU, ReGLU, SwiGLU
 from optiacts.overwritten import OverwrittenError
-from optiacts.report import ReportError, report
+from optiacts.reporting import ReportError, report
 
 __version__ = "0.1.0"
 

@@ -9,15 +9,13 @@ storages that autograd holds after a forward, on real tensors or, at no cost, on
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from optiacts.held.activations import CurveOf
+from optiacts.held.trace import Activated, Trace, describe, trace
 from optiacts.packing import packed_shape
-from optiacts.report.fake import fake_copy, mode_of, one_sequence_per_row
-from optiacts.report.trace import Activated, Trace, describe, trace
 
 
 @dataclass(frozen=True)
@@ -57,20 +55,12 @@ class ActivationSite:
         return f"its output goes to {self.goes_to[-1]}, which does not keep it"
 
 
-def sharing(model: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[ActivationSite, ...]:
+def sharing(curve_of: CurveOf, model: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[ActivationSite, ...]:
     """Runs ``model(*args, **kwargs)`` once and tells of every activation whether converting it pays.
 
-    Args:
-        model: a module, or a function that calls modules, with PyTorch's own activations in it. With fake
-            tensors (``torch._subclasses.FakeTensorMode``; ``optiacts.report.fake.fake_copy`` makes a fake
-            copy of a real model) this takes no memory and changes no state, such as batch statistics.
-        args, kwargs: inputs as in training; ``model`` must be in the mode it is trained in.
-
-    Returns:
-        One ``ActivationSite`` per evaluation that autograd holds something for, in the order of evaluation:
-        the same module called twice gives two. ``without_gain`` has the modules that are not worth converting.
+    ``optiacts.reporting.sharing`` is the same, with the activations that conversion knows.
     """
-    return sites(trace(model, *args, **kwargs))
+    return sites(trace(curve_of, model, *args, **kwargs))
 
 
 def without_gain(found: tuple[ActivationSite, ...]) -> dict[str, str]:
@@ -84,20 +74,6 @@ def without_gain(found: tuple[ActivationSite, ...]) -> dict[str, str]:
             gains[site.path] = gains.get(site.path, 0) + site.gain
     reasons = {site.path: site.reason for site in found if not site.pays}
     return {path: reasons[path] for path, gain in gains.items() if gain <= 0}
-
-
-def without_gain_on(model: torch.nn.Module, example_inputs: Any) -> dict[str, str]:
-    """The same for ``model`` on ``example_inputs``, found on a fake copy: no memory is taken, no state is changed.
-
-    Args:
-        model: the model as it is trained, in training mode, real or fake.
-        example_inputs: a tensor, a tuple of positional inputs, or a mapping of keyword inputs.
-    """
-    keywords = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
-    positional = example_inputs if isinstance(example_inputs, tuple) else () if keywords else (example_inputs,)
-    model, positional, keywords = fake_copy(model, positional, keywords)
-    with torch.enable_grad(), mode_of(model, (positional, keywords)), one_sequence_per_row():
-        return without_gain(sharing(model, *positional, **keywords))
 
 
 def sites(traced: Trace) -> tuple[ActivationSite, ...]:

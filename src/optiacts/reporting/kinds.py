@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from optiacts.report import activations
-from optiacts.report.trace import Holder, Trace
+from optiacts.held import activations
+from optiacts.held.trace import Holder, Trace
 
 LINEARS = "linears' inputs"
 ATTENTION = "attention"

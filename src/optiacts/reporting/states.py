@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from optiacts.memory import storage_key
+from optiacts.held.memory import storage_key
 
 # Bytes of state for one trainable element, given the bytes of the element itself.
 OPTIMIZERS: dict[str, Callable[[int], int]] = {

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from optiacts.memory import HeldTensor, SavedTensors, storage_key
-from optiacts.report import activations
+from optiacts.held import activations
+from optiacts.held.memory import HeldTensor, SavedTensors, storage_key
 
 
 class Call(NamedTuple):
@@ -91,14 +90,15 @@ class Trace:
         return sum(storage.nbytes for storage in self.storages.values())
 
 
-def trace(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Trace:
+def trace(curve_of: activations.CurveOf, model: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Trace:
     """Runs ``model(*args, **kwargs)`` once and records what autograd holds, and who holds it.
 
     Args:
+        curve_of: tells the activations among the modules.
         model: a module, or a function that calls modules; on real or on fake tensors.
         args, kwargs: its inputs.
     """
-    calls = _Calls(model)
+    calls = _Calls(curve_of, model)
     record = SavedTensors(calls.where)
     watch = _Watch(calls)
     with ExitStack() as stack:
@@ -124,9 +124,13 @@ def describe(where: Where) -> str:
 
 
 class _Calls:
-    """Follows which modules are being called, by hooks on all modules while ``followed`` is entered."""
+    """Follows which modules are being called, while ``followed`` is entered.
 
-    def __init__(self, model: Any) -> None:
+    Not by hooks: a converted model heeds them, and calls an activation that it would evaluate with its product.
+    """
+
+    def __init__(self, curve_of: activations.CurveOf, model: Any) -> None:
+        self._curve_of = curve_of
         self._paths = {id(m): path for path, m in model.named_modules()} if isinstance(model, torch.nn.Module) else {}
         self._stack: list[Call] = []
         self._numbers = itertools.count()
@@ -136,21 +140,23 @@ class _Calls:
 
     @contextmanager
     def followed(self, watch: _Watch) -> Iterator[None]:
-        def enter(module: torch.nn.Module, args: Any) -> None:
-            layer, curve = type(module).__name__, activations.curve(module)
+        original = torch.nn.Module.__call__
+
+        def call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+            layer, curve = type(module).__name__, self._curve_of(module)
             self._stack.append(Call(next(self._numbers), self._paths.get(id(module), layer), layer, curve))
+            try:
+                output = original(module, *args, **kwargs)
+                watch.left(args, output)
+                return output
+            finally:
+                self._stack.pop()
 
-        def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
-            watch.left(args, output)
-            self._stack.pop()
-
-        before = register_module_forward_pre_hook(enter)
-        after = register_module_forward_hook(leave)
+        torch.nn.Module.__call__ = call  # type: ignore[method-assign]
         try:
             yield
         finally:
-            before.remove()
-            after.remove()
+            torch.nn.Module.__call__ = original  # type: ignore[method-assign]
 
 
 class _Watch(TorchDispatchMode):

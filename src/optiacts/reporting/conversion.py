@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from optiacts.conversion import convert, revert
-from optiacts.report.sharing import ActivationSite, without_gain
+from optiacts.held.sharing import ActivationSite, without_gain
 
 
 def convert_activations(model: torch.nn.Module, sites: tuple[ActivationSite, ...]) -> None:

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from optiacts.memory import saved_memory
-from optiacts.report import conversion, kinds
-from optiacts.report.data import MemoryReport, Stage
-from optiacts.report.errors import ReportError
-from optiacts.report.fake import LikeCuda, fake_copy, mode_of, one_sequence_per_row
-from optiacts.report.sharing import ActivationSite, sites
-from optiacts.report.states import states
-from optiacts.report.trace import Trace, trace
+from optiacts.held.fake import LikeCuda, fake_copy, mode_of, one_sequence_per_row
+from optiacts.held.memory import saved_memory
+from optiacts.held.sharing import ActivationSite, sites
+from optiacts.held.trace import Trace
+from optiacts.reporting import conversion, kinds
+from optiacts.reporting.data import MemoryReport, Stage
+from optiacts.reporting.errors import ReportError
+from optiacts.reporting.known import trace
+from optiacts.reporting.states import states
 
 NOW, ACTIVATIONS, GATED = "now", "activations converted", "gated MLPs converted"
 
@@ -39,12 +40,12 @@ def report(
 
     Counted are the saved bytes: the distinct storages that autograd holds after ``model(*inputs,
     **keyword_inputs)``, parameters and buffers left out. The peak of a step is higher by what backward works
-    with at the time. Converted is what pays (see ``optiacts.report.sharing``). ``model`` is left as it was.
+    with at the time. Converted is what pays (see ``optiacts.reporting.sharing``). ``model`` is left as it was.
 
     Args:
         model: the model as it is trained: in training mode, frozen where it is frozen; real or fake.
         inputs, keyword_inputs: its inputs for one step.
-        optimizer: one of ``optiacts.report.states.OPTIMIZERS``, for the size of its state.
+        optimizer: one of ``optiacts.reporting.states.OPTIMIZERS``, for the size of its state.
         gpu_memory: bytes of the card, to tell the largest batch that fits.
         fake: run on fake copies, which takes no memory and changes no state. False runs the model itself,
             for forwards that need the values of tensors.

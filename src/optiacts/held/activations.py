@@ -1,21 +1,18 @@
-"""What counts as an activation: modules and ops that hold their input, and those of OptiActs in their place."""
+"""What counts as an activation: what holds its input, and what OptiActs puts in its place."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
-import torch
+from torch.nn import Module
 
 from optiacts import curves
-from optiacts.conversion import sites
+
+CurveOf = Callable[[Module], str | None]
+"""The curve of an activation module that holds its input, or did before conversion; None for any other module."""
 
 _OURS = "OptiActs"  # in the names of our autograd nodes
-
-
-def curve(module: torch.nn.Module) -> str | None:
-    """The curve of an activation module that can be converted, or has been; None for any other module."""
-    found = sites.activation(module)
-    return found.base if found is not None and found.keeps_input else None
 
 
 def is_op(name: str) -> bool:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from optiacts.report.data import Measured
-from optiacts.report.errors import ReportError
+from optiacts.reporting.data import Measured
+from optiacts.reporting.errors import ReportError
 
 
 def require_cuda() -> None:

@@ -15,18 +15,18 @@ import click
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from optiacts.report import conversion
-from optiacts.report.analysis import ACTIVATIONS, GATED, NOW
-from optiacts.report.analysis import report as make_report
-from optiacts.report.build import ATTENTIONS, DTYPES, Setting, build
-from optiacts.report.data import Measured, MemoryReport
-from optiacts.report.errors import ReportError
-from optiacts.report.lora import TRAIN_MODES
-from optiacts.report.measure import measure as measure_step
-from optiacts.report.measure import require_cuda
-from optiacts.report.plot import plot as draw
-from optiacts.report.presets import PRESETS
-from optiacts.report.states import OPTIMIZERS
+from optiacts.reporting import conversion
+from optiacts.reporting.analysis import ACTIVATIONS, GATED, NOW
+from optiacts.reporting.analysis import report as make_report
+from optiacts.reporting.build import ATTENTIONS, DTYPES, Setting, build
+from optiacts.reporting.data import Measured, MemoryReport
+from optiacts.reporting.errors import ReportError
+from optiacts.reporting.lora import TRAIN_MODES
+from optiacts.reporting.measure import measure as measure_step
+from optiacts.reporting.measure import require_cuda
+from optiacts.reporting.plot import plot as draw
+from optiacts.reporting.presets import PRESETS
+from optiacts.reporting.states import OPTIMIZERS
 
 _UNITS = {
     "": 1,
@@ -185,7 +185,7 @@ def _no_chatter() -> Iterator[None]:
 def _show(reports: list[MemoryReport]) -> None:
     from rich.console import Console
 
-    from optiacts.report.table import rich_tables
+    from optiacts.reporting.table import rich_tables
 
     console = Console(soft_wrap=False)
     for made in reports:

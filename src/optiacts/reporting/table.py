@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from optiacts.report.data import MemoryReport, Stage
-from optiacts.report.sharing import ActivationSite
+from optiacts.held.sharing import ActivationSite
+from optiacts.reporting.data import MemoryReport, Stage
 
 _WORDS = ("", "kind", "layer", "activation", "because")  # columns of words; numbers are set to the right
 

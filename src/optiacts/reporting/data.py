@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from optiacts.report.sharing import ActivationSite
-from optiacts.report.states import States
+from optiacts.held.sharing import ActivationSite
+from optiacts.reporting.states import States
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,6 @@ class MemoryReport:
         return data
 
     def __str__(self) -> str:
-        from optiacts.report.table import markdown
+        from optiacts.reporting.table import markdown
 
         return markdown(self)

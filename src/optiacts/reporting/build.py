@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from optiacts.report.errors import ReportError
-from optiacts.report.lora import set_train_mode
-from optiacts.report.presets import PRESETS
+from optiacts.reporting.errors import ReportError
+from optiacts.reporting.lora import set_train_mode
+from optiacts.reporting.presets import PRESETS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTIONS = ("sdpa", "eager")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from optiacts.report.data import MemoryReport
-from optiacts.report.errors import ReportError
-from optiacts.report.kinds import KINDS
-from optiacts.report.table import unit_of
+from optiacts.reporting.data import MemoryReport
+from optiacts.reporting.errors import ReportError
+from optiacts.reporting.kinds import KINDS
+from optiacts.reporting.table import unit_of
 
 _COLOURS = ("#4e79a7", "#59a14f", "#9c755f", "#bab0ac", "#b07aa1", "#d3d3d3", "#f28e2b", "#e15759")
 
