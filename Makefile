@@ -36,11 +36,11 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
+# All curves, or `make fit ONLY=NAME`.
 fit: $(VENV)/.installed
-	$(BIN)/python tools/fit_curves.py
-	$(BIN)/python tools/fit_short.py
-	$(BIN)/python tools/fit_valley.py
+	$(BIN)/python tools/fit.py $(if $(ONLY),--only $(ONLY))
 
 # On a machine with a GPU, with the torch and triton that are there: nothing is installed.
 gpu-check:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 import optiacts
 from optiacts import curves
+from optiacts.backends import eager
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -78,13 +79,14 @@ def inputs(kind: str, dtype: torch.dtype, count: int, seed: int = 1) -> tuple[Te
 
 def errors(curve: str, kind: str, dtype: torch.dtype, count: int, backend: Any = None, device: str = "cpu") -> Errors:
     """The errors of the public function, or of ``backend``, one of the modules in optiacts.backends."""
-    known, (gate, up, grad) = curves.gate(curve), (tensor.to(device) for tensor in inputs(kind, dtype, count))
+    known, (gate, up, grad) = curves.get(curve), (tensor.to(device) for tensor in inputs(kind, dtype, count))
     if backend is None:
         ours = _gradients(lambda g, u: optiacts.gated(g, u, curve), gate, up, grad)
     else:
-        h, slot, bits = backend.gated_forward(gate, up, known)
+        serving = backend if type(known.decoder) in backend.kinds else eager
+        h, slot, bits = serving.gated_forward(gate, up, known)
         ours = torch.empty_like(h), torch.empty_like(h)
-        backend.gated_backward(grad, h, slot, bits, known, *ours)
+        serving.gated_backward(grad, h, slot, bits, known, *ours)
     if not all(bool(gradient.isfinite().all()) for gradient in ours):
         raise ArithmeticError(f"{curve} {kind} {dtype}: a gradient is not finite")
     theirs = _gradients(lambda g, u: known.forward(g) * u, gate, up, grad)

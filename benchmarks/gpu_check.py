@@ -47,7 +47,7 @@ def main() -> int:
         from optiacts.backends import eager
         from optiacts.backends import triton as triton_backend
 
-        backends.select = lambda x: triton_backend if x.dtype in triton_backend.dtypes else eager
+        backends.select = lambda x, curve: triton_backend if x.dtype in triton_backend.dtypes else eager
 
     report = {"machine": _machine(device), "checks": _checks(device, arguments.dry)}
     failed = [name for name, check in report["checks"].items() if check["status"] == "failed"]

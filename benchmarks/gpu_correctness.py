@@ -18,10 +18,10 @@ from optiacts import ops
 from optiacts.accuracy import errors_against_floors
 from optiacts.backends import eager
 from optiacts.backends import triton as backend
-from optiacts.bits import pack
 from optiacts.curves import CURVES, Curve
-from optiacts.curves.inverse import derivative_from_output
-from optiacts.curves.table import every_value
+from optiacts.decoders.inverse import derivative_from_output
+from optiacts.decoders.table import every_value
+from optiacts.packing import pack
 
 SIXTEEN_BIT = (torch.bfloat16, torch.float16)
 DTYPES = (*SIXTEEN_BIT, torch.float32)
@@ -37,7 +37,6 @@ class BrokenPromiseError(Exception):
 def forward_is_pytorchs(device: torch.device, dry: bool) -> Report:
     """Every 16-bit and every float32 input: our fused forward against PyTorch's op, bit by bit."""
     from optiacts.backends.triton import launch
-    from optiacts.backends.triton.elementary import VENDOR
 
     different: Report = {}
     for name, curve in CURVES.items():
@@ -54,14 +53,11 @@ def forward_is_pytorchs(device: torch.device, dry: bool) -> Report:
                     first = first or float(x[unequal][0])
             if wrong:
                 different[f"{name} {dtype}"] = {"inputs": wrong, "for example": first}
-    allowed, unequal_curves = launch.FUSED_FORWARDS[VENDOR], {key.split()[0] for key in different}
     in_effect = {
         f"{name} {dtype}" for name, curve in CURVES.items() for dtype in DTYPES if launch.fused(curve, dtype, device)
     }
     report = {
         "fused": sorted(in_effect),
-        "may be in launch.FUSED_FORWARDS": sorted(set(CURVES) - unequal_curves),
-        "take out of launch.FUSED_FORWARDS": sorted(unequal_curves & allowed),
         "different": different,
     }
     if in_effect & set(different) and not dry:  # the interpreter's functions are numpy's

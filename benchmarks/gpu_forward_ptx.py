@@ -1,4 +1,4 @@
-"""Are the fused forwards PyTorch's? Compares the PTX of our kernels with what NVRTC makes of the formulas.
+"""Are the fused forwards PyTorch's? Compares the PTX of our kernels with what NVRTC makes of PyTorch's.
 
     pip install nvidia-cuda-nvrtc               (or nvidia-cuda-nvrtc-cu12==12.8.93, ...)
     python benchmarks/gpu_forward_ptx.py        one JSON line per curve, exit status 1 if any differs
@@ -23,14 +23,6 @@ from gpu_codegen import compile_kernel
 
 from optiacts.curves import CURVES
 
-# The float32 arithmetic of PyTorch's kernels, or for QuickGELU of its three ops, which are rounded one by one.
-FORMULAS = {
-    "gelu": "x * 0.5f * (1.0f + erff(x * 0.70710678118654752440f))",
-    "gelu_tanh": "0.5f * x * (1.0f + tanhf(0.79788456080286535588f * (x + 0.044715f * (x * x * x))))",
-    "silu": "x / (1.0f + expf(-x))",
-    "mish": "x * tanhf(log1pf(expf(x)))",
-    "quick_gelu": "__fmul_rn(x, 1.0f / (1.0f + expf(-__fmul_rn(1.702f, x))))",
-}
 ELEMENTS = 8  # per thread of our kernels in float32
 INSTRUCTION = re.compile(
     r"^\s+(?:@!?%p\d+ )?((?:mul|add|sub|fma|ex2|rcp|div|cvt\.(?:sat|rn))[\w.]*f32[\w.]*)\s+([^;]*);", re.MULTILINE
@@ -70,8 +62,10 @@ def main() -> int:
     parser.add_argument("--library", type=Path, help="libnvrtc.so.12 or .13; else that of the installed package")
     library = parser.parse_args().library or _installed()
     all_same = True
-    for name in CURVES:
-        theirs = nvrtc_ptx(library, FORMULAS[name])
+    for name, curve in CURVES.items():
+        if curve.cuda is None:
+            continue
+        theirs = nvrtc_ptx(library, curve.cuda)
         ours = compile_kernel("forward", name, torch.float32, "sm_90").asm["ptx"]
         counts, our_counts = arithmetic(theirs, 1), arithmetic(ours, ELEMENTS)
         missing = constants(theirs) - constants(ours)

@@ -22,7 +22,7 @@ extern "C" {
 
 enum { OPTIACTS_PIECES = 4, OPTIACTS_DEGREE = 8 };
 
-/* The generated decoder of one curve: src/optiacts/curves/_format.py says what the fields mean. */
+/* The generated decoder of one curve: src/optiacts/decoders/polynomials.py says what the fields mean. */
 typedef struct {
     float y_min_high, y_min_low, least;
     float per_depth; /* -1 / y_min */
@@ -31,7 +31,7 @@ typedef struct {
     float scale[OPTIACTS_PIECES];
     float shift[OPTIACTS_PIECES];
     float polynomials[OPTIACTS_DEGREE + 1][OPTIACTS_PIECES];
-    float border, centre; /* of the valley: src/optiacts/curves/valley.py */
+    float border, centre; /* of the valley: src/optiacts/decoders/valley.py */
     float valley_output[OPTIACTS_DEGREE + 1];
     float valley_slope[OPTIACTS_DEGREE + 1];
 } optiacts_curve;

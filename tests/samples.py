@@ -1,14 +1,29 @@
 """Inputs that tests share, and the float64 truth they are judged by."""
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from optiacts.curves import CURVES, Curve
-from optiacts.curves.table import every_value
+from optiacts.conversion.recognition import recognise_function
+from optiacts.curves import CURVES, GATES, VARIANTS, Curve, Unimodal
+from optiacts.decoders.table import every_value
 
-NAMES = list(CURVES)
+NAMES = [name for name, curve in CURVES.items() if isinstance(curve.decoder, Unimodal)]
 SIXTEEN_BIT = [torch.bfloat16, torch.float16]
 DTYPES = [torch.float64, torch.float32, *SIXTEEN_BIT]
+
+
+# As models write them out: gelu_python, gelu_new and gelu_fast of transformers, timm's Swish and Mish.
+_WRITTEN_OUT = (
+    lambda x: x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0))),
+    lambda x: 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0)))),
+    lambda x: 0.5 * x * (1.0 + torch.tanh(x * 0.7978845608 * (1.0 + 0.044715 * x * x))),
+    lambda x: x * torch.sigmoid(x),
+    lambda x: x * torch.tanh(functional.softplus(x)),
+)
+EVERY = [*(name for name in GATES if name not in VARIANTS), *(recognise_function(f).curve for f in _WRITTEN_OUT)]
 
 
 def every_finite(dtype: torch.dtype) -> Tensor:

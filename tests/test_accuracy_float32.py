@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from optiacts.accuracy import float32_errors
-from optiacts.backends import eager
 from optiacts.curves import get
+from optiacts.decoders import decode
 from tests.samples import NAMES, around_minimum, float32_bit_space, true_derivative
 
 
@@ -34,7 +34,7 @@ def test_contract_as_written_for_a_correctly_rounded_output(name: str) -> None:
     """With f(x) rounded once, no allowance is needed."""
     curve, x = get(name), sample(name)
     y = curve.function(x.double(), torch).float()
-    slope = eager.decode(y, x < curve.threshold(x.dtype), curve).double()
+    slope = decode(y, x < curve.threshold(x.dtype), curve).double()
     error = (slope - true_derivative(curve, x)).abs()
     assert error.max() <= 1.2e-4
     assert error[(x.double() - curve.x_min).abs() > 0.1].max() <= 2e-6

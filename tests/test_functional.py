@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 import optiacts
+from optiacts import curves
 from optiacts.functional import apply
+from tests.samples import EVERY
 
 PAIRS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "gelu": (optiacts.gelu, functional.gelu),
@@ -123,3 +125,24 @@ def test_inplace_dropout_after_it_raises() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), optiacts.GELU(), torch.nn.Dropout(0.5, inplace=True))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         model(torch.randn(2, 4)).sum().backward()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_an_activation_by_name_is_its_forward_and_a_gate_by_name_multiplies(name):
+    x = torch.randn(5, 16)
+    for requires_grad in (False, True):
+        leaf = x.clone().requires_grad_(requires_grad)
+        assert torch.equal(optiacts.activation(leaf, name), curves.get(name).forward(x))
+        assert torch.equal(optiacts.activation(leaf * 1, name, inplace=True), curves.get(name).forward(x))
+        assert torch.equal(optiacts.gated(leaf, x, name), curves.get(name).forward(x) * x)
+
+
+def test_the_same_mistake_is_the_same_error():
+    x = torch.randn(4, requires_grad=True)
+    for call in (lambda: optiacts.gelu(x, approximate="erf"), lambda: optiacts.geglu(x, x, approximate="erf")):
+        with pytest.raises(RuntimeError, match="approximate argument must be either none or tanh"):
+            call()
+    for call in (lambda: optiacts.activation(x, "relu6"), lambda: optiacts.gated(x, x, "relu6")):
+        with pytest.raises(optiacts.CurveError, match=r"curve must be one of gelu, .*; got 'relu6'"):
+            call()
+    assert issubclass(optiacts.CurveError, ValueError)

@@ -6,11 +6,13 @@ import torch
 from hypothesis import given, settings
 
 import optiacts
-from optiacts import curves, ops
+from optiacts import curves, decoders, ops
 from optiacts.backends import eager
+from optiacts.decoders import valley
+from tests.samples import EVERY
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
-every_curve = pytest.mark.parametrize("curve", curves.GATES)
+every_curve = pytest.mark.parametrize("curve", EVERY)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
@@ -25,15 +27,15 @@ def _ours(curve, gate, up, grad):
 
 
 def _theirs(curve, gate, up, grad):
-    return _gradients(lambda g, u: curves.gate(curve).forward(g) * u, gate, up, grad)
+    return _gradients(lambda g, u: curves.get(curve).forward(g) * u, gate, up, grad)
 
 
 def _assert_grad_up(by_up, grad, gate, curve):
     """PyTorch's to the bit, but in the valley of float32, where a polynomial gives act(gate)."""
-    known = curves.gate(curve)
+    known = curves.get(curve)
     in_valley = torch.zeros_like(gate, dtype=torch.bool)
-    if known.unimodal and gate.dtype is torch.float32:
-        in_valley = known.in_valley(gate)
+    if isinstance(known.decoder, curves.Unimodal) and gate.dtype is torch.float32:
+        in_valley = valley.contains(known, gate)
     assert torch.equal(by_up[~in_valley], (grad * known.forward(gate))[~in_valley])
     exact = grad.double() * known.function(gate.double(), torch)
     torch.testing.assert_close(by_up[in_valley].double(), exact[in_valley], rtol=4e-7, atol=2.0**-149)
@@ -42,7 +44,7 @@ def _assert_grad_up(by_up, grad, gate, curve):
 @every_dtype
 @every_curve
 def test_eager_gives_up_pytorchs_gradient_to_the_bit(curve, dtype):
-    known, generator = curves.gate(curve), torch.Generator().manual_seed(3)
+    known, generator = curves.get(curve), torch.Generator().manual_seed(3)
     gate, up, grad = torch.randn(3, 4096, generator=generator, dtype=torch.float64).to(dtype)
     saved = eager.gated_forward(gate, up, known)
     normal = saved[0].abs() >= torch.finfo(dtype).tiny
@@ -83,7 +85,7 @@ def test_up_zero_needs_no_slot(curve, dtype):
     _assert_grad_up(by_up, torch.ones_like(gate), gate, curve)
     if curve != "relu":  # the sign of zero survives
         h, slot, bits = ops.gated_forward(gate, up, curve)
-        assert torch.equal(eager.gated_factors(h, slot, bits, curves.gate(curve)).up.signbit(), up.signbit())
+        assert torch.equal(decoders.read(h, slot, bits, curves.get(curve)).up.signbit(), up.signbit())
 
 
 @every_dtype
@@ -97,12 +99,12 @@ def test_underflow_loses_less_than_the_smallest_normal_allows(curve, dtype):
     signs = torch.randn(2, 4096, generator=generator, dtype=torch.float64).sign()
     gate, up = (scale * steps * signs * 0.9).to(dtype)
     h, slot, bits = ops.gated_forward(gate, up, curve)
-    s, u, *_ = eager.gated_factors(h, slot, bits, curves.gate(curve))
-    true_s = curves.gate(curve).forward(gate).double()
+    s, u, *_ = decoders.read(h, slot, bits, curves.get(curve))
+    true_s = curves.get(curve).forward(gate).double()
     size_s, size_up = true_s.abs(), up.double().abs()
     lost = limits.tiny * limits.eps / torch.maximum(size_s, size_up) + 2 * limits.eps * torch.minimum(size_s, size_up)
     under = h.abs() < limits.tiny
-    needed = under & ~((true_s == 0) & curves.gate(curve).left(gate))
+    needed = under & ~((true_s == 0) & curves.get(curve).left(gate))
     assert int(needed.sum()) > 1000
     assert bool(((s.double() - true_s).abs() <= lost)[under].all())
     assert bool(((u.double() - up.double()).abs() <= lost)[needed].all())
@@ -127,7 +129,7 @@ def test_overflow_stays_finite(curve, dtype):
     assert bool(h.isinf().all())
     assert bool(by_gate.isfinite().all()) and bool(by_up.isfinite().all())
     larger_is_up = up.abs() > gate
-    slope = curves.gate(curve).derivative(gate.double().clamp(max=1e3), torch)
+    slope = curves.get(curve).derivative(gate.double().clamp(max=1e3), torch)
     exact = 0.25 * up.double() * slope
     wrong = (by_gate.double() - exact).abs()[larger_is_up]
     assert bool((wrong <= 0.15 * exact.abs()[larger_is_up]).all())  # 1 <= f' <= 1.13 wherever h can overflow
@@ -140,11 +142,11 @@ def test_nan_spreads(curve):
     assert all(t.isnan().all() for t in _ours(curve, nan, one, one))
     h, by_gate, by_up = _ours(curve, one, nan, one)
     assert h.isnan().all() and by_gate.isnan().all()
-    assert torch.equal(by_up, curves.gate(curve).forward(one))
+    assert torch.equal(by_up, curves.get(curve).forward(one))
 
 
 @settings(max_examples=60, deadline=None)
-@given(data=st.data(), dtype=st.sampled_from(DTYPES), curve=st.sampled_from(sorted(curves.GATES)))
+@given(data=st.data(), dtype=st.sampled_from(DTYPES), curve=st.sampled_from(sorted(EVERY)))
 def test_any_finite_inputs(data, dtype, curve):
     """Never NaN where PyTorch's gradients are finite, and grad_up as good as PyTorch's.
 
@@ -164,6 +166,6 @@ def test_any_finite_inputs(data, dtype, curve):
         ours[0].nan_to_num(), theirs[0].nan_to_num()
     )
     for mine, pytorchs in zip(ours[1:], theirs[1:], strict=True):
-        assert not bool((mine.isnan() & pytorchs.isfinite() & curves.gate(curve).forward(gate).isfinite()).any())
+        assert not bool((mine.isnan() & pytorchs.isfinite() & curves.get(curve).forward(gate).isfinite()).any())
     exact_h = (ours[0].abs() >= torch.finfo(dtype).tiny) & ours[0].isfinite()
     _assert_grad_up(ours[2][exact_h], grad[exact_h], gate[exact_h], curve)

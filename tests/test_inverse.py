@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from optiacts.curves import get
-from optiacts.curves.inverse import derivative_from_output, inverse
+from optiacts.decoders.inverse import derivative_from_output, inverse
 from tests.samples import NAMES
 
 

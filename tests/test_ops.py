@@ -1,10 +1,14 @@
 """The low-level ops reject what a backend could read out of bounds."""
 
+import contextlib
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+import optiacts
 from optiacts import ops
-from optiacts.bits import pack, packed_shape, unpack
+from optiacts.packing import pack, packed_shape, unpack
 
 
 def saved() -> tuple[torch.Tensor, torch.Tensor]:
@@ -18,6 +22,41 @@ def test_mismatched_bits(wrong) -> None:  # type: ignore[no-untyped-def]
     y, bits = saved()
     with pytest.raises(ValueError, match=r"bits must be uint8 of shape \(3, 3\)"):
         ops.activation_backward(torch.ones_like(y), y, wrong(bits), "gelu", [])
+
+
+@pytest.mark.parametrize("backward", [ops.gated_backward, ops.gated_backward_fused])
+def test_gated_ops_check_real_and_fake_tensors_alike(backward) -> None:  # type: ignore[no-untyped-def]
+    for mode in (contextlib.nullcontext(), FakeTensorMode()):
+        with mode:
+            h, slot, bits = ops.gated_forward(torch.randn(3, 20), torch.randn(3, 20), "silu")
+            assert bits.shape == (3, 6)
+            backward(torch.ones_like(h), h, slot, bits, "silu")
+            with pytest.raises(ValueError, match=r"bits must be uint8 of shape \(3, 6\) on cpu for silu"):
+                backward(torch.ones_like(h), h, slot, bits[:, :3], "silu")
+            with pytest.raises(ValueError, match="slot must have shape, dtype and device of h"):
+                backward(torch.ones_like(h), h, slot[:2], bits, "silu")
+            with pytest.raises(ValueError, match="up must have shape, dtype and device of gate"):
+                ops.gated_forward(h, h[:2], "silu")
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("shape", [(4, 6), (2, 3, 4, 5)])
+def test_a_gated_product_has_pytorchs_layout(shape, device) -> None:  # type: ignore[no-untyped-def]
+    for gate in (torch.randn(shape), torch.randn(shape).transpose(-1, -2), torch.randn(shape).chunk(2, dim=-1)[0]):
+        with FakeTensorMode() if device == "meta" else contextlib.nullcontext():
+            gate = torch.empty_strided(gate.shape, gate.stride()).normal_()
+            h, slot, _ = ops.gated_forward(gate, gate, "silu")
+            assert h.stride() == (torch.nn.functional.silu(gate) * gate).stride()
+            assert slot.is_contiguous()
+
+
+def test_autograd_nodes_say_whose_they_are() -> None:
+    x = torch.randn(3, 20, requires_grad=True)
+    results = [optiacts.activation(x, "mish"), optiacts.activation(x * 1, "mish", inplace=True)]
+    results += [optiacts.gated(x, x, "mish"), optiacts.swiglu(x)]
+    with torch.autograd.forward_ad.dual_level():
+        results += [optiacts.gated(x, x, "mish"), optiacts.swiglu(x)]
+    assert all(y.grad_fn is not None and y.grad_fn.name().startswith("OptiActs") for y in results)
 
 
 def test_mismatched_grad() -> None:

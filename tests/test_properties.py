@@ -10,7 +10,7 @@ from torch import Tensor
 
 from optiacts.accuracy import exhaustive_errors
 from optiacts.curves import get
-from optiacts.curves.inverse import derivative_from_output
+from optiacts.decoders.inverse import derivative_from_output
 from optiacts.functional import apply
 from tests.samples import NAMES, around_minimum, bits_of, true_derivative
 

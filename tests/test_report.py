@@ -15,12 +15,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import optiacts
-from optiacts.report import MemoryReport, ReportError, report
-from optiacts.report.build import Setting, build
-from optiacts.report.fake import LikeCuda, fake_copy, mode_of, one_sequence_per_row
-from optiacts.report.lora import LoraLinear, set_train_mode
-from optiacts.report.states import OPTIMIZERS, states
-from optiacts.report.trace import trace
+from optiacts.held.fake import LikeCuda, fake_copy, mode_of, one_sequence_per_row
+from optiacts.reporting import MemoryReport, ReportError, report, trace
+from optiacts.reporting.build import Setting, build
+from optiacts.reporting.lora import LoraLinear, set_train_mode
+from optiacts.reporting.states import OPTIMIZERS, states
 
 GIB = 2**30
 
@@ -243,7 +242,7 @@ def test_a_failing_forward_says_what_to_do() -> None:
 MEMORY_OF_70B = """
 import json, resource, sys
 from click.testing import CliRunner
-from optiacts.report.command import report
+from optiacts.reporting.command import report
 result = CliRunner().invoke(report, ["llama-3-70b", "--json"])
 assert result.exit_code == 0, result.output
 made = json.loads(result.stdout)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from optiacts.report.command import report
+from optiacts.reporting.command import report
 
 MODELS = """
 import torch

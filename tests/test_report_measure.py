@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from optiacts.report import ReportError
-from optiacts.report.measure import measure, require_cuda, scalar
+from optiacts.reporting import ReportError
+from optiacts.reporting.measure import measure, require_cuda, scalar
 
 
 def test_what_a_forward_leaves_is_the_growth_since_before_it(monkeypatch: pytest.MonkeyPatch) -> None:

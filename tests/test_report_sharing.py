@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import optiacts
-from optiacts.report import sharing
-from optiacts.report.trace import trace
+from optiacts.reporting import sharing, trace
 
 ROWS, WIDE = 6, 40
 FULL = ROWS * WIDE * 4  # one fp32 tensor between the layers

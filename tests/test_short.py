@@ -1,11 +1,11 @@
-"""The decoders of 16-bit outputs in arithmetic (curves/short.py), evaluated here as the GPU kernels do it."""
+"""The decoders of 16-bit outputs in arithmetic (decoders/short.py), evaluated here as the GPU kernels do it."""
 
 import pytest
 import torch
 
 from optiacts import curves
 from optiacts.accuracy import errors_against_floors
-from optiacts.curves.short import short_decoder
+from optiacts.decoders.short import short_decoder
 from tests.samples import NAMES, SIXTEEN_BIT, every_finite, true_derivative
 
 
@@ -17,7 +17,7 @@ def _polynomial(v, coefficients):
 
 
 def _decoded(curve, x):
-    s, y, left = short_decoder(curve.name, x.dtype), curve.forward(x).float(), curve.left(x)
+    s, y, left = short_decoder(curve, x.dtype), curve.forward(x).float(), curve.left(x)
     above = (y - s.y_min).clamp(s.least, s.most)
     v = torch.where(left, -torch.log2((y * s.scale).clamp(s.smallest, s.largest)), above).sqrt()
     fall = torch.exp2(above * _polynomial(above, s.envelope))

@@ -15,7 +15,8 @@ from torch.overrides import BaseTorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import optiacts
-from optiacts import _torch, autograd, autograd_gated, functional, ops
+from optiacts import _torch, functional
+from optiacts.ops import activation, gated, library
 
 
 class AddsInExport(nn.Module):
@@ -118,7 +119,7 @@ def test_run_is_apply() -> None:
     def through(apply: Callable[..., Any]) -> Callable[[Tensor], Tensor]:
         return lambda x: apply(x, "silu")[0].sum()
 
-    function = autograd._DualActivation
+    function = activation.OptiActsDualActivation
     ours, theirs = through(lambda *args: _torch.run(function, *args)), through(function.apply)
     for gradient in (torch.func.grad, lambda f: torch.func.vmap(torch.func.grad(f)), torch.func.hessian):
         torch.testing.assert_close(gradient(ours)(x), gradient(theirs)(x), rtol=0, atol=0)
@@ -174,11 +175,11 @@ def without_names(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
             names.delattr(owner, name)
         spec.loader.exec_module(module)
         assert module.forward_mode()
-    for user in (autograd, autograd_gated, ops):
+    for user in (activation, gated, library):
         for name in set(vars(user)) & {"run", "transforms_active", "mode_count", "dispatch_keys"}:
             monkeypatch.setattr(user, name, getattr(module, name))
-    ops._plain_keys.cache_clear()
-    monkeypatch.setattr(autograd_gated, "forward_mode", lambda: True)
+    library._plain_keys.cache_clear()
+    monkeypatch.setattr(gated, "forward_mode", lambda: True)
     return module
 
 
@@ -199,7 +200,7 @@ def test_without_a_name_results_are_the_same(
     with FakeTensorMode():
         assert module.once(lambda: torch.ones(2))().tolist() == [1, 1]
     torch.testing.assert_close(results(), wanted, rtol=0, atol=0)
-    ops._plain_keys.cache_clear()
+    library._plain_keys.cache_clear()
 
 
 def test_several_views() -> None:

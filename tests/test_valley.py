@@ -1,18 +1,14 @@
 """The valley around the minimum, where a gated product saves gate itself: its borders and its polynomials."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from optiacts import curves, ops
-from optiacts.curves.table import slot_table
-from tests.samples import DTYPES, NAMES, SIXTEEN_BIT, around_minimum, every_finite, float32_bit_space
+from optiacts.decoders import valley
+from optiacts.decoders.table import slot_table
+from tests.samples import DTYPES, EVERY, NAMES, SIXTEEN_BIT, around_minimum, every_finite, float32_bit_space
 
-TOOL = Path(__file__).parents[1] / "tools" / "fit_valley.py"
-UNIMODAL = [name for name in curves.GATES if curves.gate(name).unimodal]
+UNIMODAL = [name for name in EVERY if isinstance(curves.get(name).decoder, curves.Unimodal)]
 
 
 def _every(dtype):
@@ -23,21 +19,17 @@ def _every(dtype):
 
 
 def _inside(curve, dtype, count=10_001):
-    low, high = curve.valley(dtype)
+    low, high = valley.borders(curve, dtype)
     gate = torch.linspace(low, high, count, dtype=torch.float64)
     return gate.to(dtype)
-
-
-def test_rerunning_the_tool_reproduces_the_committed_file():
-    assert subprocess.run([sys.executable, str(TOOL), "--check"]).returncode == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", UNIMODAL)
 def test_no_output_lies_at_or_below_the_border(name, dtype):
     """Else it would be read as a gate. The border itself is below the minimum, x_min in the valley."""
-    curve = curves.gate(name)
-    low, border = curve.valley(dtype)
+    curve = curves.get(name)
+    low, border = valley.borders(curve, dtype)
     y = curve.forward(_every(dtype))
     assert bool((y > border).all())
     assert low < curve.x_min < border < curve.y_min
@@ -46,9 +38,9 @@ def test_no_output_lies_at_or_below_the_border(name, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", UNIMODAL)
 def test_the_slot_is_gate_in_the_valley_and_the_output_outside(name, dtype):
-    curve, gate = curves.gate(name), _every(dtype)
+    curve, gate = curves.get(name), _every(dtype)
     h, slot, _ = ops.gated_forward(gate, torch.ones_like(gate), name)
-    in_valley, normal = curve.in_valley(gate), h.abs() >= torch.finfo(dtype).tiny
+    in_valley, normal = valley.contains(curve, gate), h.abs() >= torch.finfo(dtype).tiny
     assert in_valley.sum() > 50
     assert torch.equal(slot[in_valley], gate[in_valley])
     assert torch.equal(slot[normal & ~in_valley], curve.forward(gate)[normal & ~in_valley])
@@ -59,8 +51,8 @@ def test_the_slot_is_gate_in_the_valley_and_the_output_outside(name, dtype):
 def test_polynomials_are_the_mathematics(name, dtype):
     """In float32, the arithmetic of the kernels. In 16 bits their error is lost in the rounding that follows."""
     curve = curves.get(name)
-    valley, gate = curve.valley_polynomials(dtype), _inside(curve, dtype)
-    t = gate.float() - valley.centre
+    around, gate = valley.polynomials(curve, dtype), _inside(curve, dtype)
+    t = gate.float() - around.centre
 
     def polynomial(coefficients):
         value = torch.full_like(t, coefficients[-1])
@@ -71,8 +63,8 @@ def test_polynomials_are_the_mathematics(name, dtype):
     exact = curve.function(gate.double(), torch)
     half = torch.finfo(dtype).eps / 2
     half_ulp = half * torch.exp2(torch.floor(torch.log2(exact.abs())))
-    output = ((polynomial(valley.output) - exact).abs() / half_ulp).max()
-    slope = (polynomial(valley.slope) - curve.derivative(gate.double(), torch)).abs().max() / half
+    output = ((polynomial(around.output) - exact).abs() / half_ulp).max()
+    slope = (polynomial(around.slope) - curve.derivative(gate.double(), torch)).abs().max() / half
     # float32: PyTorch's own forward is off by 4 to 16 half units there
     assert output <= (8 if dtype is torch.float32 else 0.05)
     assert slope <= (2 if dtype is torch.float32 else 0.1)

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from optiacts.report import MemoryReport, report
-from optiacts.report.build import Setting, build
-from optiacts.report.plot import plot
-from optiacts.report.table import GIB
+from optiacts.reporting import MemoryReport, report
+from optiacts.reporting.build import Setting, build
+from optiacts.reporting.plot import plot
+from optiacts.reporting.table import GIB
 
 ROOT = Path(__file__).parents[1]
 FOLDER, README = ROOT / "docs" / "figures", ROOT / "README.md"

@@ -1,14 +1,15 @@
 """Activation functions that keep their output, and at most one bit per element, for the backward pass."""
 
 from optiacts.conversion import Conversion, ConversionReport, convert, revert
+from optiacts.curves import CurveError
 from optiacts.doctor import Diagnosis, doctor
-from optiacts.functional import gelu, mish, quick_gelu, silu
+from optiacts.functional import activation, gelu, mish, quick_gelu, silu
 from optiacts.functional_gated import gated, geglu, reglu, swiglu
-from optiacts.memory import SavedMemory, SavedStorage, saved_memory
+from optiacts.held.memory import SavedMemory, SavedStorage, saved_memory
 from optiacts.nn import GELU, Mish, QuickGELU, SiLU
 from optiacts.nn_gated import GEGLU, ReGLU, SwiGLU
 from optiacts.overwritten import OverwrittenError
-from optiacts.report import report
+from optiacts.reporting import ReportError, report
 
 __version__ = "0.1.0"
 
@@ -17,15 +18,18 @@ __all__ = [
     "GELU",
     "Conversion",
     "ConversionReport",
+    "CurveError",
     "Diagnosis",
     "Mish",
     "OverwrittenError",
     "QuickGELU",
     "ReGLU",
+    "ReportError",
     "SavedMemory",
     "SavedStorage",
     "SiLU",
     "SwiGLU",
+    "activation",
     "convert",
     "doctor",
     "gated",

@@ -109,11 +109,11 @@ _no_dispatch_modes: Callable[[], Any] = _bound(
 """Puts dispatch modes aside; what stands in its place imports the modes of all compilers."""
 
 
-def once(make: Callable[P, T]) -> Callable[P, T]:
-    """``functools.cache`` for what is made with tensors: always as if the first call were outside any mode.
+def undisturbed(make: Callable[P, T]) -> Callable[P, T]:
+    """``make``, always as if it were called outside any mode.
 
-    A table from within ``torch.device("meta")`` would have no values, one from FakeTensorMode would be fake, and one
-    from ``torch.inference_mode`` lack dispatch keys, for the rest of the process.
+    Tensors from within ``torch.device("meta")`` would have no values, those from FakeTensorMode would be fake, and
+    those from ``torch.inference_mode`` lack dispatch keys.
     """
 
     @functools.wraps(make)
@@ -127,7 +127,12 @@ def once(make: Callable[P, T]) -> Callable[P, T]:
         ):
             return make(*args, **kwargs)
 
-    return functools.cache(outside)  # type: ignore[return-value]
+    return outside
+
+
+def once(make: Callable[P, T]) -> Callable[P, T]:
+    """``functools.cache`` for what is made with tensors, ``undisturbed``: they stay for the rest of the process."""
+    return functools.cache(undisturbed(make))  # type: ignore[return-value]
 
 
 def register_sharding(op: Any) -> Callable[[Callable[..., Any]], Any]:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from optiacts.backends import eager
 from optiacts.curves import CURVES, Curve, get
-from optiacts.curves.inverse import derivative_from_output
-from optiacts.curves.table import every_value, normal_mass, table_index
+from optiacts.decoders import decode, derivative_from_output
+from optiacts.decoders.table import every_value, normal_mass, table_index
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def exhaustive_errors(name: str, dtype: torch.dtype) -> Errors:
     curve, x = get(name), every_value(dtype)
     x = x[x.isfinite()]
     y = curve.forward(x)
-    return errors_against_floors(curve, x, y, eager.decode(y, x < curve.threshold(dtype), curve))
+    return errors_against_floors(curve, x, y, decode(y, x < curve.threshold(dtype), curve))
 
 
 def errors_against_floors(curve: Curve, x: Tensor, y: Tensor, decoded: Tensor) -> Errors:
@@ -83,7 +82,7 @@ def float32_errors(curve: Curve, x: Tensor) -> Float32Errors:
     """The errors of ``curve`` at the float32 inputs ``x``."""
     y, left = curve.forward(x), x < curve.threshold(x.dtype)
     slope, far = curve.derivative(x.double(), torch), (x.double() - curve.x_min).abs() > 0.1
-    decoded, exact = eager.decode(y, left, curve).double(), derivative_from_output(curve, y.double(), left)
+    decoded, exact = decode(y, left, curve).double(), derivative_from_output(curve, y.double(), left)
     error, exact_error = (decoded - slope).abs(), (exact - slope).abs()
     return Float32Errors(
         decode_far=float((decoded - exact).abs()[far].max()),

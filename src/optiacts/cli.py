@@ -11,7 +11,7 @@ except ImportError:
     sys.exit("the optiacts command needs its extra: pip install 'optiacts[report]'")
 
 from optiacts import doctor as diagnose
-from optiacts.report.command import report
+from optiacts.reporting.command import report
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from optiacts import autograd, curves, sharding
+from optiacts import curves
 from optiacts._torch import TRACERS, is_exporting, is_one_of_several_views
+from optiacts.ops import activation as ops
+from optiacts.ops import sharding
 
 _DTYPES = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
 
@@ -34,9 +36,7 @@ def gelu(input: Tensor, approximate: str = "none", inplace: bool = False) -> Ten
     Returns:
         The tensor ``torch.nn.functional.gelu`` returns. Saved for backward: it, and one bit per element.
     """
-    if approximate not in ("none", "tanh"):
-        return functional.gelu(input, approximate=approximate)  # raises PyTorch's own error
-    return apply("gelu_tanh" if approximate == "tanh" else "gelu", input, inplace)
+    return activation(input, gelu_curve(input, approximate), inplace)
 
 
 def silu(input: Tensor, inplace: bool = False) -> Tensor:
@@ -49,7 +49,7 @@ def silu(input: Tensor, inplace: bool = False) -> Tensor:
     Returns:
         The tensor ``torch.nn.functional.silu`` returns. Saved for backward: it, and one bit per element.
     """
-    return apply("silu", input, inplace)
+    return activation(input, "silu", inplace)
 
 
 def mish(input: Tensor, inplace: bool = False) -> Tensor:
@@ -62,7 +62,7 @@ def mish(input: Tensor, inplace: bool = False) -> Tensor:
     Returns:
         The tensor ``torch.nn.functional.mish`` returns. Saved for backward: it, and one bit per element.
     """
-    return apply("mish", input, inplace)
+    return activation(input, "mish", inplace)
 
 
 def quick_gelu(input: Tensor, inplace: bool = False) -> Tensor:
@@ -75,15 +75,40 @@ def quick_gelu(input: Tensor, inplace: bool = False) -> Tensor:
     Returns:
         The value of that expression. Saved for backward: it, and one bit per element.
     """
-    return apply("quick_gelu", input, inplace)
+    return activation(input, "quick_gelu", inplace)
 
 
-def apply(curve: str, input: Tensor, inplace: bool = False) -> Tensor:
-    """The activation called ``curve``; ``ValueError`` lists the known names if it is none of them."""
-    known = curves.get(curve)
-    if not saves_memory(input) or compiles_autocast(known, input) or (inplace and not _may_be_overwritten(input)):
-        return known.forward_(input) if inplace else known.forward(input)
-    return autograd.activation_(input, curve) if inplace else autograd.activation(input, curve)
+def activation(input: Tensor, name: str, inplace: bool = False) -> Tensor:
+    """The activation called ``name``.
+
+    Args:
+        input: a tensor of any shape and layout; float64, float32, bfloat16 or float16 to save memory.
+        name: that of any curve in ``optiacts.curves``: "gelu", "mish", ...
+        inplace: write the result into the storage of ``input``, while gradients are on as well.
+
+    Returns:
+        The value that the curve's own forward has. Saved for backward: it, and at most one bit per element.
+
+    Raises:
+        CurveError: a ``ValueError`` that lists the known names.
+    """
+    curve = curves.get(name)
+    unseen = inplace and not _may_be_overwritten(input)
+    if curve.keeps_output or unseen or not saves_memory(input) or compiles_autocast(curve, input):
+        return curve.forward_(input) if inplace else curve.forward(input)
+    return ops.activation_(input, curve.name) if inplace else ops.activation(input, curve.name)
+
+
+def apply(name: str, input: Tensor, inplace: bool = False) -> Tensor:
+    """``activation`` for converted forwards, which name the curve first."""
+    return activation(input, name, inplace)
+
+
+def gelu_curve(input: Tensor, approximate: str) -> str:
+    """The name of GELU's curve; PyTorch's own ``RuntimeError`` if there is no such approximation."""
+    if approximate not in ("none", "tanh"):
+        functional.gelu(input, approximate=approximate)
+    return "gelu_tanh" if approximate == "tanh" else "gelu"
 
 
 def _may_be_overwritten(input: Tensor) -> bool:
@@ -97,7 +122,7 @@ def _may_be_overwritten(input: Tensor) -> bool:
 
 def compiles_autocast(curve: curves.Curve, input: Tensor) -> bool:
     """A variant compiled under autocast: autocast may widen steps of it, but does not reach into our op then."""
-    return curve.fit is not None and torch.compiler.is_compiling() and torch.is_autocast_enabled(input.device.type)
+    return curve.base is not None and torch.compiler.is_compiling() and torch.is_autocast_enabled(input.device.type)
 
 
 def saves_memory(input: Tensor) -> bool:

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from optiacts import autograd_gated, curves, sharding
-from optiacts.functional import compiles_autocast, passes_our_ops, saves_memory
+from optiacts import curves
+from optiacts.functional import compiles_autocast, gelu_curve, passes_our_ops, saves_memory
+from optiacts.ops import gated as ops
+from optiacts.ops import sharding
 
 
 def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
@@ -40,14 +42,12 @@ def geglu(gate: Tensor, up: Tensor | None = None, approximate: str = "none") -> 
     Args:
         gate: a tensor of any shape and layout; float64, float32, bfloat16 or float16 to save memory.
         up: a tensor of the same shape and dtype, or nothing: see ``swiglu``.
-        approximate: ``"none"`` or ``"tanh"``, as for ``torch.nn.functional.gelu``.
+        approximate: ``"none"`` or ``"tanh"``; PyTorch raises ``RuntimeError`` on anything else.
 
     Returns:
         The tensor that ``gelu(gate) * up`` is. Saved for backward: it, one slot of its size, two bits per element.
     """
-    if approximate not in ("none", "tanh"):
-        raise ValueError(f"approximate must be 'none' or 'tanh'; got {approximate!r}")
-    return gated(gate, up, "gelu" if approximate == "none" else "gelu_tanh")
+    return gated(gate, up, gelu_curve(gate, approximate))
 
 
 def reglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
@@ -63,27 +63,30 @@ def reglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
     return gated(gate, up, "relu")
 
 
-def gated(gate: Tensor, up: Tensor | None, curve: str) -> Tensor:
-    """act(gate) * up with the activation called ``curve``.
+def gated(gate: Tensor, up: Tensor | None, name: str) -> Tensor:
+    """act(gate) * up with the activation called ``name``.
 
     Args:
         gate: a tensor of any shape and layout; float64, float32, bfloat16 or float16 to save memory.
         up: a tensor of the same shape and dtype, or None: see ``swiglu``.
-        curve: "gelu", "gelu_tanh", "silu", "mish", "quick_gelu" or "relu".
+        name: that of any curve in ``optiacts.curves``: "gelu", "mish", "relu", ...
 
     Returns:
         The value of the expression. Saved for backward: it, one slot of its size, two bits per element.
+
+    Raises:
+        CurveError: a ``ValueError`` that lists the known names.
     """
-    known = curves.gate(curve)
+    curve = curves.get(name)
     if up is None:
         if gate.ndim == 0 or gate.shape[-1] % 2:
             raise ValueError(f"gate without up must have an even last dimension; got shape {tuple(gate.shape)}")
-        if saves_memory(gate) and sharding.supports_gated(gate) and not compiles_autocast(known, gate):
-            return autograd_gated.gated_fused(gate, curve)
+        if saves_memory(gate) and sharding.supports_gated(gate) and not compiles_autocast(curve, gate):
+            return ops.gated_fused(gate, curve.name)
         gate, up = gate.chunk(2, dim=-1)  # of a DTensor with sharded rows: gathered, and then two tensors to us
-    if saves_memory(gate) and matches(up, gate) and not compiles_autocast(known, gate):
-        return autograd_gated.gated(gate, up, curve)
-    return known.forward(gate) * up
+    if saves_memory(gate) and matches(up, gate) and not compiles_autocast(curve, gate):
+        return ops.gated(gate, up, curve.name)
+    return curve.forward(gate) * up
 
 
 def matches(up: Tensor, gate: Tensor) -> bool:

@@ -6,6 +6,7 @@ so that the meaning of the packed bits does not hang on strides, which a compile
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -39,3 +40,15 @@ def permute(x: Tensor, order: Order) -> Tensor:
 def restore(x: Tensor, order: Order) -> Tensor:
     """Undoes ``permute``."""
     return x.permute([order.index(d) for d in range(len(order))]) if order else x
+
+
+def by_rows(x: Tensor) -> tuple[Tensor, int]:
+    """``x`` and the stride of its rows, if it has equally spaced, dense rows; else a contiguous copy of it."""
+    columns = x.shape[-1] if x.ndim else 1
+    if x.is_contiguous():
+        return x, columns
+    leading = [(size, stride) for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True) if size > 1]
+    even = all(outer == size * stride for (_, outer), (size, stride) in itertools.pairwise(leading))
+    if even and (x.stride(-1) == 1 or columns == 1):
+        return x, leading[-1][1] if leading else columns
+    return x.contiguous(), columns

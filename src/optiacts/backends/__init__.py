@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Protocol
 
 import torch
@@ -9,19 +10,20 @@ from torch import Tensor
 
 from optiacts.backends import eager, native, triton
 from optiacts.curves import Curve
-from optiacts.layouts import Order
+from optiacts.layouts import Order, memory_order
 
 
 class Backend(Protocol):
     """What a backend module offers.
 
     ``order`` is the memory order of the dimensions (see ``optiacts.layouts``). ``bits`` are packed along the last
-    dimension in that order (see ``optiacts.bits``). Backward gets its tensors permuted into it already; forward
+    dimension in that order (see ``optiacts.packing``). Backward gets its tensors permuted into it already; forward
     does not, since PyTorch's own forward may round differently by layout.
     """
 
     name: str
     dtypes: frozenset[torch.dtype]
+    kinds: frozenset[type]  # of the decoders that it has kernels for
 
     def unavailable(self, device: torch.device) -> str | None:
         """Why the backend cannot serve ``device``, or None if it can."""
@@ -47,10 +49,26 @@ class Backend(Protocol):
 BACKENDS: tuple[Backend, ...] = (native, triton, eager)  # fastest first
 
 
-def select(x: Tensor) -> Backend:
-    """The fastest backend that serves the device and dtype of ``x``."""
-    fast: Backend = native if x.is_cpu else triton
-    return fast if x.dtype in fast.dtypes and fast.unavailable(x.device) is None else eager
+def select(x: Tensor, curve: Curve) -> Backend:
+    """The fastest backend that serves the device and dtype of ``x`` and has a kernel for ``curve``."""
+    kind: type = type(curve.decoder)
+    return _select(x.device, x.dtype, kind)
 
 
-__all__ = ["BACKENDS", "Backend", "select"]
+@functools.cache
+def _select(device: torch.device, dtype: torch.dtype, kind: type) -> Backend:
+    fast: Backend = native if device.type == "cpu" else triton
+    able = dtype in fast.dtypes and kind in fast.kinds
+    return fast if able and fast.unavailable(device) is None else eager
+
+
+def gated_order(gate: Tensor) -> Order:
+    """The order in which a backend wants the dimensions of a gated product's inputs.
+
+    On the CPU as they are: PyTorch's GELU rounds differently by layout there, and only on the layout given are its
+    bits PyTorch's.
+    """
+    return [] if gate.is_cpu else memory_order(gate)
+
+
+__all__ = ["BACKENDS", "Backend", "gated_order", "select"]

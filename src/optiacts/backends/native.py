@@ -26,15 +26,17 @@ from torch import Tensor
 from optiacts import curves
 from optiacts._torch import once
 from optiacts.backends import eager
-from optiacts.bits import packed_shape
-from optiacts.curves import Curve
-from optiacts.curves._format import DEGREE, PIECES
-from optiacts.curves.table import slot_table
-from optiacts.layouts import Order, permute
+from optiacts.curves import Curve, Unimodal
+from optiacts.decoders import valley
+from optiacts.decoders.polynomials import DEGREE, PIECES, coefficients
+from optiacts.decoders.table import slot_table
+from optiacts.layouts import Order, by_rows, permute
+from optiacts.packing import packed_shape
 
 name = "native"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of csrc/optiacts.h
 dtypes = frozenset(_DTYPES)
+kinds: frozenset[type] = frozenset((Unimodal,))
 LEVELS = ("portable", "avx2", "avx512")
 FILE = "_native.so"
 
@@ -90,12 +92,10 @@ def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> 
 
 def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor, Tensor]:
     """h = act(gate) * up, the slot and the packed bits; rows of gate and up may lie apart (a fused projection's)."""
-    if not curve.unimodal:
-        return eager.gated_forward(gate, up, curve)
     constants = _constants(curve.name, gate.dtype)
     rows, cols = _rows(gate)
-    gate_rows, gate_stride = _by_rows(gate)
-    up, up_stride = _by_rows(up)
+    gate_rows, gate_stride = by_rows(gate)
+    up, up_stride = by_rows(up)
     if gate.nbytes >= _HUGE_PAGES_FROM and curve.forward_out is not None and gate_rows is gate:
         slot = curve.forward_out(gate.detach(), _result_like(gate, contiguous=True))
     else:
@@ -103,7 +103,7 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tenso
         if slot.dtype != gate.dtype:  # widened by autocast
             return eager.gated_forward(gate, up, curve)
     h = _result_like(slot)
-    bits = gate.new_empty((*gate.shape[:-1], 2 * ((cols + 7) // 8)), dtype=torch.uint8)
+    bits = gate.new_empty(packed_shape(gate.shape, 2), dtype=torch.uint8)
     _library().optiacts_gated_forward(
         constants.dtype, gate_rows.data_ptr(), gate_stride, up.data_ptr(), up_stride,
         h.data_ptr(), slot.data_ptr(), bits.data_ptr(), rows, cols, *constants.borders, threads(),
@@ -115,13 +115,10 @@ def gated_backward(
     grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, curve: Curve, grad_gate: Tensor, grad_up: Tensor
 ) -> None:
     """Writes grad * up * f'(gate) and grad * act(gate), in place into the halves of a fused projection's gradient."""
-    if not curve.unimodal:
-        eager.gated_backward(grad, h, slot, bits, curve, grad_gate, grad_up)
-        return
     constants = _constants(curve.name, h.dtype)
     grad, h, slot, bits = grad.contiguous(), h.contiguous(), slot.contiguous(), bits.contiguous()
-    gate_out, gate_stride = _by_rows(grad_gate)  # a copy if its rows are not regular
-    up_out, up_stride = _by_rows(grad_up)
+    gate_out, gate_stride = by_rows(grad_gate)  # a copy if its rows are not regular
+    up_out, up_stride = by_rows(grad_up)
     rows, cols = _rows(h)
     for result, stride in ((gate_out, gate_stride), (up_out, up_stride)):
         _ask_for_huge_pages(result, rows * stride * result.itemsize)
@@ -175,18 +172,6 @@ def _pack(x: Tensor, constants: _Constants) -> Tensor:
     return bits
 
 
-def _by_rows(x: Tensor) -> tuple[Tensor, int]:
-    """``x``, or a contiguous copy of it, as rows at one distance, and that distance in elements."""
-    shape, strides = x.shape, x.stride()
-    cols = shape[-1] if shape else 1
-    if x.is_contiguous():
-        return x, cols
-    regular = all(strides[d] == strides[d + 1] * shape[d + 1] for d in range(x.ndim - 2))
-    if regular and x.ndim > 1 and strides[-1] == 1 and strides[-2] >= cols:
-        return x, strides[-2]
-    return x.contiguous(), cols
-
-
 def _result_like(x: Tensor, contiguous: bool = False) -> Tensor:
     out = torch.empty_like(x, memory_format=torch.contiguous_format if contiguous else torch.preserve_format)
     _ask_for_huge_pages(out, out.nbytes)
@@ -220,7 +205,7 @@ def _constants(curve: str, dtype: torch.dtype) -> _Constants:
         dtype=_DTYPES.index(dtype),
         first=first,
         span=span,
-        borders=(threshold, *known.valley(dtype)),
+        borders=(threshold, *valley.borders(known, dtype)),
         decoder=decoder.data_ptr() if isinstance(decoder, Tensor) else ctypes.addressof(decoder),
         decoder_owner=decoder,
     )
@@ -256,11 +241,11 @@ class _Struct(ctypes.Structure):
 
 
 def _struct(curve: Curve) -> _Struct:
-    c, valley = curve.coefficients, curve.valley_polynomials(torch.float32)
+    c, around = coefficients(curve), valley.polynomials(curve, torch.float32)
     rows = tuple((ctypes.c_float * PIECES)(*row) for row in c.polynomials)
     return _Struct(
-        c.y_min_high, c.y_min_low, c.least, -1 / c.y_min, c.limits, c.breaks, c.scale, c.shift, rows,
-        curve.valley(torch.float32)[1], valley.centre, valley.output, valley.slope,
+        c.y_min_high, c.y_min_low, c.least, -1 / curve.y_min, c.limits, c.breaks, c.scale, c.shift, rows,
+        valley.borders(curve, torch.float32)[1], around.centre, around.output, around.slope,
     )  # fmt: skip
 
 

@@ -31,7 +31,6 @@ from optiacts.conversion.callees import Scope
 from optiacts.conversion.lookup import MISSING, module_attribute
 from optiacts.conversion.purity import ImpureError, Pin, pins_of, pins_of_expression
 from optiacts.conversion.source import Function, position, rebuilt
-from optiacts.curves._variant import variant
 
 # Constants in models' code have 8 digits and more.
 _TOLERANCE = 2e-8
@@ -160,7 +159,7 @@ def _recognised(
 ) -> Recognised:
     """The result for a function, or for the expression ``part`` of it, that depends on ``pins``."""
     pins = tuple({(id(pin.root), pin.path): pin for pin in pins}.values())
-    key = (part, *((id(pin.root), pin.path, _identity(pin.value)) for pin in pins))
+    key = (part, *curves.CURVES, *((id(pin.root), pin.path, _identity(pin.value)) for pin in pins))
     with _lock:
         met = _met.setdefault(function.__code__, {})
     if key not in met:
@@ -202,14 +201,15 @@ def _compared(run: Callable[[Tensor], Any]) -> tuple[str, str, bool, Steps]:
     trial = _tried(run)
     if trial is None:
         raise ImpureError("does not run on a tensor alone")
-    for base, inplace, theirs in _exact():
+    exact = _exact(tuple(curves.CURVES))
+    for base, inplace, theirs in exact:
         if trial.steps == theirs.steps and trial.agrees(theirs):
             return base, base, inplace, ()
     if trial.inplace:
         raise ImpureError("overwrites its input")
     if any(step.operation in _CORNERED for step in trial.steps):
         raise ImpureError("no curve has its values and gradients")
-    for base, inplace, theirs in _exact():
+    for base, inplace, theirs in exact:
         if not inplace and base in curves.CURVES and trial.agrees(theirs):
             return define_variant(base, trial.steps), base, False, trial.steps
     raise ImpureError("no curve has its values and gradients")
@@ -221,9 +221,7 @@ def define_variant(base: str, steps: Steps) -> str:
     The name follows from the steps alone, so equal ones in other classes and other processes get it as well.
     """
     name = f"{base}/{hashlib.sha256(repr(steps).encode()).hexdigest()[:12]}"
-    if name not in curves.VARIANTS:
-        curves.VARIANTS[name] = variant(curves.get(base), name, _Replay(steps))
-    return name
+    return curves.variant(base, name, _Replay(steps)).name
 
 
 class _Replay:
@@ -365,10 +363,10 @@ def _undisturbed() -> Iterator[None]:
 
 
 @functools.cache
-def _exact() -> list[tuple[str, bool, _Trial]]:
-    """The forwards of our curves, out of place and in place, tried: curve, whether in place, what came out."""
+def _exact(names: tuple[str, ...]) -> list[tuple[str, bool, _Trial]]:
+    """The forwards of these curves, out of place and in place, tried: curve, whether in place, what came out."""
     runs: list[tuple[str, Callable[[Tensor], Tensor]]] = [
-        *((name, curve.forward) for name, curve in curves.CURVES.items()),
+        *((name, curves.get(name).forward) for name in names),
         ("silu", functools.partial(F.silu, inplace=True)),
         ("mish", functools.partial(F.mish, inplace=True)),
         ("relu", torch.relu),

@@ -20,7 +20,10 @@ from torch.nn import Module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from optiacts.memory import saved_memory
+from optiacts.conversion.sites import curve_of
+from optiacts.held.fake import fake_copy, mode_of, one_sequence_per_row
+from optiacts.held.memory import saved_memory
+from optiacts.held.sharing import sharing, without_gain
 from optiacts.overwritten import OverwrittenError
 
 _MOST = 100  # rounds of finding one more output that is changed in place
@@ -45,9 +48,6 @@ def rehearse(model: Module, example_inputs: Any, convert: Callable[[Module, dict
     Raises:
         ValueError: the model does not run on ``example_inputs``, or not on fake tensors.
     """
-    from optiacts.report.fake import fake_copy, mode_of, one_sequence_per_row  # the report stands above
-    from optiacts.report.sharing import sharing, without_gain
-
     keywords = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
     positional = example_inputs if isinstance(example_inputs, tuple) else () if keywords else (example_inputs,)
     found = Rehearsal()
@@ -56,7 +56,7 @@ def rehearse(model: Module, example_inputs: Any, convert: Callable[[Module, dict
             copied, args, kwargs = fake_copy(model, positional, keywords)
             with torch.enable_grad(), mode_of(copied, (args, kwargs)), one_sequence_per_row():
                 with _OneDtype():
-                    found.reasons = without_gain(sharing(copied, *args, **kwargs))
+                    found.reasons = without_gain(sharing(curve_of, copied, *args, **kwargs))
                 before = saved_memory(copied, *args, **kwargs)
                 _backward(before.output)
         except Exception as error:

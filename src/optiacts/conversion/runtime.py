@@ -94,7 +94,7 @@ def helpers(
         result = _product(act, up, place, operator.mul)
         if isinstance(result, Tensor) and (result.dtype, result.shape) == (act.gate.dtype, act.gate.shape):
             return result  # the values of the product in place, and backward keeps its factor
-        value = curves.gate(act.curve).forward(act.gate)
+        value = curves.get(act.curve).forward(act.gate)
         value *= up
         return value
 

@@ -178,6 +178,12 @@ def activation(module: Module) -> Recognised | None:
         return None
 
 
+def curve_of(module: Module) -> str | None:
+    """The curve of an activation module that holds its input, or did before conversion; None for any other."""
+    found = activation(module)
+    return found.base if found is not None and found.keeps_input else None
+
+
 def _written_out(scope: Scope, calls: dict[Position, Site]) -> Iterator[Site]:
     """Activations that are written out as an expression of one local variable."""
     pending: list[ast.AST] = list(ast.iter_child_nodes(scope.node))

@@ -1,34 +1,93 @@
-"""What the rest of the library knows about one activation."""
+"""What a curve is: the mathematics of one activation, the names it goes by, and the kind of decoder that it has."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from optiacts._torch import once
-from optiacts.curves._format import Coefficients, load
-from optiacts.curves.valley import Valley, load_valleys
-
-# The upper border of the valley in units of y_min: below every output, and above x_min for every curve.
-BORDER = 1.5
 
 # A formula takes the point and a namespace with exp, erfc, tanh and log1p: `torch` for tensors,
-# `mpmath.mp` for the fitting tool. One text therefore defines the mathematics everywhere.
+# `mpmath.mp` for fitting, `math` for numbers. One text therefore defines the mathematics everywhere.
 Formula = Callable[[Any, Any], Any]
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A unimodal activation: falls from 0 to its only minimum, then rises to infinity like x.
+class CurveError(ValueError):
+    """No curve of that name, or a curve that is not what it is said to be."""
 
-    ``forward`` and ``forward_`` are PyTorch's own ops (out of place, in place): the forward is theirs
-    to the bit. ``function``, ``derivative`` and ``second_derivative`` are the mathematics.
-    The one curve with ``unimodal=False``, ReLU, has no coefficients; its left branch is where it is 0.
-    ``forward_out(x, y)`` is the same forward into ``y``, of the layout of ``x``; it returns ``y``.
+
+@dataclass(frozen=True)
+class Unimodal:
+    """The decoder of a curve that falls from 0 to its only minimum, then rises to infinity like x.
+
+    One side bit tells the branch. Generated coefficients say how f' is read: see ``optiacts.decoders``.
+
+    Args:
+        tail: c1 and c2 of how f' tends to 1: 1 - f' falls like exp(-(c1 y + c2 y^2)).
+        fitted: the coefficients, for a curve that is registered at run time: ``decoders.fitting.fit`` makes
+            them. Those of the curves in this package lie in files.
+    """
+
+    tail: tuple[float, float]
+    fitted: Mapping[str, Any] | None = None
+    side_bits: ClassVar[int] = 1
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """The decoder of a curve whose slope and input are plain expressions in (output, branch).
+
+    Args:
+        slope: f' from output and branch (bool); float64 or float32 in, any dtype out.
+        inverse: x from output and branch; float64. Anything where f' is 0.
+        left: the branch of an input (bool).
+        side_bits: 1 if the branch is kept. If 0, ``left`` is read off the output: where that is 0.
+    """
+
+    slope: Callable[[Tensor, Tensor], Tensor]
+    inverse: Callable[[Tensor, Tensor], Tensor]
+    left: Callable[[Tensor], Tensor]
+    side_bits: int = 0
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """One way to call a curve: the dotted name of a class or function, and the arguments that it must have."""
+
+    path: str
+    where: Mapping[str, Any]
+
+
+def spelled(path: str, **where: Any) -> Spelling:
+    """``Spelling(path, where)``."""
+    return Spelling(path, where)
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """One activation.
+
+    Args:
+        name: its canonical name: the key of the registry, and what ops carry.
+        forward: PyTorch's own op, or the expression that people evaluate: ours is this one, to the bit.
+        forward_: the same in place.
+        function, derivative, second_derivative: the mathematics.
+        decoder: how f' is read from the output; ``optiacts.decoders`` does it.
+        forward_out: ``forward_out(x, y)`` is the same forward into ``y``, of the layout of ``x``; it returns ``y``.
+        base: a variant has the mathematics, and so the coefficients, of the curve called so, but its own forward.
+        keeps_output: PyTorch's own op keeps its output already, so that there is nothing to save but in a gated
+            product.
+        modules, functions: the classes and functions that compute it.
+        ops: the aten ops, such as ``"aten::gelu"``.
+        triton: the forward as PyTorch's GPU kernel evaluates it, an expression in the float32 tile ``z``: see
+            backends/triton/values.py. Without one, a GPU runs PyTorch's own op.
+        cuda: the same in CUDA C++, as PyTorch's source has it, for benchmarks/gpu_forward_ptx.py.
     """
 
     name: str
@@ -37,48 +96,42 @@ class Curve:
     function: Formula
     derivative: Formula
     second_derivative: Formula
-    unimodal: bool = True
+    decoder: Unimodal | ClosedForm
     forward_out: Callable[[Tensor, Tensor], Tensor] | None = None
-    fit: str | None = None  # a variant (see _variant.py) is decoded by the coefficients of the curve called so
+    base: str | None = None
+    keeps_output: bool = False
+    modules: tuple[Spelling, ...] = ()
+    functions: tuple[Spelling, ...] = ()
+    ops: tuple[str, ...] = ()
+    triton: str | None = None
+    cuda: str | None = None
 
-    @property
-    def coefficients(self) -> Coefficients:
-        """The generated decoder of this curve."""
-        return load()[self.fit or self.name]
-
-    @property
+    @functools.cached_property
     def x_min(self) -> float:
-        """Where the minimum lies: the border between the left and the right branch."""
-        return self.coefficients.x_min
+        """Where the minimum of a unimodal curve lies: the border between the left and the right branch."""
+        low, high = -FURTHEST_MINIMUM, 0.0
+        while low < (middle := (low + high) / 2) < high:
+            low, high = (middle, high) if self.derivative(middle, math) < 0 else (low, middle)
+        return high
 
-    @property
+    @functools.cached_property
     def y_min(self) -> float:
         """The value at the minimum."""
-        return self.coefficients.y_min
+        return float(self.function(self.x_min, math))
 
     def threshold(self, dtype: torch.dtype) -> float:
         """``x_min`` rounded to ``dtype``: the side bit of an element is ``x < threshold``."""
-        return _rounded(self.x_min, dtype)
-
-    def valley(self, dtype: torch.dtype) -> tuple[float, float]:
-        """The interval around the minimum in which a gated product saves gate itself: see curves/valley.py."""
-        border = BORDER * self.y_min
-        return _rounded(2 * self.x_min - border, dtype), _rounded(border, dtype)
-
-    def in_valley(self, x: Tensor) -> Tensor:
-        """Which elements lie in the valley (bool)."""
-        low, high = self.valley(x.dtype)
-        return (x >= low) & (x <= high)
-
-    def valley_polynomials(self, dtype: torch.dtype) -> Valley:
-        """act(gate) and f'(gate) there, for float32, bfloat16 or float16 gates."""
-        return load_valleys()[self.fit or self.name][str(dtype).removeprefix("torch.")]
+        return rounded(self.x_min, dtype)
 
     def left(self, x: Tensor) -> Tensor:
         """Which elements lie on the left branch: their side bits (bool)."""
-        return x < self.threshold(x.dtype) if self.unimodal else x <= 0
+        return self.decoder.left(x) if isinstance(self.decoder, ClosedForm) else x < self.threshold(x.dtype)
+
+
+FURTHEST_MINIMUM = 2.0  # the minimum of a unimodal curve lies less far left
 
 
 @once
-def _rounded(value: float, dtype: torch.dtype) -> float:
+def rounded(value: float, dtype: torch.dtype) -> float:
+    """``value`` rounded to ``dtype``."""
     return float(torch.tensor(value, dtype=torch.float64).to(dtype))

@@ -16,10 +16,22 @@ from torch import Tensor
 from optiacts.curves._curve import Curve
 
 
-def variant(curve: Curve, name: str, forward: Callable[[Tensor], Tensor]) -> Curve:
-    """``curve`` under a new name, with ``forward`` as its forward."""
+def variant_of(curve: Curve, name: str, forward: Callable[[Tensor], Tensor]) -> Curve:
+    """``curve`` under a new name, with ``forward`` as its forward, and none of the names it goes by."""
 
     def forward_(x: Tensor) -> Tensor:
         return x.copy_(forward(x))
 
-    return dataclasses.replace(curve, name=name, forward=forward, forward_=forward_, fit=curve.name)
+    return dataclasses.replace(
+        curve,
+        name=name,
+        forward=forward,
+        forward_=forward_,
+        forward_out=None,
+        base=curve.base or curve.name,
+        modules=(),
+        functions=(),
+        ops=(),
+        triton=None,
+        cuda=None,
+    )

@@ -5,12 +5,13 @@ import functools
 import torch
 from torch.nn import functional
 
-from optiacts.curves._curve import Curve
+from optiacts.curves._curve import Curve, Unimodal, spelled
 from optiacts.curves._logistic import logistic
 
-# x/2 (1 + tanh u) = x * logistic(2u), which keeps its relative accuracy in the left tail.
-SCALE = 2 * 0.7978845608028654
+SQRT_2_BY_PI = 0.7978845608028654
 CUBIC = 0.044715
+# x/2 (1 + tanh u) = x * logistic(2u), which keeps its relative accuracy in the left tail.
+SCALE = 2 * SQRT_2_BY_PI
 
 
 def _gate(x, m):  # type: ignore[no-untyped-def]
@@ -36,5 +37,16 @@ CURVE = Curve(
     function=lambda x, m: x * _gate(x, m)[0],
     derivative=_derivative,
     second_derivative=_second_derivative,
+    decoder=Unimodal(tail=(0, 0.6)),  # 1 - f' falls with the cube; this is near it
     forward_out=lambda x, y: torch.ops.aten.gelu.out(x, approximate="tanh", out=y),
+    modules=(
+        spelled("torch.nn.GELU", approximate="tanh"),
+        spelled("transformers.activations.GELUTanh"),
+        spelled("transformers.activations.PytorchGELUTanh"),
+        spelled("timm.layers.activations.GELUTanh"),
+    ),
+    functions=(spelled("torch.nn.functional.gelu", approximate="tanh"),),
+    ops=("aten::gelu",),
+    triton=f"0.5 * z * (1.0 + tanh({SQRT_2_BY_PI} * fma(z * z * z, like(z, {CUBIC}), z)))",
+    cuda="0.5f * x * (1.0f + tanhf(0.79788456080286535588f * (x + 0.044715f * (x * x * x))))",
 )

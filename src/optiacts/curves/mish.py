@@ -5,7 +5,7 @@ import functools
 import torch
 from torch.nn import functional
 
-from optiacts.curves._curve import Curve
+from optiacts.curves._curve import Curve, Unimodal, spelled
 from optiacts.curves._logistic import logistic
 
 
@@ -30,5 +30,15 @@ CURVE = Curve(
     function=lambda x, m: x * _gate(x, m),
     derivative=_derivative,
     second_derivative=_second_derivative,
+    decoder=Unimodal(tail=(2, 0)),
     forward_out=lambda x, y: torch.ops.aten.mish.out(x, out=y),
+    modules=(
+        spelled("torch.nn.Mish"),
+        spelled("transformers.activations.MishActivation"),
+        spelled("timm.layers.activations.Mish"),
+    ),
+    functions=(spelled("torch.nn.functional.mish"),),
+    ops=("aten::mish",),
+    triton="z * tanh(log1p(exp(z)))",
+    cuda="x * tanhf(log1pf(expf(x)))",
 )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from optiacts.curves import _logistic
-from optiacts.curves._curve import Curve
+from optiacts.curves._curve import Curve, Unimodal, spelled
 
 SLOPE = 1.702
 
@@ -28,5 +28,12 @@ CURVE = Curve(
     function=_logistic.function(SLOPE),
     derivative=_logistic.derivative(SLOPE),
     second_derivative=_logistic.second_derivative(SLOPE),
+    decoder=Unimodal(tail=(SLOPE, 0)),
     forward_out=lambda x, y: torch.mul(x, SLOPE, out=y).sigmoid_().mul_(x),
+    modules=(
+        spelled("transformers.activations.QuickGELUActivation"),
+        spelled("timm.layers.activations.QuickGELU"),
+    ),
+    triton=f"z * rounded(divide(like(z, 1.0), 1.0 + exp(-rounded(z * {SLOPE}, x))), x)",
+    cuda="__fmul_rn(x, 1.0f / (1.0f + expf(-__fmul_rn(1.702f, x))))",
 )

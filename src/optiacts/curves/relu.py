@@ -1,8 +1,8 @@
-"""ReLU: max(x, 0). Not unimodal: as a gate (ReGLU) it needs no side bit, for its value tells its derivative."""
+"""ReLU: max(x, 0). As a gate (ReGLU) it needs no side bit, for its value tells its derivative."""
 
 import torch
 
-from optiacts.curves._curve import Curve
+from optiacts.curves._curve import ClosedForm, Curve, spelled
 
 CURVE = Curve(
     name="relu",
@@ -11,5 +11,9 @@ CURVE = Curve(
     function=lambda x, m: x * (x > 0),
     derivative=lambda x, m: 0 * x + (x > 0),
     second_derivative=lambda x, m: 0 * x,
-    unimodal=False,
+    decoder=ClosedForm(slope=lambda y, left: ~left, inverse=lambda y, left: y, left=lambda x: x <= 0),
+    keeps_output=True,
+    modules=(spelled("torch.nn.ReLU"),),
+    functions=(spelled("torch.nn.functional.relu"), spelled("torch.relu")),
+    ops=("aten::relu",),
 )

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from optiacts.curves import _logistic
-from optiacts.curves._curve import Curve
+from optiacts.curves._curve import Curve, Unimodal, spelled
 
 CURVE = Curve(
     name="silu",
@@ -15,5 +15,15 @@ CURVE = Curve(
     function=_logistic.function(1.0),
     derivative=_logistic.derivative(1.0),
     second_derivative=_logistic.second_derivative(1.0),
+    decoder=Unimodal(tail=(1, 0)),
     forward_out=lambda x, y: torch.ops.aten.silu.out(x, out=y),
+    modules=(
+        spelled("torch.nn.SiLU"),
+        spelled("transformers.activations.SiLUActivation"),
+        spelled("timm.layers.activations.Swish"),
+    ),
+    functions=(spelled("torch.nn.functional.silu"),),
+    ops=("aten::silu",),
+    triton="divide(z, 1.0 + exp(-z))",
+    cuda="x / (1.0f + expf(-x))",
 )

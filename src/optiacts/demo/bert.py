@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from optiacts.report import MemoryReport, report
-from optiacts.report.build import Setting, build
+from optiacts.reporting import MemoryReport, report
+from optiacts.reporting.build import Setting, build
 
 
 def published_setting() -> MemoryReport:

@@ -14,7 +14,7 @@ import optiacts
 from optiacts.demo.bert import published_setting
 from optiacts.demo.picture import draw
 from optiacts.demo.training import Run, compare
-from optiacts.report import MemoryReport
+from optiacts.reporting import MemoryReport
 
 MIB, GIB = 2**20, 2**30
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from optiacts.demo.gpt import GPT
 from optiacts.demo.text import batches, corpus
-from optiacts.memory import saved_memory
+from optiacts.held.memory import saved_memory
 
 BATCH, CONTEXT, LEARNING_RATE = 16, 128, 2e-3
 

@@ -13,12 +13,12 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from optiacts.backends import eager
-from optiacts.curves import Curve
+from optiacts.curves import Curve, Unimodal
 from optiacts.layouts import Order, permute
 
 name = "triton"
 dtypes = frozenset((torch.float32, torch.bfloat16, torch.float16))
+kinds: frozenset[type] = frozenset((Unimodal,))
 _OLDEST = (3, 6)  # whose compiler can be told to keep subnormal numbers, as PyTorch's forwards do
 
 
@@ -90,8 +90,6 @@ def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> 
 
 def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor, Tensor]:
     """h = act(gate) * up, the slot and the packed bits. Halves of longer rows are read without a copy."""
-    if not curve.unimodal:  # ReLU
-        return eager.gated_forward(gate, up, curve)
     from optiacts.backends.triton import gated_launch
 
     return gated_launch.gated_forward(gate, up, curve)
@@ -101,8 +99,6 @@ def gated_backward(
     grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, curve: Curve, grad_gate: Tensor, grad_up: Tensor
 ) -> None:
     """Writes the gradients into ``grad_gate`` and ``grad_up``, in place where they are halves of longer rows."""
-    if not curve.unimodal:
-        return eager.gated_backward(grad, h, slot, bits, curve, grad_gate, grad_up)
     from optiacts.backends.triton import gated_launch
 
     return gated_launch.gated_backward(grad, h, slot, bits, curve, grad_gate, grad_up)

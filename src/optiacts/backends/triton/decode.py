@@ -5,28 +5,28 @@ A decoder is a tuple of numbers, so that it can be a compile-time constant of a 
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
 
-from optiacts.backends.triton.elementary import log1p, log2_approximate
-from optiacts.curves import get
-from optiacts.curves.short import short_decoder
+from optiacts.backends.triton.elementary import like, log1p, log2_approximate
+from optiacts.curves import Curve
+from optiacts.decoders.fitted import remembered
+from optiacts.decoders.polynomials import coefficients
+from optiacts.decoders.short import short_decoder
 
 ALMOST_ONE = tl.constexpr(1 - 2.0**-24)
 
 
-@functools.cache
-def decoder(curve: str, dtype: torch.dtype) -> tuple[object, ...]:
+@remembered
+def decoder(curve: Curve, dtype: torch.dtype) -> tuple[object, ...]:
     """The constants of the decode of ``curve`` for outputs of ``dtype``, in the order the kernels read them."""
     if dtype is not torch.float32:
         s = short_decoder(curve, dtype)
         return "short", (s.scale, s.smallest, s.largest), (s.y_min, s.least, s.most), s.envelope, s.left, s.right
-    c = get(curve).coefficients
+    c = coefficients(curve)
     pieces = tuple((c.scale[i], c.shift[i], tuple(row[i] for row in c.polynomials)) for i in range(4))
-    return "float32", (c.y_min_high, c.y_min_low, c.least), -1 / c.y_min, c.limits, c.breaks, pieces
+    return "float32", (c.y_min_high, c.y_min_low, c.least), -1 / curve.y_min, c.limits, c.breaks, pieces
 
 
 @triton.jit
@@ -49,12 +49,12 @@ def _decode_short(
     RIGHT: tl.constexpr,
     VENDOR: tl.constexpr,
 ):
-    """The decode described in curves/short.py. Two polynomials cost less than choosing each coefficient."""
+    """The decode described in decoders/short.py. Two polynomials cost less than choosing each coefficient."""
     fraction = clamp(y * FRACTION[0], FRACTION[1], FRACTION[2])
     above = clamp(y - ABOVE[0], ABOVE[1], ABOVE[2])
     v = tl.sqrt(tl.where(left, -log2_approximate(fraction, VENDOR), above))
     fall = tl.exp2(above * _polynomial(above, ENVELOPE))
-    return tl.where(left, y * _polynomial(v, LEFT), tl.fma(fall, _polynomial(v, RIGHT), _like(v, 1.0)))
+    return tl.where(left, y * _polynomial(v, LEFT), tl.fma(fall, _polynomial(v, RIGHT), like(v, 1.0)))
 
 
 @triton.jit
@@ -67,11 +67,11 @@ def _decode_float32(
     BREAKS: tl.constexpr,
     PIECES: tl.constexpr,
 ):
-    """The decode described in curves/_format.py."""
+    """The decode described in decoders/polynomials.py."""
     above = clamp((y - Y_MIN[0]) - Y_MIN[1], Y_MIN[2], float("inf"))
     part = tl.minimum(above * PART, ALMOST_ONE)
     v = tl.sqrt(tl.where(left, -log1p(-part), above))
-    on_left = _polynomial(tl.fma(tl.minimum(v, LIMITS[0]), _like(v, PIECES[0][0]), PIECES[0][1]), PIECES[0][2])
+    on_left = _polynomial(tl.fma(tl.minimum(v, LIMITS[0]), like(v, PIECES[0][0]), PIECES[0][1]), PIECES[0][2])
     v = clamp(v, 0.0, LIMITS[1])
     second, third = v > BREAKS[0], v > BREAKS[1]
     scale = _of_piece(second, third, PIECES[1][0], PIECES[2][0], PIECES[3][0])
@@ -86,7 +86,7 @@ def _decode_float32(
 
 @triton.jit
 def valley(gate, CENTRE: tl.constexpr, OUTPUT: tl.constexpr, SLOPE: tl.constexpr):
-    """act(gate) and f'(gate) of gates in the valley: see curves/valley.py."""
+    """act(gate) and f'(gate) of gates in the valley: see decoders/valley.py."""
     t = gate - CENTRE
     return _polynomial(t, OUTPUT), _polynomial(t, SLOPE)
 
@@ -99,16 +99,10 @@ def _of_piece(second, third, FIRST: tl.constexpr, SECOND: tl.constexpr, THIRD: t
 @triton.jit
 def _polynomial(v, COEFFICIENTS: tl.constexpr):
     """The polynomial in ``v``, lowest power first, by Horner's rule."""
-    value = _like(v, COEFFICIENTS[len(COEFFICIENTS) - 1])
+    value = like(v, COEFFICIENTS[len(COEFFICIENTS) - 1])
     for power in tl.static_range(len(COEFFICIENTS) - 2, -1, -1):
-        value = tl.fma(value, v, _like(v, COEFFICIENTS[power]))
+        value = tl.fma(value, v, like(v, COEFFICIENTS[power]))
     return value
-
-
-@triton.jit
-def _like(v, NUMBER: tl.constexpr):
-    """A tile of one number: a float32 constant, where a Python number in an expression might be float64."""
-    return tl.full(v.shape, NUMBER, tl.float32)
 
 
 @triton.jit

@@ -44,6 +44,29 @@ else:
 
 
 @triton.jit
+def like(v, NUMBER: tl.constexpr):
+    """A tile of one number: a float32 constant, where a Python number in an expression might be float64."""
+    return tl.full(v.shape, NUMBER, tl.float32)
+
+
+@triton.jit
+def fma(a, b, c):
+    """a * b + c, rounded once."""
+    return tl.fma(a, b, c)
+
+
+@triton.jit
+def where(condition, a, b):
+    return tl.where(condition, a, b)
+
+
+@triton.jit
+def rounded(z, x):
+    """``z`` rounded to the dtype of ``x``, in float32."""
+    return z.to(x.dtype).to(tl.float32)
+
+
+@triton.jit
 def divide(a, b):
     """a / b, rounded correctly, as a plain division in CUDA C++ is."""
     return tl.div_rn(a, b)

@@ -1,9 +1,8 @@
 """The two gated kernels: (gate, up) -> (h, slot, bits) and (grad, h, slot, bits) -> (grad_gate, grad_up).
 
-Tiles are those of kernels.py: rows of ``UNIT`` elements that share a word of bits. Here the rows of the tensor
-matter in any case: gate, up and the gradients may be halves of longer rows, read and written in place through
-their row stride, and each row of bits holds two planes, the side bits of gate and the "slot holds up" bits.
-The mathematics is the eager backend's, which explains it.
+gate, up and the gradients may be halves of longer rows, read and written in place through their row stride, and each
+row of bits holds two planes, the side bits of gate and the "slot holds up" bits. The mathematics is the eager
+backend's; docs/gated.md explains it.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from optiacts.backends.triton import tiles
 from optiacts.backends.triton.decode import clamp, decode, valley
 
 
@@ -37,7 +37,7 @@ def gated_forward_kernel(
     PADDED: tl.constexpr,
 ):
     """s = VALUE(gate), or read from ``s_pointer`` without a VALUE; h = s * up; the slot and the bits."""
-    row, column, inside, word, word_inside = _tile(units, columns, units_per_row, UNIT, UNITS, PADDED)
+    row, column, inside, word, word_inside = tiles.row_tile(units, columns, units_per_row, 2, UNIT, UNITS, PADDED)
     dense = row * columns + column
     gate = tl.load(gate_pointer + row * gate_stride + column, mask=inside, other=0.0)
     up = tl.load(up_pointer + row * up_stride + column, mask=inside, other=0.0)
@@ -55,10 +55,9 @@ def gated_forward_kernel(
     holds_up = (tl.abs(wide_up) > tl.abs(wide_s)) & (normal == 0) & ((left & (wide_s == 0.0)) == 0)
     tl.store(h_pointer + dense, h, mask=inside)
     tl.store(slot_pointer + dense, tl.where(holds_up, up, tl.where(in_valley, gate, s)), mask=inside)
-    places = tl.broadcast_to((1 << tl.arange(0, UNIT))[None, :], (UNITS, UNIT))
-    words = _words(bits_pointer, UNIT) + word
-    tl.store(words, tl.sum(tl.where(left & inside, places, 0), axis=1), mask=word_inside)
-    tl.store(words + units_per_row, tl.sum(tl.where(holds_up & inside, places, 0), axis=1), mask=word_inside)
+    words = tiles.words(bits_pointer, UNIT) + word
+    tl.store(words, tiles.pack(left & inside, UNIT, UNITS), mask=word_inside)
+    tl.store(words + units_per_row, tiles.pack(holds_up & inside, UNIT, UNITS), mask=word_inside)
 
 
 @triton.jit
@@ -83,12 +82,11 @@ def gated_backward_kernel(
     PADDED: tl.constexpr,
 ):
     """grad_gate = grad * up * f'(gate), grad_up = grad * s, with s or up = h / the other. float32, rounded once."""
-    row, column, inside, word, word_inside = _tile(units, columns, units_per_row, UNIT, UNITS, PADDED)
+    row, column, inside, word, word_inside = tiles.row_tile(units, columns, units_per_row, 2, UNIT, UNITS, PADDED)
     dense = row * columns + column
-    words = _words(bits_pointer, UNIT) + word
-    places = tl.broadcast_to((1 << tl.arange(0, UNIT))[None, :], (UNITS, UNIT))
-    left = (tl.load(words, mask=word_inside, other=0).to(tl.int32)[:, None] & places) != 0
-    holds_up = (tl.load(words + units_per_row, mask=word_inside, other=0).to(tl.int32)[:, None] & places) != 0
+    words = tiles.words(bits_pointer, UNIT) + word
+    left = tiles.unpack(tl.load(words, mask=word_inside, other=0), UNIT, UNITS)
+    holds_up = tiles.unpack(tl.load(words + units_per_row, mask=word_inside, other=0), UNIT, UNITS)
     grad = tl.load(grad_pointer + dense, mask=inside, other=0.0).to(tl.float32)
     h = clamp(tl.load(h_pointer + dense, mask=inside, other=0.0).to(tl.float32), -MOST, MOST)
     slot = tl.load(slot_pointer + dense, mask=inside, other=0.0)
@@ -103,28 +101,3 @@ def gated_backward_kernel(
     element = grad_gate_pointer.dtype.element_ty
     tl.store(grad_up_pointer + row * grad_up_stride + column, (grad * s).to(element), mask=inside)
     tl.store(grad_gate_pointer + row * grad_gate_stride + column, (grad * up * slope).to(element), mask=inside)
-
-
-@triton.jit
-def _tile(units, columns, units_per_row, UNIT: tl.constexpr, UNITS: tl.constexpr, PADDED: tl.constexpr):
-    """Row and column of the tile's elements, which of them exist, the place of each first plane's word, likewise."""
-    if UNIT == 32:  # 2^31 words of 32 elements: more than a GPU can hold, so the division may be a 32-bit one
-        unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
-    else:
-        unit = tl.program_id(0).to(tl.int64) * UNITS + tl.arange(0, UNITS)
-    row, in_row = (unit // units_per_row).to(tl.int64), unit % units_per_row
-    column = in_row[:, None] * UNIT + tl.arange(0, UNIT)[None, :]
-    word_inside = unit < units
-    inside = tl.broadcast_to(word_inside[:, None], (UNITS, UNIT))
-    if PADDED:
-        inside = inside & (column < columns)
-    return row[:, None], column, inside, row * (2 * units_per_row) + in_row, word_inside
-
-
-@triton.jit
-def _words(bits_pointer, UNIT: tl.constexpr):
-    if UNIT == 32:
-        words = bits_pointer.to(tl.pointer_type(tl.int32))
-    else:
-        words = bits_pointer
-    return words

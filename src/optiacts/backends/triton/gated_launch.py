@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
@@ -12,22 +11,23 @@ from torch import Tensor
 from optiacts.backends import eager
 from optiacts.backends.triton.gated_kernels import gated_backward_kernel, gated_forward_kernel
 from optiacts.backends.triton.launch import backward_constants, forward_constants, fused, on_device, tile
-from optiacts.bits import packed_shape
 from optiacts.curves import Curve
+from optiacts.decoders import valley
+from optiacts.layouts import by_rows
+from optiacts.packing import packed_shape
 
 
 def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor, Tensor]:
     """h = act(gate) * up, the slot and the packed bits, all contiguous."""
     h, slot = gate.new_empty(gate.shape), gate.new_empty(gate.shape)
-    *rows, octets = packed_shape(gate.shape)
-    bits = gate.new_empty((*rows, 2 * octets), dtype=torch.uint8)
+    bits = gate.new_empty(packed_shape(gate.shape, 2), dtype=torch.uint8)
     if gate.numel() == 0:
         return h, slot, bits
     ours = fused(curve, gate.dtype, gate.device)
     s = gate if ours else curve.forward(gate).contiguous()
     if s.dtype != gate.dtype:  # widened by autocast
         return eager.gated_forward(gate, up, curve)
-    (gate, gate_stride), (up, up_stride) = _rows(gate), _rows(up)
+    (gate, gate_stride), (up, up_stride) = by_rows(gate), by_rows(up)
     grid, sizes, tiling = _tiling(h, bits)
     with on_device(gate.device):
         gated_forward_kernel[grid](
@@ -45,7 +45,7 @@ def gated_backward(
     if h.numel() == 0:
         return
     inputs = (grad.contiguous(), h.contiguous(), slot.contiguous(), bits.contiguous())
-    (gate_rows, gate_stride), (up_rows, up_stride) = _rows(grad_gate), _rows(grad_up)
+    (gate_rows, gate_stride), (up_rows, up_stride) = by_rows(grad_gate), by_rows(grad_up)
     grid, sizes, tiling = _tiling(h, inputs[3])
     with on_device(h.device):
         gated_backward_kernel[grid](
@@ -66,26 +66,15 @@ def gated_tile(unit: int, element_size: int) -> dict[str, Any]:
 def gated_forward_constants(curve: Curve, dtype: torch.dtype, ours: bool, *vendor: str) -> dict[str, Any]:
     """Those of the forward, the valley's borders, and the range of normal numbers."""
     limits = torch.finfo(dtype)
-    more = {"VALLEY": curve.valley(dtype), "TINY": limits.tiny, "MOST": limits.max}
+    more = {"VALLEY": valley.borders(curve, dtype), "TINY": limits.tiny, "MOST": limits.max}
     return forward_constants(curve, dtype, ours, *vendor) | more
 
 
 def gated_backward_constants(curve: Curve, dtype: torch.dtype, *vendor: str) -> dict[str, Any]:
     """Those of the backward, the valley's border and polynomials, and the largest number."""
-    polynomials = curve.valley_polynomials(dtype)
-    valley = (curve.valley(dtype)[1], polynomials.centre, polynomials.output, polynomials.slope)
-    return backward_constants(curve, dtype, *vendor) | {"VALLEY": valley, "MOST": torch.finfo(dtype).max}
-
-
-def _rows(x: Tensor) -> tuple[Tensor, int]:
-    """``x`` and the stride of its rows, if it has equally spaced, dense rows; else a contiguous copy of it."""
-    if x.ndim == 0:
-        return x, 1
-    leading = [(size, stride) for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True) if size > 1]
-    even = all(a_stride == size * stride for (_, a_stride), (size, stride) in itertools.pairwise(leading))
-    if even and (x.stride(-1) == 1 or x.shape[-1] == 1):
-        return x, leading[-1][1] if leading else x.shape[-1]
-    return x.contiguous(), x.shape[-1]
+    around = valley.polynomials(curve, dtype)
+    constants = (valley.borders(curve, dtype)[1], around.centre, around.output, around.slope)
+    return backward_constants(curve, dtype, *vendor) | {"VALLEY": constants, "MOST": torch.finfo(dtype).max}
 
 
 def _tiling(h: Tensor, bits: Tensor) -> tuple[tuple[int], tuple[int, int, int], dict[str, Any]]:

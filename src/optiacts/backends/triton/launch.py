@@ -17,32 +17,28 @@ from torch import Tensor
 from optiacts.backends.triton.decode import decoder
 from optiacts.backends.triton.elementary import VENDOR
 from optiacts.backends.triton.kernels import backward_kernel, forward_kernel
-from optiacts.backends.triton.values import VALUES
-from optiacts.bits import packed_shape
+from optiacts.backends.triton.values import value
 from optiacts.curves import Curve
-from optiacts.curves.table import every_value
+from optiacts.decoders.table import every_value
+from optiacts.packing import packed_shape
 
-# For each kind of GPU, the curves whose forward our kernel may compute, in one pass with the bits. `make gpu-check`
-# compares them with PyTorch's over every 16-bit and every float32 input and says which curves belong here. The
-# others run PyTorch's op and then a kernel that packs the bits: always right, one more read of x.
-FUSED_FORWARDS: dict[str, frozenset[str]] = {
-    "cuda": frozenset(VALUES),
-    "hip": frozenset(),
-    "interpreted": frozenset(VALUES),
-}
+# The kinds of GPU on which our kernel may compute the forward of a curve that has an expression for it, in one pass
+# with the bits. `make gpu-check` compares it with PyTorch's over every 16-bit and every float32 input. The others run
+# PyTorch's op and then a kernel that packs the bits: always right, one more read of x.
+FUSING = frozenset(("cuda", "interpreted"))
 
 BYTES_PER_PROGRAM = 4096  # of each tensor: two 16-byte accesses per thread
 WARPS = 4
 
 
 def fused(curve: Curve, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the forward is ours: in ``FUSED_FORWARDS``, and equal to PyTorch's in this installation.
+    """Whether the forward is ours: on a kind of GPU in ``FUSING``, and equal to PyTorch's in this installation.
 
     That depends on versions: the erf of CUDA 13.5 differs in the last bit from that of CUDA 13.0, and Triton brings
     its own. So the first call with a curve, dtype and device compares the two, over every 16-bit value or 2^20
     float32 ones spread over all of them. During a CUDA graph capture, which allows no comparison, the answer is no.
     """
-    if curve.name not in FUSED_FORWARDS[VENDOR]:
+    if VENDOR not in FUSING or curve.triton is None:
         return False
     if VENDOR == "interpreted":
         return True
@@ -119,13 +115,13 @@ def forward_constants(curve: Curve, dtype: torch.dtype, fused: bool, vendor: str
     The options make our forwards PyTorch's: its CUDA kernels are compiled with fused multiply-adds, and without
     flushing subnormal numbers to zero (which Triton's libdevice does unless told otherwise).
     """
-    constants = {"VALUE": VALUES[curve.name] if fused else None, "THRESHOLD": curve.threshold(dtype)}
+    constants = {"VALUE": value(curve) if fused else None, "THRESHOLD": curve.threshold(dtype)}
     return constants | {"enable_fp_fusion": True} | ({"enable_reflect_ftz": False} if vendor == "cuda" else {})
 
 
 def backward_constants(curve: Curve, dtype: torch.dtype, vendor: str = VENDOR) -> dict[str, Any]:
     """The constants and compiler options of a backward."""
-    return {"DECODER": decoder(curve.fit or curve.name, dtype), "VENDOR": vendor, "enable_fp_fusion": True}
+    return {"DECODER": decoder(curve, dtype), "VENDOR": vendor, "enable_fp_fusion": True}
 
 
 def tile(unit: int, element_size: int, share: int = 1) -> dict[str, Any]:

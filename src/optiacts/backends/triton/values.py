@@ -1,55 +1,56 @@
 """The forwards, operation by operation as PyTorch's GPU kernels evaluate them, so that the results are equal.
 
-Each takes and returns a tile in the dtype of the activation. The arithmetic is float32, rounded at the end;
-only QuickGELU, which is three PyTorch operations, rounds after each of them. A Python number in an expression
-becomes a float32 constant. Products and sums that PyTorch's compiler contracts to one fused operation are
-written as one here, and the compiler is told to contract no others (see ``launch.FORWARD_OPTIONS``).
+Each curve brings its own, as an expression in ``z``: the tile ``x`` of inputs, in float32. The result is rounded to
+the dtype of x at the end; a curve that is several PyTorch operations says ``rounded(..., x)`` after each of them. A
+Python number beside a tile becomes a float32 constant; where a function needs a tile, ``like(z, number)`` is one.
+Products and sums that PyTorch's compiler contracts to one fused operation are written as ``fma`` here, and the
+compiler is told to contract no others (see ``launch.forward_constants``).
 """
 
 from __future__ import annotations
 
+import functools
+import linecache
+from typing import Any
+
 import triton
 import triton.language as tl
 
-from optiacts.backends.triton.elementary import divide, erf, exp, log1p, tanh
+from optiacts.backends.triton.elementary import divide, erf, exp, fma, like, log1p, rounded, tanh, where
+from optiacts.curves import Curve, get
 
-SQRT_HALF = tl.constexpr(0.7071067811865476)
-SQRT_2_BY_PI = tl.constexpr(0.7978845608028654)
-CUBIC = tl.constexpr(0.044715)
-QUICK_SLOPE = tl.constexpr(1.702)
-
-
-@triton.jit
-def gelu(x):
+_NAMES = {
+    "divide": divide,
+    "erf": erf,
+    "exp": exp,
+    "fma": fma,
+    "like": like,
+    "log1p": log1p,
+    "rounded": rounded,
+    "tanh": tanh,
+    "tl": tl,
+    "where": where,
+}
+_SOURCE = """\
+def value(x):
     z = x.to(tl.float32)
-    return (z * 0.5 * (1.0 + erf(z * SQRT_HALF))).to(x.dtype)
+    return ({expression}).to(x.dtype)
+"""
 
 
-@triton.jit
-def gelu_tanh(x):
-    z = x.to(tl.float32)
-    inner = SQRT_2_BY_PI * tl.fma(z * z * z, tl.full(z.shape, CUBIC, tl.float32), z)
-    return (0.5 * z * (1.0 + tanh(inner))).to(x.dtype)
+def value(curve: Curve) -> Any:
+    """The forward of ``curve``, from a tile in the dtype of the activation to the outputs."""
+    return _compiled(curve.name)
 
 
-@triton.jit
-def silu(x):
-    z = x.to(tl.float32)
-    return divide(z, 1.0 + exp(-z)).to(x.dtype)
-
-
-@triton.jit
-def mish(x):
-    z = x.to(tl.float32)
-    return (z * tanh(log1p(exp(z)))).to(x.dtype)
-
-
-@triton.jit
-def quick_gelu(x):
-    scaled = (x.to(tl.float32) * QUICK_SLOPE).to(x.dtype).to(tl.float32)
-    one = tl.full(scaled.shape, 1.0, tl.float32)
-    gate = divide(one, 1.0 + exp(-scaled)).to(x.dtype)
-    return (x.to(tl.float32) * gate.to(tl.float32)).to(x.dtype)
-
-
-VALUES = {"gelu": gelu, "gelu_tanh": gelu_tanh, "silu": silu, "mish": mish, "quick_gelu": quick_gelu}
+@functools.cache
+def _compiled(name: str) -> Any:
+    """One function per curve: Triton caches what it compiles by function."""
+    expression = get(name).triton
+    assert expression is not None
+    source = _SOURCE.format(expression=expression)
+    file = f"<optiacts forward of {name}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)  # where Triton reads it
+    scope: dict[str, Any] = dict(_NAMES)
+    exec(compile(source, file, "exec"), scope)
+    return triton.jit(scope["value"])

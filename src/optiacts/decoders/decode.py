@@ -1,0 +1,36 @@
+"""(output, branch) -> f'(x) in plain torch, on any device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from optiacts._torch import once
+from optiacts.curves import ClosedForm, Curve
+from optiacts.decoders.inverse import derivative_from_output
+from optiacts.decoders.polynomials import decode_float32
+from optiacts.decoders.table import decode_table, table_index
+from optiacts.packing import unpack
+
+
+def branch(y: Tensor, bits: Tensor, curve: Curve) -> Tensor:
+    """Which outputs are of the left branch (bool), from the packed side bits, if the curve has any."""
+    return unpack(bits, y.shape) if curve.decoder.side_bits else y == 0
+
+
+def decode(y: Tensor, left: Tensor, curve: Curve) -> Tensor:
+    """f'(x) from the output and the branch (bool): float64 for float64, else float32."""
+    if isinstance(curve.decoder, ClosedForm):
+        wide = torch.promote_types(y.dtype, torch.float32)
+        return curve.decoder.slope(y.to(wide), left).to(wide)
+    if y.dtype == torch.float64:
+        return derivative_from_output(curve, y, left)
+    if y.dtype == torch.float32:
+        return decode_float32(y, left, curve)
+    table = _table_on(curve.name, y.dtype, y.device)
+    return table.index_select(0, table_index(y, left).flatten()).view(y.shape)
+
+
+@once
+def _table_on(name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return decode_table(name, dtype).to(device)

@@ -1,0 +1,247 @@
+"""One forward, watched: which storages autograd holds afterwards, which op of which layer holds each, and
+where the activations' outputs went."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from optiacts.held import activations
+from optiacts.held.memory import HeldTensor, SavedTensors, storage_key
+
+
+class Call(NamedTuple):
+    """One call of a module: a number of its own, the module's path in the model, its class, its curve if any."""
+
+    number: int
+    path: str
+    layer: str
+    curve: str | None = None
+
+
+Where = tuple[Call, ...]  # the calls that were open, outermost first
+
+
+class Holder(NamedTuple):
+    """A node of the autograd graph that holds a storage: its number, the op it differentiates, and its layer."""
+
+    node: int
+    op: str
+    where: Where
+
+    def __str__(self) -> str:
+        return f"{self.op} in {describe(self.where)}"
+
+
+@dataclass
+class HeldStorage:
+    """A storage that autograd holds, and by whom."""
+
+    key: int
+    nbytes: int
+    holders: list[Holder] = field(default_factory=list)
+
+
+@dataclass
+class Activated:
+    """One evaluation of an activation: by a module (``call`` is its own) or by a function (``call`` encloses it)."""
+
+    name: str
+    call: Call
+    is_module: bool
+    input_key: int
+    output: StorageWeakRef  # weak, but it keeps the storage's identity from being given to another one
+    output_key: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    consumers: list[str] = field(default_factory=list)
+
+    def owns(self, holder: Holder, storage: HeldStorage) -> bool:
+        """Whether it is this evaluation itself that holds ``storage`` through ``holder``."""
+        if self.is_module:
+            return any(call.number == self.call.number for call in holder.where)
+        return (
+            storage.key in (self.input_key, self.output_key)
+            and activations.is_node(holder.op)
+            and holder.where[-1:] == (self.call,)
+        )
+
+
+@dataclass
+class Trace:
+    """What one forward left behind."""
+
+    storages: dict[int, HeldStorage]
+    activated: list[Activated]
+    output: Any
+
+    @property
+    def bytes(self) -> int:
+        """The saved bytes, as ``optiacts.saved_memory`` counts them."""
+        return sum(storage.nbytes for storage in self.storages.values())
+
+
+def trace(curve_of: activations.CurveOf, model: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Trace:
+    """Runs ``model(*args, **kwargs)`` once and records what autograd holds, and who holds it.
+
+    Args:
+        curve_of: tells the activations among the modules.
+        model: a module, or a function that calls modules; on real or on fake tensors.
+        args, kwargs: its inputs.
+    """
+    calls = _Calls(curve_of, model)
+    record = SavedTensors(calls.where)
+    watch = _Watch(calls)
+    with ExitStack() as stack:
+        stack.enter_context(calls.followed(watch))
+        stack.enter_context(record)
+        stack.enter_context(watch)
+        output = model(*args, **kwargs)
+    names = _node_names(output, record)
+    storages: dict[int, HeldStorage] = {}
+    for held, tensor in record.held(left_out=(model, args, kwargs)):
+        key = storage_key(tensor)
+        storage = storages.setdefault(key, HeldStorage(key, tensor.untyped_storage().nbytes()))
+        number, name = names.get(id(held), (-1, "unknown op"))
+        storage.holders.append(Holder(number, name, held.where))
+    return Trace(storages, watch.activated, output)
+
+
+def describe(where: Where) -> str:
+    """The innermost layer, as people read it."""
+    if not where:
+        return "the function itself"
+    return f"{where[-1].path or 'the model'} ({where[-1].layer})"
+
+
+class _Calls:
+    """Follows which modules are being called, while ``followed`` is entered.
+
+    Not by hooks: a converted model heeds them, and calls an activation that it would evaluate with its product.
+    """
+
+    def __init__(self, curve_of: activations.CurveOf, model: Any) -> None:
+        self._curve_of = curve_of
+        self._paths = {id(m): path for path, m in model.named_modules()} if isinstance(model, torch.nn.Module) else {}
+        self._stack: list[Call] = []
+        self._numbers = itertools.count()
+
+    def where(self) -> Where:
+        return tuple(self._stack)
+
+    @contextmanager
+    def followed(self, watch: _Watch) -> Iterator[None]:
+        original = torch.nn.Module.__call__
+
+        def call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+            layer, curve = type(module).__name__, self._curve_of(module)
+            self._stack.append(Call(next(self._numbers), self._paths.get(id(module), layer), layer, curve))
+            try:
+                output = original(module, *args, **kwargs)
+                watch.left(args, output)
+                return output
+            finally:
+                self._stack.pop()
+
+        torch.nn.Module.__call__ = call  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            torch.nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+class _Watch(TorchDispatchMode):
+    """Records the evaluations of activations, and the ops that take their outputs."""
+
+    def __init__(self, calls: _Calls) -> None:
+        super().__init__()
+        self._calls = calls
+        self._by_output: dict[int, Activated] = {}
+        self.activated: list[Activated] = []
+
+    def left(self, args: Any, output: Any) -> None:
+        *around, call = self._calls.where()
+        if call.curve is not None and not _is_inside(around) and args and isinstance(output, Tensor):
+            self._add(call.curve, True, args[0], output)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        name = func._schema.name
+        if not _is_inside(self._calls.where()):  # what an activation module does is its own
+            if not _takes_no_values(name, func):
+                self._consumed(name, args)
+            if activations.is_op(name):
+                self._add(name.partition("::")[2], False, args[0], tree_leaves(output)[0])
+        return output
+
+    def _add(self, name: str, is_module: bool, input: Tensor, output: Tensor) -> None:
+        where = self._calls.where()
+        call = where[-1] if where else Call(-1, "", "function")
+        reference, key = StorageWeakRef(output.untyped_storage()), storage_key(output)
+        found = Activated(
+            name, call, is_module, storage_key(input), reference, key, tuple(output.shape), output.dtype
+        )
+        self.activated.append(found)
+        self._by_output[key] = found
+
+    def _consumed(self, name: str, args: Any) -> None:
+        for value in tree_leaves(args):
+            if isinstance(value, Tensor) and value.layout is torch.strided:
+                activated = self._by_output.get(storage_key(value))
+                if activated is not None:
+                    activated.consumers.append(f"{name.partition('::')[2]} in {describe(self._calls.where())}")
+
+
+def _is_inside(where: Sequence[Call]) -> bool:
+    """Whether an activation module is being called."""
+    return any(call.curve is not None for call in where)
+
+
+def _takes_no_values(name: str, func: Any) -> bool:
+    """Views, questions about a tensor, and factories of tensors like it."""
+    return (
+        any(returned.alias_info for returned in func._schema.returns)
+        or name.startswith(("prim::", "aten::new_"))
+        or name.endswith("_like")
+    )
+
+
+def _node_names(output: Any, record: SavedTensors) -> dict[int, tuple[int, str]]:
+    """For the id of each held tensor: the number and the name of the graph node that holds it."""
+    names: dict[int, tuple[int, str]] = {}
+    roots = [leaf.grad_fn for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
+    seen = set(roots)
+    queue = list(roots)
+    number = 0
+
+    def note(held: HeldTensor) -> None:
+        names[id(held)] = (number, name)
+
+    record.unpacked = note
+    while queue:
+        node = queue.pop()
+        number, name = number + 1, node.name().removesuffix("Backward0").removesuffix("Backward")
+        _unpack_all(node)
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                queue.append(following)
+    record.unpacked = None
+    return names
+
+
+def _unpack_all(node: Any) -> None:
+    """Reads what ``node`` saved: C++ nodes have an attribute for each tensor, Python Functions a tuple."""
+    for attribute in [name for name in dir(node) if name.startswith("_saved_")] or ["saved_tensors"]:
+        # One that was changed in place since it was saved raises, as backward would; its bytes are held all the same.
+        with suppress(RuntimeError):
+            getattr(node, attribute, None)

@@ -1,0 +1,22 @@
+"""The ops, opaque to compilers, so that what is saved stays what we chose: one file per family.
+
+A family's file has everything about its ops (schema, kernel, checks, fake kernel, vmap, sharding), each declared once
+through ``library``, and the autograd Functions that call them: what is saved, backward, double backward, forward
+mode. The Functions stand outside the opaque ops: compilers then keep exactly what is saved there.
+
+In the schemas, ``curve`` is a curve's name.
+"""
+
+from __future__ import annotations
+
+from optiacts.ops.activation import activation_backward, activation_forward, activation_forward_
+from optiacts.ops.gated import gated_backward, gated_backward_fused, gated_forward
+
+__all__ = [
+    "activation_backward",
+    "activation_forward",
+    "activation_forward_",
+    "gated_backward",
+    "gated_backward_fused",
+    "gated_forward",
+]

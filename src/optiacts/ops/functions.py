@@ -1,0 +1,20 @@
+"""What the autograd Functions of all families share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How to read what is saved. One object, because vmap would take a list among the arguments apart."""
+
+    name: str  # of the curve
+    order: tuple[int, ...]  # the memory order of the dimensions: see ``optiacts.layouts``
+
+
+def differentiable() -> bool:
+    """Whether someone may differentiate what is computed now."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()

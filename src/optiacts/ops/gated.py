@@ -1,0 +1,343 @@
+"""The gated product: (gate, up) -> (h, slot, bits), and from the last three and h's gradient those of gate and up.
+
+    optiacts::gated_forward(Tensor gate, Tensor up, str curve) -> (Tensor h, Tensor slot, Tensor bits)
+    optiacts::gated_backward(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve)
+        -> (Tensor grad_gate, Tensor grad_up)
+    optiacts::gated_backward_fused(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve) -> Tensor
+
+The last one returns the two gradients as the halves of one tensor's rows. h has the layout that PyTorch gives to
+``act(gate) * up``; all other results are contiguous. Bits are two planes (see ``optiacts.packing``), the side bits
+of gate (none for ReLU) and the "slot holds up" bits. docs/gated.md says what the slot holds.
+
+The Functions permute dimensions into memory order, as the backend wants it. Saved besides h, slot and bits are
+*edges*: zeros of one element, expanded to the shape of the inputs. They are outputs of the Function, and so the way
+on which a second derivative reaches gate and up, which are not saved themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optiacts import backends, curves, decoders
+from optiacts._torch import forward_mode, run
+from optiacts.layouts import memory_order, permute, restore
+from optiacts.ops import library, sharding
+from optiacts.ops.functions import Decoding, differentiable
+from optiacts.overwritten import remember, saved_tensors
+from optiacts.packing import packed_shape
+
+
+def gated(gate: Tensor, up: Tensor, name: str) -> Tensor:
+    """act(gate) * up, of two tensors of one shape and dtype."""
+    function = OptiActsDualGated if forward_mode() else OptiActsGated
+    return run(function, gate, up, name)[0]
+
+
+def gated_fused(gate_up: Tensor, name: str) -> Tensor:
+    """The same, of the halves of the last dimension of one tensor, which gets its gradient in one piece."""
+    function = OptiActsDualGatedFused if forward_mode() else OptiActsGatedFused
+    return run(function, gate_up, name)[0]
+
+
+# The ops
+
+
+def _forward(gate: Tensor, up: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    curve = curves.get(name)
+    h, slot, bits = backends.select(gate, curve).gated_forward(gate, up, curve)
+    return _like_pytorchs(h, gate), slot, bits
+
+
+def _like_pytorchs(h: Tensor, gate: Tensor) -> Tensor:
+    """A contiguous ``h`` in the layout that PyTorch gives to ``f(gate)``."""
+    return torch.empty_like(gate).copy_(h) if memory_order(gate) else h
+
+
+def _backward(grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    curve, grad_gate, grad_up = curves.get(name), h.new_empty(h.shape), h.new_empty(h.shape)
+    backends.select(h, curve).gated_backward(grad, h, slot, bits, curve, grad_gate, grad_up)
+    return grad_gate, grad_up
+
+
+def _backward_fused(grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str) -> Tensor:
+    curve, both = curves.get(name), h.new_empty(_fused_shape(h))
+    backends.select(h, curve).gated_backward(grad, h, slot, bits, curve, *both.chunk(2, dim=-1))
+    return both
+
+
+def _fake_forward(gate: Tensor, up: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    h, slot = gate.new_empty(gate.shape), gate.new_empty(gate.shape)
+    return _like_pytorchs(h, gate), slot, gate.new_empty(_bits_shape(gate, name), dtype=torch.uint8)
+
+
+def _fake_backward(grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    return h.new_empty(h.shape), h.new_empty(h.shape)
+
+
+def _fake_backward_fused(grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str) -> Tensor:
+    return h.new_empty(_fused_shape(h))
+
+
+def _bits_shape(h: Tensor, name: str) -> tuple[int, ...]:
+    return packed_shape(h.shape, curves.get(name).decoder.side_bits + 1)
+
+
+def _fused_shape(h: Tensor) -> tuple[int, ...]:
+    return (*h.shape[:-1], 2 * h.shape[-1])
+
+
+def _check_inputs(gate: Tensor, up: Tensor, name: str) -> None:
+    _check_same("up", up, "gate", gate)
+
+
+def _check_saved(grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str) -> None:
+    """A backend reads all of them by address: nothing but the right shape may reach it."""
+    _check_same("grad", grad, "h", h)
+    _check_same("slot", slot, "h", h)
+    wanted = _bits_shape(h, name)
+    if bits.dtype != torch.uint8 or bits.shape != wanted or bits.device != h.device:
+        raise ValueError(
+            f"bits must be uint8 of shape {wanted} on {h.device} for {name} and h of shape {tuple(h.shape)}; "
+            f"got {bits.dtype} of shape {tuple(bits.shape)} on {bits.device}"
+        )
+
+
+def _check_same(what: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if (tensor.shape, tensor.dtype, tensor.device) != (other.shape, other.dtype, other.device):
+        raise ValueError(
+            f"{what} must have shape, dtype and device of {other_name}, {tuple(other.shape)}, {other.dtype} on "
+            f"{other.device}; got {tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}"
+        )
+
+
+def _vmap_forward(info: Any, in_dims: tuple[int | None, ...], gate: Tensor, up: Tensor, name: str) -> Any:
+    scalars = gate.ndim == (0 if in_dims[0] is None else 1)
+    h, slot, bits = gated_forward(*library.batched((gate, up), in_dims[:2], info.batch_size), name)
+    return ((h.squeeze(-1), slot.squeeze(-1), bits) if scalars else (h, slot, bits)), (0, 0, 0)
+
+
+def _vmap_backward(info: Any, in_dims: tuple[int | None, ...], grad: Tensor, h: Tensor, *saved: Any) -> Any:
+    slot, bits, name = saved
+    scalars = h.ndim == (0 if in_dims[1] is None else 1)
+    grads = gated_backward(*library.batched((grad, h, slot, bits), in_dims[:4], info.batch_size), name)
+    return tuple(g.squeeze(-1) if scalars else g for g in grads), (0, 0)
+
+
+def _vmap_backward_fused(info: Any, in_dims: tuple[int | None, ...], grad: Tensor, h: Tensor, *saved: Any) -> Any:
+    slot, bits, name = saved
+    return gated_backward_fused(*library.batched((grad, h, slot, bits), in_dims[:4], info.batch_size), name), 0
+
+
+# The tensors come in memory order, so bits are sharded in the same dimension as the rest.
+gated_forward = library.declare(
+    "gated_forward(Tensor gate, Tensor up, str curve) -> (Tensor, Tensor, Tensor)",
+    _forward,
+    check=_check_inputs,
+    fake=_fake_forward,
+    vmap=_vmap_forward,
+    sharding=lambda gate, *rest: ((3 * (d,), 2 * (d,)) for d in range(len(gate.shape))),
+)
+gated_backward = library.declare(
+    "gated_backward(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve) -> (Tensor, Tensor)",
+    _backward,
+    check=_check_saved,
+    fake=_fake_backward,
+    vmap=_vmap_backward,
+    sharding=lambda grad, *rest: ((2 * (d,), 4 * (d,)) for d in range(len(grad.shape))),
+)
+gated_backward_fused = library.declare(
+    "gated_backward_fused(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve) -> Tensor",
+    _backward_fused,
+    check=_check_saved,
+    fake=_fake_backward_fused,
+    vmap=_vmap_backward_fused,
+    sharding=lambda grad, *rest: (((d,), 4 * (d,)) for d in range(len(grad.shape) - 1)),
+)
+
+
+# The Functions
+
+
+class OptiActsGated(torch.autograd.Function):
+    """(gate, up) -> (h, slot, bits, gate_edge, up_edge)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gate: Tensor, up: Tensor, name: str) -> tuple[Tensor, ...]:
+        return *_product(gate, up, name), _edge(gate), _edge(up)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: tuple[Tensor, ...]) -> None:
+        _save(ctx, inputs[0], inputs[2], output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *to_edges: Tensor | None) -> tuple[Tensor | None, ...]:
+        h, slot, bits, gate_edge, up_edge = saved_tensors(ctx)
+        by_gate, by_up = to_edges[-2:]
+        if grad is not None:
+            grads = _gradients(sharding.like(grad, h), h, slot, bits, gate_edge, up_edge, ctx.by)
+            by_gate, by_up = _sum(grads[0], by_gate), _sum(grads[1], by_up)
+        return by_gate, by_up, None
+
+
+class OptiActsDualGated(OptiActsGated):
+    """The same with forward mode, which dynamo does not accept. An edge with a tangent must be a full tensor."""
+
+    @staticmethod
+    def forward(gate: Tensor, up: Tensor, name: str) -> tuple[Tensor, ...]:
+        return *_product(gate, up, name), torch.zeros_like(gate), torch.zeros_like(up)
+
+    @staticmethod
+    def jvp(ctx: Any, gate_tangent: Tensor | None, up_tangent: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        h, slot, bits, gate_edge, up_edge = ctx.saved_tensors
+        edges = gate_edge, up_edge
+        tangents = tuple(torch.zeros_like(h) if t is None else t for t in (gate_tangent, up_tangent))
+        return _tangent(tangents, h, slot, bits, edges, ctx), None, None, *tangents
+
+
+class OptiActsGatedFused(torch.autograd.Function):
+    """gate_up -> (h, slot, bits, edge), with gate_up = [gate | up] in the last dimension."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gate_up: Tensor, name: str) -> tuple[Tensor, ...]:
+        return *_product(*_halves(gate_up), name), _edge(gate_up)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: tuple[Tensor, ...]) -> None:
+        _save(ctx, inputs[0].chunk(2, dim=-1)[0], inputs[1], output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *to_edge: Tensor | None) -> tuple[Tensor | None, None]:
+        h, slot, bits, edge = saved_tensors(ctx)
+        if grad is None:
+            return to_edge[-1], None
+        grad = sharding.like(grad, h)
+        if not ctx.by.order and not differentiable():
+            both = library.call(gated_backward_fused, grad, h, slot, bits, ctx.by.name)
+        else:
+            both = torch.cat(_gradients(grad, h, slot, bits, *edge.chunk(2, dim=-1), ctx.by), dim=-1)
+        return _sum(both, to_edge[-1]), None
+
+
+class OptiActsDualGatedFused(OptiActsGatedFused):
+    @staticmethod
+    def forward(gate_up: Tensor, name: str) -> tuple[Tensor, ...]:
+        return *_product(*_halves(gate_up), name), torch.zeros_like(gate_up)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        h, slot, bits, edge = ctx.saved_tensors
+        return _tangent(tangent.chunk(2, dim=-1), h, slot, bits, edge.chunk(2, dim=-1), ctx), None, None, tangent
+
+
+def _product(gate: Tensor, up: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    order = backends.gated_order(gate)
+    h, slot, bits = library.call(gated_forward, permute(gate, order), permute(up, order), name)
+    return restore(h, order), slot, bits
+
+
+def _halves(gate_up: Tensor) -> tuple[Tensor, Tensor]:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return gate, up
+
+
+def _edge(input: Tensor) -> Tensor:
+    return input.new_zeros(()).expand(input.shape)
+
+
+def _save(ctx: Any, gate: Tensor, name: str, output: tuple[Tensor, ...]) -> None:
+    ctx.by = Decoding(name, tuple(backends.gated_order(gate)))
+    ctx.mark_non_differentiable(*output[1:3])
+    ctx.set_materialize_grads(False)
+    remember(ctx, output[0])
+    ctx.save_for_backward(*output)
+    ctx.save_for_forward(*output)
+
+
+def _sum(a: Tensor, b: Tensor | None) -> Tensor:
+    return a if b is None else a + b
+
+
+def _gradients(*saved: Any) -> tuple[Tensor, Tensor]:
+    """(grad * up * f'(gate), grad * act(gate)); through a Function only where it may be differentiated again."""
+    return (OptiActsGradients.apply if differentiable() else OptiActsGradients.forward)(*saved)
+
+
+def _tangent(tangents: tuple[Tensor, ...], h: Tensor, slot: Tensor, bits: Tensor, edges: Any, ctx: Any) -> Tensor:
+    by_gate, _ = _gradients(tangents[0], h, slot, bits, *edges, ctx.by)
+    _, by_up = _gradients(tangents[1], h, slot, bits, *edges, ctx.by)
+    return by_gate + by_up
+
+
+class OptiActsGradients(torch.autograd.Function):
+    """grad -> (grad * up * f'(gate), grad * act(gate)), with the edges standing for gate and up."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        grad: Tensor,
+        h: Tensor,
+        slot: Tensor,
+        bits: Tensor,
+        gate_edge: Tensor,
+        up_edge: Tensor,
+        by: Decoding,
+    ) -> tuple[Tensor, Tensor]:
+        grad, h = permute(grad, by.order), permute(h, by.order)
+        grads = library.call(gated_backward, grad, h, slot, bits, by.name)
+        return restore(grads[0], by.order), restore(grads[1], by.order)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *tensors, ctx.by = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, a: Tensor, b: Tensor) -> tuple[Tensor | None, ...]:
+        grad, *point = ctx.saved_tensors
+        s, up, slope, bend = OptiActsPoint.apply(*point, ctx.by)
+        by_grad = a * up * slope + b * s
+        by_gate = grad * (a * up * bend + b * slope)
+        by_up = grad * a * slope
+        return by_grad.to(grad.dtype), None, None, None, by_gate.to(grad.dtype), by_up.to(grad.dtype), None
+
+    @staticmethod
+    def jvp(ctx: Any, grad_t: Tensor | None, _h: Any, _s: Any, _b: Any, *rest: Any) -> tuple[Tensor, Tensor]:
+        grad, *point = ctx.saved_tensors
+        grad_t, gate_t, up_t = (torch.zeros_like(grad) if t is None else t for t in (grad_t, *rest[:2]))
+        s, up, slope, bend = OptiActsPoint.apply(*point, ctx.by)
+        by_gate = grad_t * up * slope + grad * (up_t * slope + gate_t * up * bend)
+        by_up = grad_t * s + grad * gate_t * slope
+        return by_gate.to(grad.dtype), by_up.to(grad.dtype)
+
+
+class OptiActsPoint(torch.autograd.Function):
+    """act(gate), up, f'(gate) and f''(gate) from what is saved: rarely needed, so in float64, speed aside."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        h: Tensor, slot: Tensor, bits: Tensor, gate_edge: Tensor, up_edge: Tensor, by: Decoding
+    ) -> tuple[Tensor, ...]:
+        curve = curves.get(by.name)
+        s, up, left, in_valley = decoders.read(permute(h, by.order), slot, bits, curve)
+        gate = torch.where(in_valley, slot.double(), decoders.inverse(curve, s.double(), left))
+        point = s, up, curve.derivative(gate, torch), curve.second_derivative(gate, torch)
+        return tuple(restore(t.to(s.dtype), by.order) for t in point)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise NotImplementedError("third derivatives of an output-saving gated product are not supported")

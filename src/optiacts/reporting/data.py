@@ -1,0 +1,78 @@
+"""The report as data: what ``optiacts.report`` returns, ``--json`` prints and the table and the picture show."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from optiacts.held.sharing import ActivationSite
+from optiacts.reporting.states import States
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What autograd holds after a forward at one stage of conversion, in bytes."""
+
+    name: str
+    bytes: int
+    kinds: dict[str, int]  # by what it is for; adds up to ``bytes``
+    layers: dict[str, int]  # by the class of the layer that holds it; adds up to ``bytes``
+    per_sample: float | None  # bytes for each further sample of the batch; None if the batch cannot be doubled
+    batch: int | None  # the samples in this forward
+
+    @property
+    def fixed(self) -> float:
+        """Bytes that do not grow with the batch."""
+        return self.bytes - self.per_sample * self.batch if self.per_sample is not None and self.batch else 0.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A real step on a GPU, in bytes: what a forward left allocated, and the most of forward and backward."""
+
+    stage: str
+    after_forward: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """How much memory a training step holds, now and after conversion."""
+
+    name: str
+    setting: dict[str, str]
+    states: States
+    stages: tuple[Stage, ...]  # "now", "activations converted", and, if the model has them, "gated MLPs converted"
+    sites: tuple[ActivationSite, ...]
+    gpu_memory: int | None = None
+    measured: tuple[Measured, ...] = field(default=())
+
+    @property
+    def now(self) -> Stage:
+        """Before conversion."""
+        return self.stages[0]
+
+    def change(self, stage: Stage) -> float:
+        """The relative change of the saved bytes against now: -0.25 is a quarter less."""
+        return stage.bytes / self.now.bytes - 1 if self.now.bytes else 0.0
+
+    def largest_batch(self, stage: Stage) -> int | None:
+        """The most samples whose saved bytes fit ``gpu_memory`` beside the states; None if not known."""
+        if self.gpu_memory is None or not stage.per_sample:
+            return None
+        return max(0, int((self.gpu_memory - self.states.bytes - stage.fixed) // stage.per_sample))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON takes it; sizes in bytes."""
+        data = asdict(self)
+        data["sites"] = [
+            asdict(site) | {"gain": site.gain, "pays": site.pays, "reason": site.reason} for site in self.sites
+        ]
+        for stage, entry in zip(self.stages, data["stages"], strict=True):
+            entry |= {"change": self.change(stage), "largest_batch": self.largest_batch(stage)}
+        return data
+
+    def __str__(self) -> str:
+        from optiacts.reporting.table import markdown
+
+        return markdown(self)

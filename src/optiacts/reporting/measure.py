@@ -1,0 +1,51 @@
+"""A real step on a CUDA GPU beside the prediction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from optiacts.reporting.data import Measured
+from optiacts.reporting.errors import ReportError
+
+
+def require_cuda() -> None:
+    """``ReportError`` where there is no CUDA GPU."""
+    if not torch.cuda.is_available():
+        raise ReportError("--measure runs a real step and needs a CUDA GPU; there is none here. Leave --measure out")
+
+
+def measure(stage: str, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Measured:
+    """One forward and backward of ``model``, which lies on the GPU with its inputs.
+
+    A first step is run and forgotten: it allocates the gradients and the libraries' workspaces.
+    """
+    _step(model, args, kwargs)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    after_forward = _step(model, args, kwargs) - before
+    torch.cuda.synchronize()
+    return Measured(stage, after_forward, torch.cuda.max_memory_allocated())
+
+
+def _step(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Runs it; the bytes allocated between forward and backward."""
+    loss = scalar(model(*args, **kwargs))
+    allocated = torch.cuda.memory_allocated()
+    loss.backward()
+    return allocated
+
+
+def scalar(output: Any) -> Tensor:
+    """The loss of a model's output, or the mean of its first tensor if it has none."""
+    loss = getattr(output, "loss", None)
+    if isinstance(loss, Tensor):
+        return loss
+    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    if not tensors:
+        raise ReportError("the model's output has nothing to differentiate; check that something in it is trained")
+    return tensors[0].float().mean()

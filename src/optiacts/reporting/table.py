@@ -1,0 +1,191 @@
+"""The report for people: as tables in a terminal (rich) and as Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from optiacts.held.sharing import ActivationSite
+from optiacts.reporting.data import MemoryReport, Stage
+
+_WORDS = ("", "kind", "layer", "activation", "because")  # columns of words; numbers are set to the right
+
+
+class Section(NamedTuple):
+    """One table: a title, the names of the columns, the rows."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def sections(report: MemoryReport, all_layers: bool = True) -> list[Section]:
+    """The tables of ``report``."""
+    found = [_held(report), _card(report)]
+    if all_layers:
+        found.append(_layers(report))
+    if report.sites:
+        found.append(_activations(report))
+    if report.measured:
+        found.append(_measured(report))
+    return found
+
+
+def headline(report: MemoryReport) -> str:
+    """One sentence with the result."""
+    best, unit = min(report.stages, key=lambda stage: stage.bytes), unit_of(report)
+    setting = ", ".join(
+        f"{value}" if key in ("batch", "model") else f"{key} {value}" for key, value in report.setting.items()
+    )
+    return (
+        f"{report.name}{f' ({setting})' if setting else ''}: {unit(report.now.bytes)} -> {unit(best.bytes)} "
+        f"{unit.name} of activations held for backward, {report.change(best):+.1%}"
+    )
+
+
+def markdown(report: MemoryReport, all_layers: bool = True) -> str:
+    """The report as Markdown."""
+    parts = [headline(report)]
+    for section in sections(report, all_layers):
+        lines = [
+            f"**{section.title}**",
+            "",
+            "| " + " | ".join(section.columns) + " |",
+            "|" + "".join("---|" if column in _WORDS else "---:|" for column in section.columns),
+            *("| " + " | ".join(row) + " |" for row in section.rows),
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def rich_tables(report: MemoryReport) -> list[Any]:
+    """The report as ``rich`` renderables."""
+    from rich.table import Table
+
+    tables: list[Any] = [headline(report)]
+    for section in sections(report):
+        table = Table(title=section.title, title_justify="left")
+        for column in section.columns:
+            table.add_column(column, justify="left" if column in _WORDS else "right", overflow="fold")
+        for row in section.rows:
+            table.add_row(*row)
+        tables.append(table)
+    return tables
+
+
+class Unit(NamedTuple):
+    """GiB, or MiB for small models."""
+
+    name: str
+    bytes: int
+
+    def __call__(self, nbytes: float) -> str:
+        """``nbytes`` in this unit; small amounts with more digits."""
+        value = nbytes / self.bytes
+        return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
+
+
+GIB = Unit("GiB", 2**30)
+MIB = Unit("MiB", 2**20)
+
+
+def unit_of(report: MemoryReport) -> Unit:
+    """The unit in which the sizes of ``report`` are easy to read."""
+    return GIB if report.now.bytes + report.states.bytes >= GIB.bytes else MIB
+
+
+def _stage_columns(report: MemoryReport) -> tuple[str, ...]:
+    return tuple(stage.name for stage in report.stages)
+
+
+def _cells(report: MemoryReport, sizes: Sequence[int]) -> tuple[str, ...]:
+    unit = unit_of(report)
+    return tuple(
+        f"{unit(size)} ({size / report.now.bytes:.0%})" if report.now.bytes else unit(size) for size in sizes
+    )
+
+
+def _held(report: MemoryReport) -> Section:
+    rows, unit = [], unit_of(report)
+    for kind in report.now.kinds:
+        sizes = [stage.kinds[kind] for stage in report.stages]
+        if any(sizes):
+            rows.append((kind, *_cells(report, sizes)))
+    rows.append(("total", *(unit(stage.bytes) for stage in report.stages)))
+    rows.append(("change", *(f"{report.change(stage):+.1%}" for stage in report.stages)))
+    return Section(f"Held for backward, {unit.name}", ("kind", *_stage_columns(report)), tuple(rows))
+
+
+def _card(report: MemoryReport) -> Section:
+    states, unit = report.states, unit_of(report)
+    rows = [
+        (name, *(unit(size) for _ in report.stages))
+        for name, size in (
+            ("parameters", states.parameters),
+            ("gradients", states.gradients),
+            ("optimizer state", states.optimizer),
+        )
+    ]
+    rows.append(("activations", *(unit(stage.bytes) for stage in report.stages)))
+    rows.append(("total", *(unit(states.bytes + stage.bytes) for stage in report.stages)))
+    if report.gpu_memory is not None:
+        rows.append(
+            (f"largest batch in {GIB(report.gpu_memory)} GiB", *(_largest(report, stage) for stage in report.stages))
+        )
+    return Section(f"The whole card, {unit.name}", ("", *_stage_columns(report)), tuple(rows))
+
+
+def _largest(report: MemoryReport, stage: Stage) -> str:
+    largest = report.largest_batch(stage)
+    if largest is None:
+        return "unknown"
+    if largest == 0 and report.states.bytes > (report.gpu_memory or 0):
+        return "0 (states alone exceed it)"
+    return str(largest)
+
+
+def _layers(report: MemoryReport) -> Section:
+    names = list(dict.fromkeys(name for stage in report.stages for name in stage.layers))
+    rows = [
+        (name, *_cells(report, sizes))
+        for name in names
+        if max(sizes := [stage.layers.get(name, 0) for stage in report.stages]) >= 0.001 * report.now.bytes
+    ]
+    return Section(
+        f"By the class of the layer that holds it, {unit_of(report).name}",
+        ("layer", *_stage_columns(report)),
+        tuple(rows),
+    )
+
+
+def _activations(report: MemoryReport) -> Section:
+    groups: dict[tuple[str, ...], list[ActivationSite]] = {}
+    for site in report.sites:
+        key = (_numberless(site.path), site.activation, _numberless(site.reason))
+        groups.setdefault(key, []).append(site)
+    rows, unit = [], unit_of(report)
+    for (path, name, reason), members in groups.items():
+        gain = sum(site.gain for site in members)
+        how = "" if members[0].is_module else " (a function: call optiacts' own)"
+        rows.append((f"{path or 'the model'}: {name}{how}", str(len(members)), unit(gain), reason))
+    return Section(
+        f"What converting each activation alone saves, {unit.name}",
+        ("activation", "count", "saves", "because"),
+        tuple(rows),
+    )
+
+
+def _measured(report: MemoryReport) -> Section:
+    predicted = {stage.name: stage for stage in report.stages}
+    rows = [(m.stage, GIB(predicted[m.stage].bytes), GIB(m.after_forward), GIB(m.peak)) for m in report.measured]
+    return Section(
+        "Measured on this GPU, GiB",
+        ("", "activations, predicted", "left allocated by a forward", "max_memory_allocated of forward + backward"),
+        tuple(rows),
+    )
+
+
+def _numberless(path: str) -> str:
+    """encoder.layer.11.act -> encoder.layer.*.act, so that the layers of a stack make one row."""
+    return re.sub(r"(?<=\.)\d+(?=\.|\s|$)|^\d+(?=\.)", "*", path)
