@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.modules import module as _modules
 from torch.utils import _python_dispatch
 
 P = ParamSpec("P")
@@ -70,6 +71,26 @@ def is_one_of_several_views(view: Tensor) -> bool:
 
 _creation: Callable[[Tensor], Any] = _bound("_autograd._get_creation_meta", lambda tensor: None)
 _ALONE: Any = _bound("_autograd.CreationMeta.DEFAULT", lambda: None)
+
+
+H = TypeVar("H", bound=Callable[..., Any])
+
+
+def looking_on(hook: H) -> H:
+    """Marks a hook of ours on all modules, which changes nothing: nobody has to call a module for its sake."""
+    hook.optiacts_looks_on = True  # type: ignore[attr-defined]
+    return hook
+
+
+def watches_all_modules() -> bool:
+    """Whether somebody has hooks on every module's calls, our own onlookers aside."""
+    return any(not hasattr(hook, "optiacts_looks_on") for hooks in _global_hooks for hook in hooks.values())
+
+
+_global_hooks: tuple[dict[int, Any], ...] = tuple(
+    getattr(_modules, f"_global_{kind}", {})
+    for kind in ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+)
 
 
 function_modes: Callable[[], int] = _bound("_len_torch_function_stack", lambda: 0)

@@ -123,3 +123,25 @@ def test_shared_children() -> None:
     optiacts.revert(models[0])
     assert type(child) is Direct
     assert saved < optiacts.saved_memory(child, sample()).bytes
+
+
+def test_memory_reports_in_threads() -> None:
+    """The report watches calls of modules, its own thread's alone, and leaves nothing behind."""
+    from torch.nn.modules import module as modules
+
+    def report(number: int) -> int:
+        return optiacts.report(
+            nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16)), sample(64, 16)
+        ).now.bytes
+
+    call = nn.Module.__call__
+    held: list[int] = []
+
+    def work() -> None:
+        with ThreadPoolExecutor(THREADS) as pool:
+            held.extend(pool.map(report, range(THREADS)))
+
+    assert _beside(work) == []
+    assert len(set(held)) == 1
+    assert nn.Module.__call__ is call
+    assert not modules._global_forward_hooks and not modules._global_forward_pre_hooks

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _VIEWS = frozenset(
     """view view_as reshape reshape_as flatten unflatten squeeze unsqueeze transpose t permute movedim swapaxes expand
     expand_as narrow select chunk split unbind tensor_split detach contiguous as_strided diagonal unfold swapdims
-    moveaxis ravel hsplit vsplit dsplit data real T mT H mH requires_grad_""".split()
+    moveaxis ravel numpy from_numpy hsplit vsplit dsplit data real T mT H mH requires_grad_""".split()
 )
 # operations of torch that keep nothing of their input for backward, but its size
 _LINEAR = frozenset(

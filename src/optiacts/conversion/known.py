@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn import functional as F
-from torch.nn.modules import module as _modules
 
 from optiacts import curves
-from optiacts._torch import function_mode, function_modes
+from optiacts._torch import function_mode, function_modes, watches_all_modules
 from optiacts.conversion.purity import holds
 from optiacts.conversion.recognition import Recognised
 from optiacts.functional import compiles_autocast, saves_memory
@@ -129,10 +128,7 @@ def watched(module: Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
-        or _modules._global_forward_hooks
-        or _modules._global_forward_pre_hooks
-        or _modules._global_backward_hooks
-        or _modules._global_backward_pre_hooks
+        or watches_all_modules()
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -41,22 +42,45 @@ def mode_of(model: torch.nn.Module, values: Any) -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
+_lock = threading.Lock()
+_without_packing: list[int] = []  # the threads that are in the context below
+_original: list[Any] = []  # transformers' function, while another one stands in its place
+
+
 @contextmanager
 def one_sequence_per_row() -> Iterator[None]:
     """Tells transformers that no sequences are packed into one row, which it would otherwise find by value.
 
-    Fake tensors have no values, and it then builds an attention mask that a real step does not have.
+    Fake tensors have no values, and it then builds an attention mask that a real step does not have. Other threads
+    are told what they would be told otherwise.
     """
     masking, name = sys.modules.get("transformers.masking_utils"), "find_packed_sequence_indices"
     if masking is None or not hasattr(masking, name):
         yield
         return
-    original = vars(masking)[name]
-    setattr(masking, name, lambda position_ids: None)
+    thread = threading.get_ident()
+    with _lock:
+        if not _without_packing:
+            _original[:] = [vars(masking)[name]]
+            setattr(masking, name, _packed_unless_fake)
+        _without_packing.append(thread)
     try:
         yield
     finally:
-        setattr(masking, name, original)
+        with _lock:
+            _without_packing.remove(thread)
+            if not _without_packing:
+                setattr(masking, name, _original.pop())
+
+
+def _packed_unless_fake(position_ids: Any) -> Any:
+    if threading.get_ident() in _without_packing:
+        return None
+    with _lock:
+        original = _original[0] if _original else None
+    if original is None:  # it was put back while this was called
+        original = vars(sys.modules["transformers.masking_utils"])["find_packed_sequence_indices"]
+    return original(position_ids)
 
 
 class LikeCuda(TorchFunctionMode):

@@ -4,6 +4,7 @@ where the activations' outputs went."""
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -12,9 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from optiacts._torch import looking_on
 from optiacts.held import activations
 from optiacts.held.memory import HeldTensor, SavedTensors, storage_key
 
@@ -124,10 +127,7 @@ def describe(where: Where) -> str:
 
 
 class _Calls:
-    """Follows which modules are being called, while ``followed`` is entered.
-
-    Not by hooks: a converted model heeds them, and calls an activation that it would evaluate with its product.
-    """
+    """Follows which modules are being called, by hooks on all modules while ``followed`` is entered."""
 
     def __init__(self, curve_of: activations.CurveOf, model: Any) -> None:
         self._curve_of = curve_of
@@ -140,23 +140,25 @@ class _Calls:
 
     @contextmanager
     def followed(self, watch: _Watch) -> Iterator[None]:
-        original = torch.nn.Module.__call__
+        thread = threading.get_ident()  # other threads run modules of their own meanwhile
 
-        def call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-            layer, curve = type(module).__name__, self._curve_of(module)
-            self._stack.append(Call(next(self._numbers), self._paths.get(id(module), layer), layer, curve))
-            try:
-                output = original(module, *args, **kwargs)
+        def enter(module: torch.nn.Module, args: Any) -> None:
+            if threading.get_ident() == thread:
+                layer, curve = type(module).__name__, self._curve_of(module)
+                self._stack.append(Call(next(self._numbers), self._paths.get(id(module), layer), layer, curve))
+
+        def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
+            if threading.get_ident() == thread:
                 watch.left(args, output)
-                return output
-            finally:
                 self._stack.pop()
 
-        torch.nn.Module.__call__ = call  # type: ignore[method-assign]
+        before = register_module_forward_pre_hook(looking_on(enter))
+        after = register_module_forward_hook(looking_on(leave))
         try:
             yield
         finally:
-            torch.nn.Module.__call__ = original  # type: ignore[method-assign]
+            before.remove()
+            after.remove()
 
 
 class _Watch(TorchDispatchMode):
