@@ -84,6 +84,8 @@ def looking_on(hook: H) -> H:
 
 def watches_all_modules() -> bool:
     """Whether somebody has hooks on every module's calls, our own onlookers aside."""
+    if not any(_global_hooks):
+        return False
     return any(not hasattr(hook, "optiacts_looks_on") for hooks in _global_hooks for hook in hooks.values())
 
 

@@ -340,6 +340,7 @@ class _Body:
 
 
 _ENDLESS = object()  # no return so far
+_GONE = object()  # what is not there any more
 OWNER = object()  # as a pinned value: the module itself
 
 
@@ -383,9 +384,9 @@ def holds(pins: tuple[Pin, ...], callee: Any) -> bool:
         else:
             now = root
         for name in path:
-            if not hasattr(now, name):
-                return False
-            now = getattr(now, name)
+            now = getattr(now, name, _GONE)
+        if now is _GONE:
+            return False
         if value is OWNER:
             if now is not callee:
                 return False

@@ -17,6 +17,7 @@ from optiacts import curves, functional, functional_gated
 from optiacts.conversion.known import Known, Rewritten, activated, chosen, intercepted
 from optiacts.conversion.purity import holds
 from optiacts.conversion.recognition import Recognised
+from optiacts.ops import gated as gated_ops
 from optiacts.overwritten import Maker, made_by
 
 
@@ -161,7 +162,8 @@ def _fused(act: Pending, up: Any, place: Maker) -> Tensor | None:
         )
     if not isinstance(up, Tensor) or not functional_gated.matches(up, act.gate):
         return None
-    return made_by(functional_gated.gated(act.gate, up, act.curve), place)
+    # what functional_gated.gated asks of the gate was asked when the activation was begun
+    return made_by(gated_ops.gated(act.gate, up, act.curve), place)
 
 
 def _swapped(act: Any, up: Any) -> Any:
