@@ -13,7 +13,6 @@ import functools
 import inspect
 import math
 import types
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -363,9 +362,6 @@ def _function_applied(callee: Any) -> type[torch.autograd.Function] | None:
     if isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
         return owner
     return None
-
-
-Holds = Callable[[Any], bool]
 
 
 def holds(pins: tuple[Pin, ...], callee: Any) -> bool:

@@ -60,7 +60,7 @@ def helpers(
             return call(callee, *args, **kwargs) if later is callee else later(*args, **kwargs)
         return Pending(found.curve, found.input, _version(found.input), lambda: callee(*args, **kwargs))
 
-    def pure(number: int, expression: Callable[[Any], Any], x: Any, owner: Any) -> Recognised | None:
+    def pure(number: int, x: Any, owner: Any) -> Recognised | None:
         recognised = written[number]
         if not isinstance(x, Tensor) or not functional.saves_memory(x) or intercepted():
             return None
@@ -71,13 +71,13 @@ def helpers(
         return None if functional.compiles_autocast(curves.get(recognised.curve), x) else recognised
 
     def evaluate(number: int, expression: Callable[[Any], Any], x: Any, owner: Any = None) -> Any:
-        recognised = pure(number, expression, x, owner)
+        recognised = pure(number, x, owner)
         if recognised is None:
             return expression(x)
         return made_by(functional.apply(recognised.curve, x), place)
 
     def begin_evaluate(number: int, expression: Callable[[Any], Any], x: Any, owner: Any = None) -> Any:
-        recognised = pure(number, expression, x, owner)
+        recognised = pure(number, x, owner)
         if recognised is None:
             return expression(x)
         return Pending(recognised.curve, x, _version(x), lambda: expression(x))
