@@ -47,6 +47,7 @@ class World:
     steps: int = 2
     dtype: torch.dtype | None = None  # of model and inputs
     exact: bool = True  # outputs have the same bits
+    in_a_row: int = 1  # activations: their errors in 16 bits add up
     coarse: bool = False  # 16 bits are involved: gradients are as good as these
     slack: float = 1.2e-4  # of float32 gradients: an input near a curve's minimum may be off by 1.2e-4 by contract
     keeps_saving: bool = False
