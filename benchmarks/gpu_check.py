@@ -3,11 +3,13 @@ how fast it is.
 
     make gpu-check                            or: PYTHONPATH=src python benchmarks/gpu_check.py
     ... --checks                              correctness alone
+    ... --only gated streams                  these checks and figures alone
     ... --sweep                               also other tile sizes
     ... --dry                                 on a CPU, with Triton's interpreter and tiny sizes
 
-Needs torch, triton and a GPU, nothing else. Writes benchmarks/results/gpu_check_<device>.json and .md (a dry run
-only with --output) and exits with 1 if a check failed.
+Needs torch, triton and a GPU; the figures of `models` also what optiacts[report] needs, and 80 GB of GPU memory.
+Writes benchmarks/results/gpu_check_<device>.json and .md (a dry run only with --output) and exits with 1 if a check
+failed.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import platform
 import sys
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ Report = dict[str, Any]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--checks", action="store_true", help="correctness alone")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these checks and figures alone")
     parser.add_argument("--sweep", action="store_true", help="also measure other tile sizes")
     parser.add_argument("--dry", action="store_true", help="on a CPU, with Triton's interpreter")
     parser.add_argument("--output", type=Path, help="the folder for the results")
@@ -49,19 +53,74 @@ def main() -> int:
 
         backends.select = lambda x, curve: triton_backend if x.dtype in triton_backend.dtypes else eager
 
-    report = {"machine": _machine(device), "checks": _checks(device, arguments.dry)}
-    failed = [name for name, check in report["checks"].items() if check["status"] == "failed"]
-    if not arguments.checks:
-        report |= _figures(device, arguments.dry, arguments.sweep)
     output = arguments.output or (None if arguments.dry else RESULTS)
-    if output:
-        output.mkdir(parents=True, exist_ok=True)
-        stem = "gpu_check_" + "".join(c if c.isalnum() else "_" for c in report["machine"]["device"]).lower()
-        (output / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
-        (output / f"{stem}.md").write_text(markdown(report))
+    report: Report = {"machine": _machine(device), "checks": {}}
+    for part, name, found in _parts(device, arguments):
+        report.setdefault(part, {})[name] = found
+        if output:  # after each, so that a run that is stopped leaves what it found
+            _write(output, report)
+    failed = [name for name, check in report["checks"].items() if check["status"] == "failed"]
+    failed += [name for name, rows in report.get("figures", {}).items() for row in rows if "failed" in row]
     print(markdown(report))
     print("failed: " + ", ".join(failed) if failed else "all checks passed")
     return int(bool(failed))
+
+
+def _parts(device: Any, arguments: argparse.Namespace) -> Iterator[tuple[str, str, Any]]:
+    """Every check and figure that is wanted: its part of the report, its name, what was found."""
+    import gpu_correctness
+    import gpu_models
+    import gpu_speed
+
+    for check in gpu_correctness.CHECKS:
+        if not arguments.only or check.__name__ in arguments.only:
+            yield "checks", check.__name__, _checked(check, device, arguments.dry)
+    if arguments.checks:
+        return
+    figures = (
+        gpu_speed.kernels,
+        gpu_speed.gated_kernels,
+        gpu_speed.launch_cost,
+        gpu_speed.steps,
+        gpu_speed.sweep,
+        gpu_models.models,
+    )
+    for figure in figures:
+        name = figure.__name__
+        if name in arguments.only if arguments.only else name != "sweep" or arguments.sweep:
+            yield "figures", name, _measured(figure, device, arguments.dry)
+
+
+def _checked(check: Callable[[Any, bool], Report], device: Any, dry: bool) -> Report:
+    import gpu_correctness
+
+    start = time.perf_counter()
+    try:
+        found: Any = check(device, dry)
+        status = "skipped" if "skipped" in found else "passed"
+    except gpu_correctness.BrokenPromiseError as failure:
+        status, found = "failed", failure.args[0]
+    except Exception:  # any other fault is a failure as well, and the remaining checks are worth running
+        status, found = "failed", traceback.format_exc()
+    print(f"{status:8} {check.__name__} ({time.perf_counter() - start:.1f} s)", file=sys.stderr, flush=True)
+    return {"status": status, "found": found}
+
+
+def _measured(figure: Callable[[Any, bool], Any], device: Any, dry: bool) -> list[Report]:
+    start = time.perf_counter()
+    try:
+        found = figure(device, dry)
+    except Exception:  # the other figures are worth having
+        found = {"failed": traceback.format_exc()}
+    print(f"measured {figure.__name__} ({time.perf_counter() - start:.1f} s)", file=sys.stderr, flush=True)
+    return found if isinstance(found, list) else [found]
+
+
+def _write(output: Path, report: Report) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    stem = "gpu_check_" + "".join(c if c.isalnum() else "_" for c in report["machine"]["device"]).lower()
+    (output / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (output / f"{stem}.md").write_text(markdown(report))
 
 
 def _machine(device: Any) -> Report:
@@ -80,36 +139,6 @@ def _machine(device: Any) -> Report:
     }
 
 
-def _checks(device: Any, dry: bool) -> Report:
-    import gpu_correctness
-
-    reports: Report = {}
-    for check in gpu_correctness.CHECKS:
-        start = time.perf_counter()
-        try:
-            found = check(device, dry)
-            status = "skipped" if "skipped" in found else "passed"
-        except gpu_correctness.BrokenPromiseError as failure:
-            status, found = "failed", failure.args[0]
-        except Exception:  # any other fault is a failure as well, and the remaining checks are worth running
-            status, found = "failed", traceback.format_exc()
-        reports[check.__name__] = {"status": status, "found": found}
-        print(f"{status:8} {check.__name__} ({time.perf_counter() - start:.1f} s)", file=sys.stderr, flush=True)
-    return reports
-
-
-def _figures(device: Any, dry: bool, sweep: bool) -> Report:
-    import gpu_speed
-
-    figures: Report = {}
-    wanted = [gpu_speed.kernels, gpu_speed.launch_cost, gpu_speed.steps] + ([gpu_speed.sweep] if sweep else [])
-    for measure in wanted:
-        found = measure(device, dry)
-        figures[measure.__name__] = found if isinstance(found, list) else [found]
-        print(f"measured {measure.__name__}", file=sys.stderr, flush=True)
-    return figures
-
-
 def markdown(report: Report) -> str:
     """The report as tables."""
     machine = report["machine"]
@@ -118,13 +147,16 @@ def markdown(report: Report) -> str:
     for name, check in report["checks"].items():
         found = check["found"] if isinstance(check["found"], str) else json.dumps(_rounded(check["found"]))
         lines.append(f"| {name} | {check['status']} | {found.replace(chr(10), ' ').replace('|', '/')} |")
-    for title in ("kernels", "launch_cost", "steps", "sweep"):
-        if title in report:
-            rows = report[title]
+    for title, rows in report.get("figures", {}).items():
+        if rows:
             lines += ["", f"## {title.replace('_', ' ')}", "", "| " + " | ".join(rows[0]) + " |"]
             lines.append("|" + "---|" * len(rows[0]))
-            lines += ["| " + " | ".join(str(_rounded(value)) for value in row.values()) + " |" for row in rows]
+            lines += ["| " + " | ".join(_cell(value) for value in row.values()) + " |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return str(_rounded(value)).replace("\n", " ").replace("|", "/")
 
 
 def _rounded(value: Any) -> Any:

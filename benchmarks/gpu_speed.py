@@ -63,6 +63,41 @@ def _kernel(name: str, dtype: torch.dtype, n: int, device: torch.device) -> Repo
     }
 
 
+def gated_kernels(device: torch.device, dry: bool) -> list[Report]:
+    """Forward and backward of gated products beside a copy and PyTorch's own expression."""
+    rows, columns = (16, 1024) if dry else (1 << 14, 1 << 13)
+    cases = [("silu", torch.bfloat16), ("gelu", torch.bfloat16), ("silu", torch.float16), ("silu", torch.float32)]
+    return [_gated_kernel(name, dtype, rows, columns, device) for name, dtype in cases]
+
+
+def _gated_kernel(name: str, dtype: torch.dtype, rows: int, columns: int, device: torch.device) -> Report:
+    curve, n = CURVES[name], rows * columns
+    gate, up, grad = (torch.randn(rows, columns, device=device).to(dtype) for _ in range(3))
+    saved = ops.gated_forward(gate, up, name)
+    sources = gate.detach().requires_grad_(), up.detach().requires_grad_()
+    theirs = curve.forward(sources[0]) * sources[1]
+    target = torch.empty_like(gate)
+    seconds = compare(
+        device,
+        copy=lambda: target.copy_(gate),
+        forward=lambda: ops.gated_forward(gate, up, name),
+        backward=lambda: ops.gated_backward(grad, *saved, name),
+        torch_forward=lambda: curve.forward(gate) * up,
+        torch_backward=lambda: torch.autograd.grad(theirs, sources, grad, retain_graph=True),
+    )
+    size = gate.element_size()
+    copied = 2 * size * n / seconds["copy"]
+    return {
+        "gate": name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "elements": n,
+        "forward / copy bandwidth": (4 * size + 2 * BITS) * n / seconds["forward"] / copied,
+        "backward / copy bandwidth": (5 * size + 2 * BITS) * n / seconds["backward"] / copied,
+        "forward time / PyTorch's": seconds["forward"] / seconds["torch_forward"],
+        "backward time / PyTorch's": seconds["backward"] / seconds["torch_backward"],
+    }
+
+
 def launch_cost(device: torch.device, dry: bool) -> Report:
     """Host microseconds per forward + backward of a small tensor, the queue never full."""
     x = torch.randn(16, 64, device=device, requires_grad=True)

@@ -63,6 +63,33 @@ def test_every_variant_is_bound_and_compiled() -> None:
     assert run.stdout.split() == [str(6 * 2 * 5), "True"]
 
 
+CONSTANTS = """
+from triton import JITFunction
+import torch
+from optiacts.backends.triton import gated_launch, launch
+from optiacts.curves import CURVES
+
+for curve in CURVES.values():
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        constants = [launch.forward_constants(curve, dtype, True, "cuda"),
+                     launch.backward_constants(curve, dtype, "cuda"),
+                     gated_launch.gated_forward_constants(curve, dtype, True, "cuda"),
+                     gated_launch.gated_backward_constants(curve, dtype, "cuda")]
+        for value in (value for some in constants for value in some.values()):
+            for number in value if isinstance(value, tuple) else (value,):
+                print(isinstance(number, (int, float, JITFunction)))
+"""
+
+
+@pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
+def test_constants_are_numbers_functions_or_flat_tuples() -> None:
+    """Triton 3.6, which PyTorch 2.10 and 2.11 bring, compiles no tuples of tuples (seen on an H100)."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-c", CONSTANTS]
+    run = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    assert set(run.stdout.split()) == {"True"}
+
+
 def test_importing_the_library_does_not_load_triton() -> None:
     code = "import sys, torch; before = 'triton' in sys.modules; import optiacts, optiacts.backends.triton; "
     code += "assert before or 'triton' not in sys.modules"

@@ -48,7 +48,8 @@ class World:
     dtype: torch.dtype | None = None  # of model and inputs
     exact: bool = True  # outputs have the same bits
     # Activations in a row: their errors in 16 bits add up. Over 200 seeds of a chain of seven, ours over PyTorch's
-    # error had the median 1.00 and was above 2 for 10; PyTorch's own, with inputs moved by half an ulp, was so for 15.
+    # error had the median 1.00 and was above 2 for 10; PyTorch's own, with inputs moved by half an ulp, was so for
+    # 15.
     in_a_row: int = 1
     coarse: bool = False  # 16 bits are involved: gradients are as good as these
     slack: float = 1.2e-4  # of float32 gradients: an input near a curve's minimum may be off by 1.2e-4 by contract

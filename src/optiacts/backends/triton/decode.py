@@ -1,41 +1,61 @@
 """The decode (y, side bit) -> f'(x) on a tile, generic over the curves: their coefficients are constants.
 
-A decoder is a tuple of numbers, so that it can be a compile-time constant of a kernel; ``decoder`` makes it.
+``slope`` and ``valley`` make the functions that a kernel calls: the generic ones with a curve's numbers.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from optiacts.backends.triton.elementary import like, log1p, log2_approximate
+from optiacts.backends.triton.written import written
 from optiacts.curves import Curve
 from optiacts.decoders.fitted import remembered
 from optiacts.decoders.polynomials import coefficients
 from optiacts.decoders.short import short_decoder
+from optiacts.decoders.valley import polynomials
 
 ALMOST_ONE = tl.constexpr(1 - 2.0**-24)
 
 
 @remembered
-def decoder(curve: Curve, dtype: torch.dtype) -> tuple[object, ...]:
-    """The constants of the decode of ``curve`` for outputs of ``dtype``, in the order the kernels read them."""
+def slope(curve: Curve, dtype: torch.dtype, vendor: str) -> Any:
+    """The function ``slope(y, left)``: f'(x), of outputs of ``dtype`` on the branch that ``left`` tells."""
+    name = f"slope of {curve.name} in {dtype}"
     if dtype is not torch.float32:
         s = short_decoder(curve, dtype)
-        return "short", (s.scale, s.smallest, s.largest), (s.y_min, s.least, s.most), s.envelope, s.left, s.right
+        numbers: tuple[Any, ...] = (
+            (s.scale, s.smallest, s.largest),
+            (s.y_min, s.least, s.most),
+            s.envelope,
+            s.left,
+            s.right,
+            vendor,
+        )
+        return written(name, "y, left", f"return short(y, left, {_text(numbers)})", {"short": _decode_short})
     c = coefficients(curve)
     pieces = tuple((c.scale[i], c.shift[i], tuple(row[i] for row in c.polynomials)) for i in range(4))
-    return "float32", (c.y_min_high, c.y_min_low, c.least), -1 / curve.y_min, c.limits, c.breaks, pieces
+    numbers = ((c.y_min_high, c.y_min_low, c.least), -1 / curve.y_min, c.limits, c.breaks, pieces)
+    return written(name, "y, left", f"return float32(y, left, {_text(numbers)})", {"float32": _decode_float32})
 
 
-@triton.jit
-def decode(y, left, DECODER: tl.constexpr, VENDOR: tl.constexpr):
-    """f'(x), float32, of the outputs ``y`` on the branch that ``left`` tells."""
-    if DECODER[0] == "short":
-        return _decode_short(y, left, DECODER[1], DECODER[2], DECODER[3], DECODER[4], DECODER[5], VENDOR)
-    else:  # Triton compiles what follows an if, whatever its condition
-        return _decode_float32(y, left, DECODER[1], DECODER[2], DECODER[3], DECODER[4], DECODER[5])
+@remembered
+def valley(curve: Curve, dtype: torch.dtype) -> Any:
+    """The function ``valley(gate)``: act(gate) and f'(gate) of gates in the valley, see decoders/valley.py."""
+    around = polynomials(curve, dtype)
+    numbers = _text((around.centre, around.output, around.slope))
+    return written(
+        f"valley of {curve.name} in {dtype}", "gate", f"return valley(gate, {numbers})", {"valley": _valley}
+    )
+
+
+def _text(numbers: tuple[Any, ...]) -> str:
+    """Finite numbers, tuples of them and names as arguments in a call."""
+    return ", ".join(map(repr, numbers))
 
 
 @triton.jit
@@ -85,8 +105,7 @@ def _decode_float32(
 
 
 @triton.jit
-def valley(gate, CENTRE: tl.constexpr, OUTPUT: tl.constexpr, SLOPE: tl.constexpr):
-    """act(gate) and f'(gate) of gates in the valley: see decoders/valley.py."""
+def _valley(gate, CENTRE: tl.constexpr, OUTPUT: tl.constexpr, SLOPE: tl.constexpr):
     t = gate - CENTRE
     return _polynomial(t, OUTPUT), _polynomial(t, SLOPE)
 

@@ -31,16 +31,29 @@ def _of_numpy(function):
     return apply
 
 
-if INTERPRETED:
-    erf = _of_numpy(np.vectorize(math.erf, otypes=[np.float64]))
-    exp = _of_numpy(np.exp)
-    tanh = _of_numpy(np.tanh)
-    log1p = _of_numpy(np.log1p)
-else:
-    erf = libdevice.erf
-    exp = libdevice.exp
-    tanh = libdevice.tanh
-    log1p = libdevice.log1p
+# CUDA's erff from 12.6 to 13.0, which PyTorch's wheels are built with, as its compiler writes it out: 1 - 2^p(|x|)
+# from 1.003 on, x + x p(x^2) below. The libdevice of Triton 3.6 has other coefficients, that of 3.9 these.
+ERF_BORDER = tl.constexpr(1.00296)
+ERF_BEYOND = tl.constexpr(
+    (0.000112198715, -0.0013275252, 0.008396535, -0.040246584, 0.15950431, 0.9129177, 0.62906003)
+)
+ERF_WITHIN = tl.constexpr(
+    (8.4834945e-05, -0.00082130916, 0.005213489, -0.026868774, 0.11284005, -0.37612665, 0.12837915)
+)
+
+
+@triton.jit
+def _erf(x):
+    size = tl.abs(x)
+    beyond = size >= like(x, ERF_BORDER)
+    v = tl.where(beyond, size, x * x)
+    p = tl.where(beyond, like(x, ERF_BEYOND[0]), like(x, ERF_WITHIN[0]))
+    for power in tl.static_range(1, 7):
+        p = tl.fma(p, v, tl.where(beyond, like(x, ERF_BEYOND[power]), like(x, ERF_WITHIN[power])))
+    factor = tl.where(beyond, -size, x)
+    p = tl.fma(p, factor, factor)
+    far = 1.0 - tl.exp2(p)
+    return tl.where(beyond, tl.where(x < 0, -far, far), p)
 
 
 @triton.jit
@@ -79,3 +92,15 @@ def log2_approximate(x, VENDOR: tl.constexpr):
         return libdevice.fast_log2f(x)
     else:
         return tl.log2(x)
+
+
+if INTERPRETED:
+    erf = _of_numpy(np.vectorize(math.erf, otypes=[np.float64]))
+    exp = _of_numpy(np.exp)
+    tanh = _of_numpy(np.tanh)
+    log1p = _of_numpy(np.log1p)
+else:
+    erf = _erf
+    exp = libdevice.exp
+    tanh = libdevice.tanh
+    log1p = libdevice.log1p

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from optiacts.backends.triton import tiles
-from optiacts.backends.triton.decode import clamp, decode, valley
+from optiacts.backends.triton.decode import clamp
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def gated_forward_kernel(
     up_stride,
     VALUE: tl.constexpr,
     THRESHOLD: tl.constexpr,
-    VALLEY: tl.constexpr,
+    BORDERS: tl.constexpr,
     TINY: tl.constexpr,
     MOST: tl.constexpr,
     UNIT: tl.constexpr,
@@ -51,7 +51,7 @@ def gated_forward_kernel(
     normal = (size >= TINY) & (size <= MOST)
     wide_gate = gate.to(tl.float32)
     left = wide_gate < THRESHOLD
-    in_valley = (wide_gate >= VALLEY[0]) & (wide_gate <= VALLEY[1])
+    in_valley = (wide_gate >= BORDERS[0]) & (wide_gate <= BORDERS[1])
     holds_up = (tl.abs(wide_up) > tl.abs(wide_s)) & (normal == 0) & ((left & (wide_s == 0.0)) == 0)
     tl.store(h_pointer + dense, h, mask=inside)
     tl.store(slot_pointer + dense, tl.where(holds_up, up, tl.where(in_valley, gate, s)), mask=inside)
@@ -73,9 +73,9 @@ def gated_backward_kernel(
     units_per_row,
     grad_gate_stride,
     grad_up_stride,
-    DECODER: tl.constexpr,
+    SLOPE: tl.constexpr,
     VALLEY: tl.constexpr,
-    VENDOR: tl.constexpr,
+    BORDER: tl.constexpr,
     MOST: tl.constexpr,
     UNIT: tl.constexpr,
     UNITS: tl.constexpr,
@@ -91,12 +91,12 @@ def gated_backward_kernel(
     h = clamp(tl.load(h_pointer + dense, mask=inside, other=0.0).to(tl.float32), -MOST, MOST)
     slot = tl.load(slot_pointer + dense, mask=inside, other=0.0)
     kept = slot.to(tl.float32)
-    in_valley = (kept <= VALLEY[0]) & (holds_up == 0)
-    output, valley_slope = valley(kept, VALLEY[1], VALLEY[2], VALLEY[3])
+    in_valley = (kept <= BORDER) & (holds_up == 0)
+    output, valley_slope = VALLEY(kept)
     known = tl.where(in_valley, output.to(slot.dtype).to(tl.float32), kept)
     other = clamp(tl.where(known == 0.0, h * known, h / known), -MOST, MOST)
     s, up = tl.where(holds_up, other, known), tl.where(holds_up, known, other)
-    slope = decode(s.to(slot.dtype).to(tl.float32), left, DECODER, VENDOR)
+    slope = SLOPE(s.to(slot.dtype).to(tl.float32), left)
     slope = tl.where(in_valley, valley_slope, slope)
     element = grad_gate_pointer.dtype.element_ty
     tl.store(grad_up_pointer + row * grad_up_stride + column, (grad * s).to(element), mask=inside)

@@ -9,10 +9,11 @@ import triton
 from torch import Tensor
 
 from optiacts.backends import eager
+from optiacts.backends.triton.decode import valley
 from optiacts.backends.triton.gated_kernels import gated_backward_kernel, gated_forward_kernel
 from optiacts.backends.triton.launch import backward_constants, forward_constants, fused, on_device, tile
 from optiacts.curves import Curve
-from optiacts.decoders import valley
+from optiacts.decoders.valley import borders
 from optiacts.layouts import by_rows
 from optiacts.packing import packed_shape
 
@@ -66,15 +67,14 @@ def gated_tile(unit: int, element_size: int) -> dict[str, Any]:
 def gated_forward_constants(curve: Curve, dtype: torch.dtype, ours: bool, *vendor: str) -> dict[str, Any]:
     """Those of the forward, the valley's borders, and the range of normal numbers."""
     limits = torch.finfo(dtype)
-    more = {"VALLEY": valley.borders(curve, dtype), "TINY": limits.tiny, "MOST": limits.max}
+    more = {"BORDERS": borders(curve, dtype), "TINY": limits.tiny, "MOST": limits.max}
     return forward_constants(curve, dtype, ours, *vendor) | more
 
 
 def gated_backward_constants(curve: Curve, dtype: torch.dtype, *vendor: str) -> dict[str, Any]:
-    """Those of the backward, the valley's border and polynomials, and the largest number."""
-    around = valley.polynomials(curve, dtype)
-    constants = (valley.borders(curve, dtype)[1], around.centre, around.output, around.slope)
-    return backward_constants(curve, dtype, *vendor) | {"VALLEY": constants, "MOST": torch.finfo(dtype).max}
+    """Those of the backward, the valley and its upper border, and the largest number."""
+    more = {"VALLEY": valley(curve, dtype), "BORDER": borders(curve, dtype)[1], "MOST": torch.finfo(dtype).max}
+    return backward_constants(curve, dtype, *vendor) | more
 
 
 def _tiling(h: Tensor, bits: Tensor) -> tuple[tuple[int], tuple[int, int, int], dict[str, Any]]:

@@ -6,7 +6,6 @@ import triton
 import triton.language as tl
 
 from optiacts.backends.triton import tiles
-from optiacts.backends.triton.decode import decode
 
 
 @triton.jit
@@ -41,17 +40,16 @@ def backward_kernel(
     units,
     columns,
     units_per_row,
-    DECODER: tl.constexpr,
-    VENDOR: tl.constexpr,
+    SLOPE: tl.constexpr,
     UNIT: tl.constexpr,
     UNITS: tl.constexpr,
     PADDED: tl.constexpr,
 ):
-    """grad_x = grad * f'(x), the derivative decoded from y and the bits. In float32, rounded once."""
+    """grad_x = grad * f'(x), with f'(x) = SLOPE(y, left), left being the bits. In float32, rounded once."""
     first, offsets, inside, word, word_inside = tiles.dense_tile(units, columns, units_per_row, UNIT, UNITS, PADDED)
     words = tl.load(tiles.words(bits_pointer, UNIT) + word, mask=word_inside, other=0)
     grad = tl.load(grad_pointer + first + offsets, mask=inside, other=0.0).to(tl.float32)
     y = tl.load(y_pointer + first + offsets, mask=inside, other=0.0).to(tl.float32)
     left = tiles.unpack(words, UNIT, UNITS)
-    product = grad * decode(y, left, DECODER, VENDOR)
+    product = grad * SLOPE(y, left)
     tl.store(grad_x_pointer + first + offsets, product.to(grad_x_pointer.dtype.element_ty), mask=inside)

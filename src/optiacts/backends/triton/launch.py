@@ -14,7 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
-from optiacts.backends.triton.decode import decoder
+from optiacts.backends.triton.decode import slope
 from optiacts.backends.triton.elementary import VENDOR
 from optiacts.backends.triton.kernels import backward_kernel, forward_kernel
 from optiacts.backends.triton.values import value
@@ -121,7 +121,7 @@ def forward_constants(curve: Curve, dtype: torch.dtype, fused: bool, vendor: str
 
 def backward_constants(curve: Curve, dtype: torch.dtype, vendor: str = VENDOR) -> dict[str, Any]:
     """The constants and compiler options of a backward."""
-    return {"DECODER": decoder(curve, dtype), "VENDOR": vendor, "enable_fp_fusion": True}
+    return {"SLOPE": slope(curve, dtype, vendor), "enable_fp_fusion": True}
 
 
 def tile(unit: int, element_size: int, share: int = 1) -> dict[str, Any]:

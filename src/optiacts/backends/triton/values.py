@@ -10,13 +10,10 @@ compiler is told to contract no others (see ``launch.forward_constants``).
 from __future__ import annotations
 
 import functools
-import linecache
 from typing import Any
 
-import triton
-import triton.language as tl
-
 from optiacts.backends.triton.elementary import divide, erf, exp, fma, like, log1p, rounded, tanh, where
+from optiacts.backends.triton.written import written
 from optiacts.curves import Curve, get
 
 _NAMES = {
@@ -28,14 +25,8 @@ _NAMES = {
     "log1p": log1p,
     "rounded": rounded,
     "tanh": tanh,
-    "tl": tl,
     "where": where,
 }
-_SOURCE = """\
-def value(x):
-    z = x.to(tl.float32)
-    return ({expression}).to(x.dtype)
-"""
 
 
 def value(curve: Curve) -> Any:
@@ -48,9 +39,4 @@ def _compiled(name: str) -> Any:
     """One function per curve: Triton caches what it compiles by function."""
     expression = get(name).triton
     assert expression is not None
-    source = _SOURCE.format(expression=expression)
-    file = f"<optiacts forward of {name}>"
-    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)  # where Triton reads it
-    scope: dict[str, Any] = dict(_NAMES)
-    exec(compile(source, file, "exec"), scope)
-    return triton.jit(scope["value"])
+    return written(f"value of {name}", "x", f"z = x.to(tl.float32)\nreturn ({expression}).to(x.dtype)", _NAMES)
