@@ -5,9 +5,11 @@ from optiacts.curves import CurveError
 from optiacts.doctor import Diagnosis, doctor
 from optiacts.functional import activation, gelu, mish, quick_gelu, silu
 from optiacts.functional_gated import gated, geglu, reglu, swiglu
+from optiacts.functional_norm import layer_norm, rms_norm
 from optiacts.held.memory import SavedMemory, SavedStorage, saved_memory
 from optiacts.nn import GELU, Mish, QuickGELU, SiLU
 from optiacts.nn_gated import GEGLU, ReGLU, SwiGLU
+from optiacts.nn_norm import LayerNorm, RMSNorm
 from optiacts.overwritten import OverwrittenError
 from optiacts.reporting import ReportError, report
 
@@ -20,9 +22,11 @@ __all__ = [
     "ConversionReport",
     "CurveError",
     "Diagnosis",
+    "LayerNorm",
     "Mish",
     "OverwrittenError",
     "QuickGELU",
+    "RMSNorm",
     "ReGLU",
     "ReportError",
     "SavedMemory",
@@ -35,11 +39,13 @@ __all__ = [
     "gated",
     "geglu",
     "gelu",
+    "layer_norm",
     "mish",
     "quick_gelu",
     "reglu",
     "report",
     "revert",
+    "rms_norm",
     "saved_memory",
     "silu",
     "swiglu",

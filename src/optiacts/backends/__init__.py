@@ -8,9 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from optiacts.backends import eager, native, triton
+from optiacts.backends import eager, eager_norm, native, triton
 from optiacts.curves import Curve
 from optiacts.layouts import Order, memory_order
+from optiacts.norms import Norm
 
 
 class Backend(Protocol):
@@ -62,6 +63,38 @@ def _select(device: torch.device, dtype: torch.dtype, kind: type) -> Backend:
     return fast if able and fast.unavailable(device) is None else eager
 
 
+class NormBackend(Protocol):
+    """What a backend for norms offers: see ``optiacts.backends.eager_norm``."""
+
+    name: str
+
+    def norm_statistics(
+        self, x: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None, norm: Norm
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """mean and rstd of x, and the remainder bits of y if it has some."""
+
+    def norm_backward(
+        self,
+        grad: Tensor,
+        kept: Tensor,
+        mean: Tensor | None,
+        rstd: Tensor,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        columns: Tensor | None,
+        rescued: Tensor | None,
+        bits: Tensor | None,
+        norm: Norm,
+        output: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of x, scale and shift."""
+
+
+def select_norm(kept: Tensor, other: Tensor) -> NormBackend:
+    """The fastest backend that serves norms of these tensors."""
+    return eager_norm
+
+
 def gated_order(gate: Tensor) -> Order:
     """The order in which a backend wants the dimensions of a gated product's inputs.
 
@@ -71,4 +104,4 @@ def gated_order(gate: Tensor) -> Order:
     return [] if gate.is_cpu else memory_order(gate)
 
 
-__all__ = ["BACKENDS", "Backend", "gated_order", "select"]
+__all__ = ["BACKENDS", "Backend", "NormBackend", "gated_order", "select", "select_norm"]

@@ -1,0 +1,118 @@
+"""The norms in plain torch operations: any device, any floating dtype; the kernels are measured by it.
+
+Tensors are ``(..., channels)``; mean and rstd are ``(..., 1)``; scale and shift, the weight and the bias, have one
+number per channel, in the precision of the arithmetic. What is ``None`` is 1, 0 or not there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from optiacts.norms import Norm
+from optiacts.packing import pack, unpack_planes
+
+name = "eager"
+
+
+def norm_statistics(
+    x: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None, norm: Norm
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """mean and rstd of x, and the remainder bits of y if it has some: see ``remainder``."""
+    mean, rstd = norm.statistics(x)
+    if not norm.remainder or y.element_size() > 2:
+        return mean, rstd, None
+    exact = (x - mean) * rstd
+    exact = exact if scale is None else exact * scale
+    exact = exact if shift is None else exact + shift
+    return mean, rstd, remainder(exact, y)
+
+
+def remainder(exact: Tensor, y: Tensor) -> Tensor:
+    """In which quarter of the rounding interval of ``y`` the exact value lay: two bits, in two planes.
+
+    Where the output is further away than half a unit in the last place, the nearest quarter is taken.
+    """
+    position = (exact - y.float()) / _unit(y)
+    quarter = ((position + 0.5) * 4).floor().clamp(0, 3).to(torch.uint8)
+    return pack((quarter & 1).bool(), (quarter >> 1).bool())
+
+
+def refined(y: Tensor, bits: Tensor | None) -> Tensor:
+    """``y`` in the precision of the arithmetic, moved to the middle of its quarter."""
+    if bits is None:
+        return y.double() if y.dtype is torch.float64 else y.float()
+    low, high = unpack_planes(bits, y.shape, 2)
+    quarter = low.float() + 2 * high
+    return y.float() + ((quarter + 0.5) / 4 - 0.5) * _unit(y)
+
+
+def _unit(y: Tensor) -> Tensor:
+    """The unit in the last place of a 16-bit number, float32; of 0, that of the smallest numbers."""
+    mantissa, lowest = (8, -125) if y.dtype is torch.bfloat16 else (11, -13)
+    exponent = torch.frexp(y.float()).exponent.clamp(min=lowest)
+    exponent = torch.where(y == 0, lowest, exponent)
+    return torch.ldexp(torch.ones_like(y, dtype=torch.float32), exponent - mantissa)
+
+
+def norm_backward(
+    grad: Tensor,
+    kept: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    columns: Tensor | None,
+    rescued: Tensor | None,
+    bits: Tensor | None,
+    norm: Norm,
+    output: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx, dw and db in the precision of the arithmetic, dx of the shape of ``grad``.
+
+    Args:
+        grad: of the output.
+        kept: the output, if ``output``, or the input.
+        mean: needed of a centered norm that keeps its input or has rescued channels.
+        columns, rescued: the numbers of the rescued channels, and the input's columns there.
+        bits: the output's remainder bits.
+    """
+    if output:
+        x_hat = normalised(kept, mean, rstd, scale, shift, columns, rescued, bits)
+    else:
+        x_hat = kept.to(rstd.dtype)
+        x_hat = (x_hat if mean is None else x_hat - mean) * rstd
+    return gradients(grad.to(rstd.dtype), x_hat, rstd, scale, norm.centered)
+
+
+def normalised(
+    y: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    columns: Tensor | None,
+    rescued: Tensor | None,
+    bits: Tensor | None,
+) -> Tensor:
+    """x̂ = (y - shift) / scale, of the rescued channels (x - mean) * rstd."""
+    moved = refined(y, bits).to(rstd.dtype)
+    moved = moved if shift is None else moved - shift
+    if columns is None:
+        return moved if scale is None else moved / scale
+    assert rescued is not None
+    x_hat = moved if scale is None else moved / scale.index_fill(0, columns, 1.0)  # no 0 / 0, whose gradient is NaN
+    exact = rescued.to(rstd.dtype)
+    return x_hat.index_copy(-1, columns, (exact if mean is None else exact - mean) * rstd)
+
+
+def gradients(
+    grad: Tensor, x_hat: Tensor, rstd: Tensor, scale: Tensor | None, centered: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx = rstd (w g - mean(w g) - x̂ mean(w g x̂)), the first mean of a centered norm only; dw = Σ g x̂; db = Σ g."""
+    scaled = grad if scale is None else grad * scale
+    dx = scaled - x_hat * (scaled * x_hat).mean(-1, keepdim=True)
+    dx = dx - scaled.mean(-1, keepdim=True) if centered else dx
+    rows = tuple(range(grad.ndim - 1))
+    by_scale = (grad * x_hat).sum(rows) if rows else grad * x_hat
+    return rstd * dx, by_scale, grad.sum(rows) if rows else grad

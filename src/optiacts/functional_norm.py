@@ -1,0 +1,132 @@
+"""Norms that keep their output instead of their input, with the arguments of their ``torch.nn.functional`` twins.
+
+The result is PyTorch's own, bit for bit. Where a gradient is wanted, saved are
+
+    output mode:  y (shared with a following layer that keeps its input) + rstd, 4 bytes per row (float64: 8)
+                  + the weight and the bias as they are now
+                  + 2 bits per element of a bfloat16 or float16 output: see ``optiacts.norms.Norm.remainder``
+                  + of each rescued channel its column of the input; with any, 4 more bytes per row (LayerNorm)
+    input mode:   the input, in its own dtype, and 4 or 8 bytes per row
+
+Output mode is left by itself where it would be wrong or of no use: with more than one bad channel in 64 (weights near
+0, biases far above their weights), where the output is wider than the input, and under autocast, where whatever
+follows keeps a copy of its own. Since the output is needed for backward, changing it in place afterwards makes
+autograd raise an error. Without a gradient, under ``torch.compile`` and ``torch.func``, and with tensors that we do
+not support the call *is* PyTorch's function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from optiacts._torch import forward_mode, is_exporting, transforms_active
+from optiacts.functional import passes_our_ops
+from optiacts.norms import Norm
+from optiacts.ops import norm as ops
+from optiacts.ops import sharding
+
+_DTYPES = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    keep_output: bool = True,
+) -> Tensor:
+    """RMSNorm: x / sqrt(mean(x^2) + eps) * weight over the last dimensions (arXiv 1910.07467).
+
+    Args:
+        input: a tensor that ends with the dimensions ``normalized_shape``; float64, float32, bfloat16 or float16 to
+            save memory.
+        normalized_shape: the dimensions that are normalised together; PyTorch's error if they do not fit.
+        weight: of that shape, or None.
+        eps: by default the eps of the dtype that the norm is computed in, as in PyTorch.
+        keep_output: output mode; False keeps the input instead, where nobody else keeps the output.
+
+    Returns:
+        The tensor ``torch.nn.functional.rms_norm`` returns. Saved for backward: see the head of this module.
+    """
+
+    def forward(x: Tensor) -> Tensor:
+        return functional.rms_norm(x, normalized_shape, weight, eps)
+
+    if not saves_memory(input, weight):
+        return forward(input)
+    due = torch.finfo(torch.float64 if input.dtype is torch.float64 else torch.float32).eps if eps is None else eps
+    return norm(input, weight, None, Norm(False, due, len(normalized_shape), remainder=True), forward, keep_output)
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    keep_output: bool = True,
+) -> Tensor:
+    """LayerNorm: (x - mean(x)) / sqrt(var(x) + eps) * weight + bias over the last dimensions (arXiv 1607.06450).
+
+    Args:
+        input: a tensor that ends with the dimensions ``normalized_shape``; float64, float32, bfloat16 or float16 to
+            save memory.
+        normalized_shape: the dimensions that are normalised together; PyTorch's error if they do not fit.
+        weight, bias: of that shape, or None.
+        eps: added to the variance.
+        keep_output: output mode; False keeps the input instead, where nobody else keeps the output.
+
+    Returns:
+        The tensor ``torch.nn.functional.layer_norm`` returns. Saved for backward: see the head of this module.
+    """
+
+    def forward(x: Tensor) -> Tensor:
+        return functional.layer_norm(x, normalized_shape, weight, bias, eps)
+
+    if not saves_memory(input, weight, bias):
+        return forward(input)
+    return norm(input, weight, bias, Norm(True, eps, len(normalized_shape), remainder=True), forward, keep_output)
+
+
+def norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    kind: Norm,
+    forward: Callable[[Tensor], Tensor],
+    keep_output: bool = True,
+) -> Tensor:
+    """``forward(input)``, which must be the norm ``kind`` of it, kept for backward as this module's head says.
+
+    Only for tensors of which ``saves_memory`` holds.
+    """
+    widened = torch.is_autocast_enabled(input.device.type) and input.dtype is torch.float32
+    return ops.norm(input, weight, bias, kind, forward, keep_output and not widened)
+
+
+def saves_memory(input: Tensor, *parameters: Tensor | None) -> bool:
+    """Whether a gradient is wanted, of tensors that we support."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not isinstance(input, Tensor):
+        return False
+    given = [input, *(parameter for parameter in parameters if parameter is not None)]
+    return (
+        any(tensor.requires_grad for tensor in given)
+        and all(_plain(tensor) and tensor.device == input.device for tensor in given)
+        and not transforms_active()
+        and not forward_mode()
+        and not is_exporting()
+        and torch._C._get_tracing_state() is None
+    )
+
+
+def _plain(tensor: Tensor) -> bool:
+    return (
+        tensor.dtype in _DTYPES
+        and tensor.layout is torch.strided
+        and passes_our_ops(tensor)
+        and not sharding.is_dtensor_type(type(tensor))
+    )

@@ -1,0 +1,104 @@
+"""What a norm is: y = x̂ * (weight + offset) + bias, with x̂ = (x - mean) * rstd along some dimensions.
+
+Its backward needs x̂, and from the output it is x̂ = (y - bias) / (weight + offset): good wherever the division is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# The largest |bias| / |weight| at which y still tells x̂ as well as a norm that keeps its input needs it: beyond, the
+# rounding of y is too coarse beside x̂. Measured as the error of a channel's weight gradient: docs/norms.md.
+_MOST_BIAS = {"wide": 4.0, "16 bits and remainder": 2.0, "16 bits": 1.0}
+_SMALLEST_NORMALS = 16  # of |weight|: below, y is subnormal where x̂ is small
+_RESCUED_SHARE = 64  # one channel in so many may be rescued
+
+
+@dataclass(frozen=True)
+class Norm:
+    """One kind of norm.
+
+    Args:
+        centered: LayerNorm subtracts the mean, RMSNorm does not (its mean is 0 in every formula here).
+        eps: rstd = 1 / sqrt(mean((x - mean)^2) + eps).
+        dims: how many trailing dimensions are normalised together.
+        channels_first: normalised is dimension 1 alone; ``dims`` is 1 then.
+        offset: what is added to the weight: 1 where a weight of zeros is the identity.
+        remainder: whether two bits per element tell where in the rounding interval of a 16-bit output its unrounded
+            value lay. What rounds on its way to the output (a norm written out in 16 bits) needs none.
+    """
+
+    centered: bool
+    eps: float
+    dims: int = 1
+    channels_first: bool = False
+    offset: float = 0.0
+    remainder: bool = False
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """``tensor`` with what is normalised together in its last dimension."""
+        if self.channels_first:
+            return tensor.movedim(1, -1)
+        return tensor.flatten(-self.dims) if self.dims > 1 else tensor
+
+    def restored(self, rows: Tensor, like: Tensor) -> Tensor:
+        """Undoes ``rows`` for a tensor of the shape of ``like``."""
+        return rows.movedim(-1, 1) if self.channels_first else rows.reshape(like.shape)
+
+    def scale(self, weight: Tensor | None) -> Tensor | None:
+        """weight + offset, flat and in the precision of the arithmetic; None is 1."""
+        if weight is None:
+            return None
+        wide = weight.flatten().to(arithmetic(weight.dtype))
+        return wide + self.offset if self.offset else wide
+
+    def shift(self, bias: Tensor | None) -> Tensor | None:
+        """The bias likewise; None is 0."""
+        return None if bias is None else bias.flatten().to(arithmetic(bias.dtype))
+
+    def statistics(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """mean and rstd of each row, of one element in the last dimension."""
+        wide = rows.to(arithmetic(rows.dtype))
+        mean = wide.mean(-1, keepdim=True) if self.centered else wide.new_zeros(())
+        variance = (wide - mean).square().mean(-1, keepdim=True)
+        return mean, (variance + self.eps).rsqrt()
+
+    def reference(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """The norm in plain operations of torch, differentiable, rounded once to the wider dtype of x and weight."""
+        rows = self.rows(x)
+        mean, rstd = self.statistics(rows)
+        scale, shift = self.scale(weight), self.shift(bias)
+        y = (rows.to(rstd.dtype) - mean) * rstd
+        y = y if scale is None else y * scale
+        y = y if shift is None else y + shift
+        return self.restored(y, x).to(x.dtype if weight is None else torch.promote_types(x.dtype, weight.dtype))
+
+    def bad(self, scale: Tensor | None, shift: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """Which channels (bool) a ``dtype`` output does not tell well enough; None if it tells all."""
+        if scale is None and shift is None:
+            return None
+        limits = torch.finfo(dtype)
+        if dtype.itemsize > 2:
+            most = _MOST_BIAS["wide"]
+        else:
+            most = _MOST_BIAS["16 bits and remainder" if self.remainder else "16 bits"]
+        if scale is None:
+            assert shift is not None
+            return shift.abs() > most
+        size = scale.abs()
+        largest = size * scale.numel() ** 0.5  # that |x̂| * |weight| can be
+        bad = (size < _SMALLEST_NORMALS * limits.tiny) | (largest > limits.max / 2)
+        return bad if shift is None else bad | (shift.abs() > most * size)
+
+
+def most_rescued(channels: int) -> int:
+    """How many channels may be rescued; with more bad ones the norm keeps its input."""
+    return channels // _RESCUED_SHARE
+
+
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """What a norm of ``dtype`` is computed in."""
+    return torch.float64 if dtype is torch.float64 else torch.float32

@@ -1,0 +1,246 @@
+"""The norms: statistics of the input, and the gradients from the output (or the input) and the statistics.
+
+    optiacts::norm_statistics(Tensor x, Tensor y, Tensor? scale, Tensor? shift, float eps, bool centered,
+        bool remainder) -> (Tensor mean, Tensor rstd, Tensor bits)
+    optiacts::norm_backward(Tensor grad, Tensor kept, Tensor? mean, Tensor rstd, Tensor? scale, Tensor? shift,
+        Tensor? columns, Tensor? rescued, Tensor? bits, bool centered, bool output, ScalarType dtype)
+        -> (Tensor grad_x, Tensor grad_scale, Tensor grad_shift)
+
+Tensors are (..., channels), mean and rstd (..., 1), scale and shift (channels,); see
+``optiacts.backends.eager_norm``. grad_x is of ``dtype``, the other two are in the precision of the arithmetic.
+
+The Function calls the norm's own forward and saves, in *output mode*, its output; the weight and the bias as they are
+now, since whoever changes them unseen must not change the gradient; rstd; the remainder bits; and the columns of the
+*rescued channels*, whose weight or bias would spoil x̂ = (y - bias) / weight, with the mean. In *input mode* it saves
+the input and the statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optiacts import backends
+from optiacts.backends import eager_norm
+from optiacts.norms import Norm, arithmetic, most_rescued
+from optiacts.ops import library
+from optiacts.ops.functions import differentiable
+from optiacts.overwritten import remember, saved_tensors
+from optiacts.packing import packed_shape
+
+Forward = Callable[[Tensor], Tensor]
+
+
+def norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: Norm, forward: Forward, keep_output: bool
+) -> Tensor:
+    """``forward(x)``, which is the norm ``kind`` of x, with what its backward needs."""
+    result: Tensor = OptiActsNorm.apply(x, weight, bias, kind, forward, keep_output)[0]
+    return result
+
+
+# The ops
+
+
+def _statistics(
+    x: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float, centered: bool, remainder: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    kind = Norm(centered, eps, remainder=remainder)
+    mean, rstd, bits = backends.select_norm(x, y).norm_statistics(x, y, scale, shift, kind)
+    return mean, rstd, x.new_empty(0, dtype=torch.uint8) if bits is None else bits
+
+
+def _fake_statistics(
+    x: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float, centered: bool, remainder: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    rstd = x.new_empty((*x.shape[:-1], 1), dtype=arithmetic(x.dtype))
+    bits = packed_shape(y.shape, 2) if remainder and y.element_size() <= 2 else (0,)
+    mean = torch.empty_like(rstd) if centered else rstd.new_empty(())
+    return mean, rstd, x.new_empty(bits, dtype=torch.uint8)
+
+
+def _backward(
+    grad: Tensor,
+    kept: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    columns: Tensor | None,
+    rescued: Tensor | None,
+    bits: Tensor | None,
+    centered: bool,
+    output: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    kind = Norm(centered, 0.0, remainder=bits is not None)
+    saved = (grad, kept, mean, rstd, scale, shift, columns, rescued, bits)
+    dx, by_scale, by_shift = backends.select_norm(kept, grad).norm_backward(*saved, kind, output)
+    return dx.to(dtype), by_scale, by_shift
+
+
+def _fake_backward(grad: Tensor, kept: Tensor, *saved: Any) -> tuple[Tensor, Tensor, Tensor]:
+    rstd, dtype = saved[1], saved[-1]
+    by_channel = rstd.new_empty(kept.shape[-1:])
+    return grad.new_empty(grad.shape, dtype=dtype), by_channel, torch.empty_like(by_channel)
+
+
+def _check_saved(grad: Tensor, kept: Tensor, *saved: Any) -> None:
+    """A backend reads what is saved by address: nothing but the right shape may reach it."""
+    if grad.shape != kept.shape:
+        raise ValueError(f"grad must have the shape of what was kept, {tuple(kept.shape)}; got {tuple(grad.shape)}")
+
+
+def _whole(*arguments: Any) -> tuple[()]:
+    """No way to distribute but to keep all of it everywhere."""
+    return ()
+
+
+norm_statistics = library.declare(
+    "norm_statistics(Tensor x, Tensor y, Tensor? scale, Tensor? shift, float eps, bool centered, bool remainder)"
+    " -> (Tensor, Tensor, Tensor)",
+    _statistics,
+    fake=_fake_statistics,
+    sharding=_whole,
+)
+norm_backward = library.declare(
+    "norm_backward(Tensor grad, Tensor kept, Tensor? mean, Tensor rstd, Tensor? scale, Tensor? shift, "
+    "Tensor? columns, Tensor? rescued, Tensor? bits, bool centered, bool output, ScalarType dtype)"
+    " -> (Tensor, Tensor, Tensor)",
+    _backward,
+    check=_check_saved,
+    fake=_fake_backward,
+    sharding=_whole,
+)
+
+
+# The Function
+
+
+class OptiActsNorm(torch.autograd.Function):
+    """(x, weight, bias) -> (y, mean, rstd, rescued): y is the result; the others let second derivatives reach x."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        kind: Norm,
+        forward: Forward,
+        keep_output: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        y = forward(x)
+        ctx.kind, ctx.dtype = kind, x.dtype
+        ctx.set_materialize_grads(False)
+        scale, shift = kind.scale(weight), kind.shift(bias)
+        rows, out_rows = kind.rows(x), kind.rows(y)
+        keep_output = keep_output and out_rows.shape == rows.shape and y.element_size() <= x.element_size()
+        columns = None
+        if keep_output:
+            columns = bad_channels(kind, scale, shift, y.dtype)
+            keep_output = columns is None or len(columns) <= most_rescued(rows.shape[-1])
+        ctx.output = keep_output
+        given = (rows, out_rows, scale, shift, kind.eps, kind.centered, kind.remainder and keep_output)
+        mean, rstd, bits = library.call(norm_statistics, *given)
+        if not keep_output:
+            remember(ctx, x)
+            ctx.save_for_backward(x, weight, bias, mean if kind.centered else None, rstd)
+            return y, None, rstd, None
+        rescued = None if columns is None else rows.index_select(-1, columns)
+        mean = mean if kind.centered and columns is not None else None
+        remember(ctx, y)
+        # copies: the parameters themselves may be changed unseen before backward, by a fused optimizer for one
+        now = tuple(None if parameter is None else parameter.clone() for parameter in (weight, bias))
+        ctx.save_for_backward(y, weight, bias, mean, rstd, *now, columns, rescued, bits if bits.numel() else None)
+        return y, mean, rstd, rescued
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad: Tensor | None, by_mean: Tensor | None, by_rstd: Tensor | None, by_rescued: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+        gradients = _gradients if not differentiable() and by_rstd is None else _differentiable_gradients
+        return *gradients(ctx, grad, by_mean, by_rstd, by_rescued), None, None, None
+
+
+def bad_channels(kind: Norm, scale: Tensor | None, shift: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The numbers of the channels that a ``dtype`` output does not tell; None if it tells all."""
+    bad = kind.bad(scale, shift, dtype)
+    return None if bad is None or not bad.any() else bad.nonzero().squeeze(-1)
+
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> Gradients:
+    """The gradients of x, weight and bias, through the op."""
+    if grad is None:
+        return None, None, None
+    kind: Norm = ctx.kind
+    kept, weight, bias, mean, rstd, *more = saved_tensors(ctx)
+    then = (weight, bias) if not more else more[:2]
+    columns, rescued, bits = more[2:] if more else (None, None, None)
+    factors = kind.scale(then[0]), kind.shift(then[1])
+    saved = (kind.rows(grad), kind.rows(kept), mean, rstd, *factors, columns, rescued, bits)
+    dx, by_scale, by_shift = library.call(norm_backward, *saved, kind.centered, ctx.output, ctx.dtype)
+    return (
+        kind.restored(dx, grad) if ctx.needs_input_grad[0] else None,
+        by_scale.view_as(weight).to(weight.dtype) if ctx.needs_input_grad[1] else None,
+        by_shift.view_as(bias).to(bias.dtype) if ctx.needs_input_grad[2] else None,
+    )
+
+
+def _differentiable_gradients(
+    ctx: Any, grad: Tensor | None, by_mean: Tensor | None, by_rstd: Tensor | None, by_rescued: Tensor | None
+) -> Gradients:
+    """The same in operations that can be differentiated again, with the gradients of the other outputs.
+
+    In output mode x̂ is a function of y, the weight and the bias, and rstd and the mean are outputs of the Function:
+    further derivatives find their way back to x.
+    """
+    kind: Norm = ctx.kind
+    kept, weight, bias, mean, rstd, *more = saved_tensors(ctx)
+    if not ctx.output:
+        return _recomputed(ctx, grad, by_rstd, kept, weight, bias)
+    columns, rescued, bits = more[2:]
+    rows, scale, shift = kind.rows(kept), kind.scale(weight), kind.shift(bias)
+    x_hat = eager_norm.normalised(rows, mean, rstd, scale, shift, columns, rescued, bits)
+    count = rows.shape[-1]
+    dx = torch.zeros_like(x_hat)
+    by_weight = by_bias = None
+    if grad is not None:
+        g = kind.rows(grad).to(rstd.dtype)
+        dx, by_scale, by_shift = eager_norm.gradients(g, x_hat, rstd, scale, kind.centered)
+        by_weight = by_scale.view_as(weight).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        by_bias = by_shift.view_as(bias).to(bias.dtype) if ctx.needs_input_grad[2] else None
+    if by_rstd is not None:  # d rstd / dx = -rstd^2 x̂ / n
+        dx = dx - by_rstd * rstd.square() * x_hat / count
+    if by_mean is not None:
+        dx = dx + by_mean / count
+    if by_rescued is not None:
+        dx = dx.index_add(-1, columns, by_rescued.to(dx.dtype))
+    return kind.restored(dx.to(ctx.dtype), kept), by_weight, by_bias
+
+
+def _recomputed(
+    ctx: Any, grad: Tensor | None, by_rstd: Tensor | None, x: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> Gradients:
+    """From the input: the norm in plain operations, differentiated by autograd."""
+    kind: Norm = ctx.kind
+    with torch.enable_grad():
+        all_given: tuple[Any, ...] = (x, weight, bias)
+        given = [t for t, needed in zip(all_given, ctx.needs_input_grad, strict=False) if needed]
+        outputs: list[Tensor] = []
+        gradients: list[Tensor] = []
+        if grad is not None:
+            outputs.append(kind.reference(x, weight, bias))
+            gradients.append(grad.to(outputs[0].dtype))
+        if by_rstd is not None:
+            outputs.append(kind.statistics(kind.rows(x))[1])
+            gradients.append(by_rstd)
+        found = iter(torch.autograd.grad(outputs, given, gradients, create_graph=True, allow_unused=True))
+    dx, by_weight, by_bias = (next(found) if needed else None for needed in ctx.needs_input_grad[:3])
+    return dx, by_weight, by_bias
