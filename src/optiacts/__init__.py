@@ -10,6 +10,7 @@ from optiacts.held.memory import SavedMemory, SavedStorage, saved_memory
 from optiacts.nn import GELU, Mish, QuickGELU, SiLU
 from optiacts.nn_gated import GEGLU, ReGLU, SwiGLU
 from optiacts.nn_norm import LayerNorm, RMSNorm
+from optiacts.ops.norm_channels import UnseenChangeError, norm_weights_changed
 from optiacts.overwritten import OverwrittenError
 from optiacts.reporting import ReportError, report
 
@@ -33,6 +34,7 @@ __all__ = [
     "SavedStorage",
     "SiLU",
     "SwiGLU",
+    "UnseenChangeError",
     "activation",
     "convert",
     "doctor",
@@ -41,6 +43,7 @@ __all__ = [
     "gelu",
     "layer_norm",
     "mish",
+    "norm_weights_changed",
     "quick_gelu",
     "reglu",
     "report",

@@ -169,3 +169,14 @@ TRACERS = frozenset(
     ("torch._subclasses.fake_tensor.FakeTensor", "torch._subclasses.functional_tensor.FunctionalTensor")
 )
 """The tensor types of tracing, which stand for a plain tensor, by full name: importing them takes long."""
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor only stands for one, and has no values to look at."""
+    kind = type(tensor)
+    return f"{kind.__module__}.{kind.__name__}" in TRACERS
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured, during which the host must not wait for the device."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

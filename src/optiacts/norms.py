@@ -77,7 +77,10 @@ class Norm:
         return self.restored(y, x).to(x.dtype if weight is None else torch.promote_types(x.dtype, weight.dtype))
 
     def bad(self, scale: Tensor | None, shift: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """Which channels (bool) a ``dtype`` output does not tell well enough; None if it tells all."""
+        """Which channels (bool) a ``dtype`` output does not tell well enough; None if it tells all.
+
+        ``scale`` and ``shift`` may be those of several norms, one in each row.
+        """
         if scale is None and shift is None:
             return None
         limits = torch.finfo(dtype)
@@ -89,7 +92,7 @@ class Norm:
             assert shift is not None
             return shift.abs() > most
         size = scale.abs()
-        largest = size * scale.numel() ** 0.5  # that |x̂| * |weight| can be
+        largest = size * scale.shape[-1] ** 0.5  # that |x̂| * |weight| can be
         bad = (size < _SMALLEST_NORMALS * limits.tiny) | (largest > limits.max / 2)
         return bad if shift is None else bad | (shift.abs() > most * size)
 

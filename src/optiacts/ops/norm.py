@@ -25,9 +25,10 @@ from torch import Tensor
 
 from optiacts import backends
 from optiacts.backends import eager_norm
-from optiacts.norms import Norm, arithmetic, most_rescued
+from optiacts.norms import Norm, arithmetic
 from optiacts.ops import library
 from optiacts.ops.functions import differentiable
+from optiacts.ops.norm_channels import Channels, guard, look
 from optiacts.overwritten import remember, saved_tensors
 from optiacts.packing import packed_shape
 
@@ -139,10 +140,7 @@ class OptiActsNorm(torch.autograd.Function):
         scale, shift = kind.scale(weight), kind.shift(bias)
         rows, out_rows = kind.rows(x), kind.rows(y)
         keep_output = keep_output and out_rows.shape == rows.shape and y.element_size() <= x.element_size()
-        columns = None
-        if keep_output:
-            columns = bad_channels(kind, scale, shift, y.dtype)
-            keep_output = columns is None or len(columns) <= most_rescued(rows.shape[-1])
+        keep_output, columns, ctx.known = look(kind, weight, bias, y.dtype) if keep_output else Channels(False)
         ctx.output = keep_output
         given = (rows, out_rows, scale, shift, kind.eps, kind.centered, kind.remainder and keep_output)
         mean, rstd, bits = library.call(norm_statistics, *given)
@@ -166,12 +164,6 @@ class OptiActsNorm(torch.autograd.Function):
         return *gradients(ctx, grad, by_mean, by_rstd, by_rescued), None, None, None
 
 
-def bad_channels(kind: Norm, scale: Tensor | None, shift: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The numbers of the channels that a ``dtype`` output does not tell; None if it tells all."""
-    bad = kind.bad(scale, shift, dtype)
-    return None if bad is None or not bad.any() else bad.nonzero().squeeze(-1)
-
-
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -184,8 +176,13 @@ def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> Gradients:
     then = (weight, bias) if not more else more[:2]
     columns, rescued, bits = more[2:] if more else (None, None, None)
     factors = kind.scale(then[0]), kind.shift(then[1])
+    poison = None
+    if ctx.known is not None:
+        poison = guard(ctx.known, *factors, columns, getattr(ctx, "maker", None))
+        rstd = rstd.masked_fill(poison, torch.nan)
     saved = (kind.rows(grad), kind.rows(kept), mean, rstd, *factors, columns, rescued, bits)
     dx, by_scale, by_shift = library.call(norm_backward, *saved, kind.centered, ctx.output, ctx.dtype)
+    by_scale = by_scale if poison is None else by_scale.masked_fill(poison, torch.nan)
     return (
         kind.restored(dx, grad) if ctx.needs_input_grad[0] else None,
         by_scale.view_as(weight).to(weight.dtype) if ctx.needs_input_grad[1] else None,
@@ -207,6 +204,9 @@ def _differentiable_gradients(
         return _recomputed(ctx, grad, by_rstd, kept, weight, bias)
     columns, rescued, bits = more[2:]
     rows, scale, shift = kind.rows(kept), kind.scale(weight), kind.shift(bias)
+    if ctx.known is not None:
+        poison = guard(ctx.known, kind.scale(more[0]), kind.shift(more[1]), columns, getattr(ctx, "maker", None))
+        rstd = rstd.masked_fill(poison, torch.nan)
     x_hat = eager_norm.normalised(rows, mean, rstd, scale, shift, columns, rescued, bits)
     count = rows.shape[-1]
     dx = torch.zeros_like(x_hat)

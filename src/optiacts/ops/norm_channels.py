@@ -1,0 +1,238 @@
+"""Which channels of a norm its output does not tell, found out before the output is relied on.
+
+On a CPU every forward looks at its weight and bias. On other devices that would make the host wait. What was found is
+remembered there for each weight, and found out anew when it may have changed: at the first call, after every change
+that PyTorch counts (``load_state_dict``), and after every step of any optimizer, by one look at all norms that is
+copied to the host while it does other things. A change that nobody sees (``weight.data.copy_`` of a moving average, a
+replayed CUDA graph) does harm only if it makes a channel bad that is not known to be. Backward finds that, its
+gradients are NaN, and the next forward or optimizer step raises ``UnseenChangeError``.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from optiacts._torch import is_capturing, is_fake, once
+from optiacts.norms import Norm, most_rescued
+from optiacts.overwritten import Maker
+
+
+class UnseenChangeError(RuntimeError):
+    """The weight or bias of a norm was changed unseen, so that its output no longer told its input.
+
+    The gradients of that backward are NaN. Call ``optiacts.norm_weights_changed()`` after such a change.
+    """
+
+
+class Channels(NamedTuple):
+    """Whether a norm may keep its output, which channels to rescue then, and where that is remembered."""
+
+    keep_output: bool
+    rescued: Tensor | None = None  # their numbers
+    known: Known | None = None
+
+
+def look(kind: Norm, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Channels:
+    """What there is to know before a forward with a ``dtype`` output."""
+    given = [parameter for parameter in (weight, bias) if parameter is not None]
+    if not given or is_fake(given[0]) or given[0].is_meta:
+        return Channels(True)
+    if not waits(given[0].device):
+        bad = kind.bad(kind.scale(weight), kind.shift(bias), dtype)
+        if bad is None or not bad.any():
+            return Channels(True)
+        numbers = bad.nonzero().squeeze(-1)
+        return Channels(len(numbers) <= most_rescued(len(bad)), numbers)
+    if not all(parameter.is_leaf for parameter in given):
+        return Channels(False)  # new tensors each time: nothing to remember
+    _watch_optimizers()
+    _collect()
+    known = _remembered(kind, weight, bias, dtype)
+    if known.versions != _versions(weight, bias):
+        if is_capturing(given[0].device):
+            return Channels(False)
+        known.learn(known.bad().cpu(), _versions(weight, bias))
+    return Channels(True, known.rescued, known) if known.keep_output else Channels(False)
+
+
+def guard(known: Known, scale: Tensor | None, shift: Tensor | None, rescued: Tensor | None, maker: Any) -> Tensor:
+    """In backward: whether (bool) a channel is bad that was not rescued. It is noted, to be told later."""
+    bad = known.kind.bad(scale, shift, known.dtype)
+    assert bad is not None
+    poison = (bad if rescued is None else bad.index_fill(0, rescued, False)).any()
+    known.poisoned = poison if known.poisoned is None else known.poisoned | poison
+    known.maker = maker
+    return poison
+
+
+def norm_weights_changed() -> None:
+    """Tells that weights of norms were changed in a way that PyTorch does not count: ``weight.data.copy_(...)``.
+
+    Needed on GPUs alone, after such a change and before the next forward: see ``UnseenChangeError``.
+    """
+    with _lock:
+        _known.clear()
+        _pending.clear()
+
+
+def waits(device: torch.device) -> bool:
+    """Whether looking at a tensor's values makes the host wait for what is queued."""
+    return device.type != "cpu"
+
+
+@dataclass(eq=False)
+class Known:
+    """What is remembered of a norm whose weight and bias lie on a device that the host does not wait for."""
+
+    kind: Norm
+    dtype: torch.dtype  # of the output
+    weight: weakref.ref[Tensor] | None
+    bias: weakref.ref[Tensor] | None
+    versions: tuple[int, ...] = ()
+    keep_output: bool = True
+    rescued: Tensor | None = None
+    numbers: tuple[int, ...] = ()  # the rescued channels, on the host
+    poisoned: Tensor | None = None  # bool: whether a backward met a bad channel that was not rescued
+    maker: Maker | None = None
+
+    def parameters(self) -> tuple[Tensor | None, Tensor | None]:
+        """The weight and the bias, as far as they are still there."""
+        weight, bias = self.weight, self.bias
+        return None if weight is None else weight(), None if bias is None else bias()
+
+    def of(self, weight: Tensor | None, bias: Tensor | None) -> bool:
+        """Whether this is about these very tensors: a number of ``id`` is used again."""
+        mine = self.parameters()
+        return mine[0] is weight and mine[1] is bias
+
+    def bad(self) -> Tensor:
+        weight, bias = self.parameters()
+        bad = self.kind.bad(self.kind.scale(weight), self.kind.shift(bias), self.dtype)
+        assert bad is not None
+        return bad
+
+    def learn(self, bad: Tensor, versions: tuple[int, ...]) -> None:
+        """From which channels are bad, on the host.
+
+        It goes back to keeping the output only with half as many bad channels as led away from it.
+        """
+        most = most_rescued(len(bad))
+        numbers = tuple(bad.nonzero().flatten().tolist())
+        self.keep_output = len(numbers) <= (most if self.keep_output else most // 2)
+        self.versions = versions
+        if numbers != self.numbers:
+            self.numbers = numbers
+            (like,) = [p for p in self.parameters() if p is not None][:1]
+            self.rescued = torch.tensor(numbers, device=like.device) if numbers and self.keep_output else None
+
+
+class _Seen(NamedTuple):
+    """A look at several norms of one kind, on its way to the host."""
+
+    members: list[tuple[Known, tuple[int, ...]]]  # with the versions of weight and bias
+    bad: Tensor  # a row for each; the last column tells whether its backward was poisoned
+    event: Any  # after which the copy is there; None if it is
+
+
+_lock = threading.RLock()
+_known: dict[tuple[Any, ...], Known] = {}
+_pending: list[_Seen] = []
+
+
+@once
+def _watch_optimizers() -> None:
+    register_optimizer_step_post_hook(_after_step)
+
+
+def _remembered(kind: Norm, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Known:
+    key = kind, dtype, id(weight), id(bias)
+    known = _known.get(key)
+    if known is None or not known.of(weight, bias):
+        with _lock:
+            known = _known[key] = Known(kind, dtype, weight=_reference(weight), bias=_reference(bias))
+    return known
+
+
+def _reference(parameter: Tensor | None) -> weakref.ref[Tensor] | None:
+    return None if parameter is None else weakref.ref(parameter)
+
+
+def _versions(weight: Tensor | None, bias: Tensor | None) -> tuple[int, ...]:
+    return tuple(parameter._version for parameter in (weight, bias) if parameter is not None)
+
+
+def _after_step(*_: Any) -> None:
+    """Looks at all norms and starts to copy what it sees to the host, which reads it at the next forward."""
+    groups: dict[Any, list[tuple[Known, Tensor | None, Tensor | None]]] = defaultdict(list)
+    with _lock:
+        for key, known in list(_known.items()):
+            weight, bias = known.parameters()
+            if (weight is None) != (known.weight is None) or (bias is None) != (known.bias is None):
+                del _known[key]  # its parameters are gone
+                continue
+            (like,) = [parameter for parameter in (weight, bias) if parameter is not None][:1]
+            group = known.kind, known.dtype, like.device, like.dtype, like.shape, weight is None, bias is None
+            groups[group].append((known, weight, bias))
+    for (kind, dtype, device, *_), members in groups.items():
+        if is_capturing(device):
+            continue
+        with torch.no_grad():
+            scales = [kind.scale(weight) for _, weight, _ in members]
+            shifts = [kind.shift(bias) for _, _, bias in members]
+            bad = kind.bad(_stacked(scales), _stacked(shifts), dtype)
+            assert bad is not None
+            clean = bad.new_zeros(())
+            poisoned = torch.stack([clean if known.poisoned is None else known.poisoned for known, _, _ in members])
+            seen = torch.cat([bad, poisoned.unsqueeze(-1)], dim=-1)
+        host, event = _to_host(seen)
+        with _lock:
+            _pending.append(_Seen([(known, _versions(w, b)) for known, w, b in members], host, event))
+
+
+def _stacked(rows: list[Tensor | None]) -> Tensor | None:
+    given = [row for row in rows if row is not None]
+    return torch.stack(given) if given else None
+
+
+def _to_host(tensor: Tensor) -> tuple[Tensor, Any]:
+    """A copy on the host, and the event after which it is complete."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu(), None
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return host, event
+
+
+def _collect() -> None:
+    """Learns what the last looks have seen."""
+    if not _pending or any(seen.event is not None and is_capturing(torch.device("cuda")) for seen in _pending):
+        return
+    with _lock:
+        looks = _pending[:]
+        _pending.clear()
+    poisoned: list[Known] = []
+    for seen in looks:
+        if seen.event is not None:
+            seen.event.synchronize()
+        for (known, versions), row in zip(seen.members, seen.bad, strict=True):
+            if row[-1]:
+                poisoned.append(known)
+                known.poisoned = None
+            known.learn(row[:-1], versions)
+    if poisoned:
+        names = ", ".join(known.maker.optiacts_described() for known in poisoned if known.maker is not None)
+        raise UnseenChangeError(
+            f"optiacts: the weight or bias of a norm{' of ' * bool(names)}{names} was changed in a way that PyTorch "
+            "does not count, and its output no longer told its input; the gradients of the last backward are NaN. "
+            "Throw that step away, and call optiacts.norm_weights_changed() after such a change."
+        )
