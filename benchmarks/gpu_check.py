@@ -45,6 +45,7 @@ def main() -> int:
     if not arguments.dry and not torch.cuda.is_available():
         print("no GPU here: PyTorch finds none. --dry runs the same code on a CPU.", file=sys.stderr)
         return 2
+    sys.path.append(str(Path(__file__).parents[1]))  # for benchmarks.norm_accuracy
     device = torch.device("cpu") if arguments.dry else torch.device("cuda", torch.cuda.current_device())
     if arguments.dry:
         from optiacts import backends
@@ -80,6 +81,7 @@ def _parts(device: Any, arguments: argparse.Namespace) -> Iterator[tuple[str, st
     figures = (
         gpu_speed.kernels,
         gpu_speed.gated_kernels,
+        gpu_speed.norm_kernels,
         gpu_speed.launch_cost,
         gpu_speed.steps,
         gpu_speed.sweep,

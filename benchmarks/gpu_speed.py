@@ -7,6 +7,7 @@ host's and the sizes are tiny: that only shows that the script runs.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import optiacts
-from optiacts import ops
+from benchmarks.norm_accuracy import FORMS
+from optiacts import functional_norm, ops
 from optiacts.curves import CURVES
 
 Report = dict[str, Any]
@@ -95,6 +97,50 @@ def _gated_kernel(name: str, dtype: torch.dtype, rows: int, columns: int, device
         "backward / copy bandwidth": (5 * size + 2 * BITS) * n / seconds["backward"] / copied,
         "forward time / PyTorch's": seconds["forward"] / seconds["torch_forward"],
         "backward time / PyTorch's": seconds["backward"] / seconds["torch_backward"],
+    }
+
+
+def norm_kernels(device: torch.device, dry: bool) -> list[Report]:
+    """Norms in output mode, forward and backward, beside PyTorch's own and a written-out RMSNorm."""
+    shapes = [(16, 256)] if dry else [(1 << 15, 4096), (1 << 17, 768)]
+    cases = itertools.product(
+        ("layer_norm", "rms_norm", "written out (Llama)"), (torch.bfloat16, torch.float32), shapes
+    )
+    return [_norm_kernel(form, dtype, shape, device) for form, dtype, shape in cases]
+
+
+def _norm_kernel(form: str, dtype: torch.dtype, shape: tuple[int, int], device: torch.device) -> Report:
+    how = FORMS[form]
+    x, grad = torch.randn(shape, device=device).to(dtype), torch.randn(shape, device=device).to(dtype)
+    weight, bias = (torch.rand(shape[1], device=device).add(0.5).to(dtype).requires_grad_() for _ in range(2))
+    x.requires_grad_()
+    inputs = (x, weight, bias) if how.biased else (x, weight)
+
+    def plain(t: Tensor) -> Tensor:
+        return how.forward(t, weight, bias if how.biased else None)
+
+    def kept(t: Tensor) -> Tensor:
+        return functional_norm.norm(t, weight, bias if how.biased else None, how.kind, plain)
+
+    ours, theirs = kept(x), plain(x)
+    target = torch.empty_like(x)
+    seconds = compare(
+        device,
+        copy=lambda: target.copy_(x),
+        forward=lambda: kept(x),
+        backward=lambda: torch.autograd.grad(ours, inputs, grad, retain_graph=True),
+        torch_forward=lambda: plain(x),
+        torch_backward=lambda: torch.autograd.grad(theirs, inputs, grad, retain_graph=True),
+    )
+    return {
+        "norm": form,
+        "dtype": str(dtype).removeprefix("torch."),
+        "shape": f"{shape[0]} x {shape[1]}",
+        "forward time / PyTorch's": seconds["forward"] / seconds["torch_forward"],
+        "backward time / PyTorch's": seconds["backward"] / seconds["torch_backward"],
+        "backward / copy": seconds["backward"] / seconds["copy"],
+        "both / PyTorch's": (seconds["forward"] + seconds["backward"])
+        / (seconds["torch_forward"] + seconds["torch_backward"]),
     }
 
 

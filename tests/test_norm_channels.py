@@ -195,7 +195,7 @@ def test_weights_cast_from_float32_masters(device: str) -> None:
 
 
 def test_it_returns_to_its_output_only_when_it_is_well_again(device: str) -> None:
-    """With 41 dead channels it keeps its input; with 30 still (on devices that remember); with 20 its output again."""
+    """41 dead channels: it keeps its input; 30: still, on devices that remember; 20: its output again."""
     (module, _) = norms(torch.float32)
     linear = nn.Linear(CHANNELS, 8)
     x = torch.randn(ROWS, CHANNELS, requires_grad=True)

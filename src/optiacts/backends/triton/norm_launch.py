@@ -1,0 +1,116 @@
+"""From tensors to launches of the kernels of norms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from optiacts.backends.triton.launch import on_device
+from optiacts.backends.triton.norm_kernels import backward_kernel, statistics_kernel
+from optiacts.norms import Norm
+from optiacts.packing import packed_shape
+
+# Of a 16-bit dtype: the bits of its mantissa, and the exponent (of a float32) at which its units stop shrinking. For
+# bfloat16 that is a little early, so that a unit is a normal float32.
+_UNITS = {torch.bfloat16: (7, 8), torch.float16: (10, 113)}
+ELEMENTS = 4096  # of a tile, if a row is not longer
+PROGRAMS_PER_PROCESSOR = 4
+
+
+def statistics(
+    x: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None, norm: Norm
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """mean and rstd of the rows of x, and the remainder bits of y if it has some."""
+    x, y = x.contiguous(), y.contiguous()
+    remainder = norm.remainder and y.element_size() == 2
+    rstd = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+    mean = torch.empty_like(rstd) if norm.centered else rstd.new_zeros(())
+    bits = x.new_empty(packed_shape(y.shape, 2), dtype=torch.uint8) if remainder else None
+    if x.numel() == 0:
+        return mean, rstd, bits
+    rows, columns = rstd.numel(), x.shape[-1]
+    tiling = tile(columns)
+    with on_device(x.device):
+        statistics_kernel[(triton.cdiv(rows, tiling["ROWS"]),)](
+            *(x, y, scale, shift, mean, rstd, bits, rows, columns, norm.eps),
+            **statistics_constants(norm, y.dtype, scale is not None, shift is not None),
+            **tiling,
+        )
+    return mean, rstd, bits
+
+
+def backward(
+    grad: Tensor,
+    kept: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    columns: Tensor | None,
+    rescued: Tensor | None,
+    bits: Tensor | None,
+    norm: Norm,
+    output: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, in ``dtype``, of scale and of shift."""
+    grad, kept = grad.contiguous(), kept.contiguous()
+    rows, width = rstd.numel(), kept.shape[-1]
+    grad_x = grad.new_empty(grad.shape, dtype=dtype)
+    if grad.numel() == 0:
+        return grad_x, rstd.new_zeros(width), rstd.new_zeros(width)
+    tiling = tile(width)
+    programs = min(triton.cdiv(rows, tiling["ROWS"]), PROGRAMS_PER_PROCESSOR * _processors(grad.device))
+    parts = rstd.new_empty((2, programs, width))
+    slots = None
+    if columns is not None:
+        assert rescued is not None
+        rescued = rescued.contiguous()
+        order = torch.arange(len(columns), dtype=torch.int32, device=grad.device)
+        slots = torch.full((width,), -1, dtype=torch.int32, device=grad.device).index_copy_(0, columns, order)
+    given = (grad, kept, mean, rstd, scale, shift, slots, rescued, bits, grad_x, parts[0], parts[1])
+    with on_device(grad.device):
+        backward_kernel[(programs,)](
+            *(*given, rows, width, 0 if columns is None else len(columns)),
+            **backward_constants(
+                norm, kept.dtype, output, *(t is not None for t in (mean, scale, shift, slots, bits))
+            ),
+            **tiling,
+        )
+    by_scale, by_shift = parts.sum(1)
+    return grad_x, by_scale, by_shift
+
+
+def statistics_constants(norm: Norm, dtype: torch.dtype, scaled: bool, shifted: bool) -> dict[str, Any]:
+    """The constants of the statistics of a norm with a ``dtype`` output."""
+    flags = {"CENTERED": norm.centered, "REMAINDER": norm.remainder and dtype in _UNITS}
+    return flags | {"SCALED": scaled, "SHIFTED": shifted} | _units(dtype)
+
+
+def backward_constants(
+    norm: Norm, dtype: torch.dtype, output: bool, mean: bool, scaled: bool, shifted: bool, rescued: bool, bits: bool
+) -> dict[str, Any]:
+    """The constants of the backward of a norm that keeps a tensor of ``dtype``."""
+    flags = {"CENTERED": norm.centered, "OUTPUT": output, "MEAN": mean, "SCALED": scaled, "SHIFTED": shifted}
+    return flags | {"RESCUED": rescued, "REMAINDER": bits} | _units(dtype)
+
+
+def tile(columns: int) -> dict[str, Any]:
+    """The tile of a program: whole rows, several if they are short."""
+    padded = max(triton.next_power_of_2(columns), 16)
+    rows = max(1, ELEMENTS // padded)
+    return {"ROWS": rows, "COLUMNS": padded, "num_warps": min(32, rows * padded // 512)}
+
+
+def _units(dtype: torch.dtype) -> dict[str, int]:
+    mantissa, lowest = _UNITS.get(dtype, (0, 0))
+    return {"MANTISSA": mantissa, "LOWEST": lowest}
+
+
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 2  # the interpreter
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -1,0 +1,47 @@
+"""The norms for CUDA and ROCm, in Triton; see ``optiacts.backends.triton`` for what is loaded when."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from optiacts.norms import Norm
+
+name = "triton"
+dtypes = frozenset((torch.float32, torch.bfloat16, torch.float16))
+LONGEST_ROW = 16384  # that a program keeps in registers
+
+
+def serves(kept: Tensor, other: Tensor) -> bool:
+    """Whether there are kernels for tensors like these."""
+    return kept.dtype in dtypes and other.dtype in dtypes and 0 < kept.shape[-1] <= LONGEST_ROW
+
+
+def norm_statistics(
+    x: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None, norm: Norm
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """mean and rstd of x, and the remainder bits of y if it has some."""
+    from optiacts.backends.triton import norm_launch
+
+    return norm_launch.statistics(x, y, scale, shift, norm)
+
+
+def norm_backward(
+    grad: Tensor,
+    kept: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    columns: Tensor | None,
+    rescued: Tensor | None,
+    bits: Tensor | None,
+    norm: Norm,
+    output: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, scale and shift."""
+    from optiacts.backends.triton import norm_launch
+
+    saved = (grad, kept, mean, rstd, scale, shift, columns, rescued, bits)
+    return norm_launch.backward(*saved, norm, output, dtype)
