@@ -280,16 +280,12 @@ def norms(device: torch.device, dry: bool) -> Report:
         errors = {"rstd": _relative(found[1], expected[1]), "bits": bits}
         columns = torch.tensor([3, 11], device=device)
         for output, rescued in ((True, None), (True, columns), (False, None)):
-            saved = (
-                torch.randn_like(x),
-                y if output else x,
-                mean if rescued is not None or not output else None,
-                rstd,
-            )
-            saved = (*saved, scale, shift, rescued, None if rescued is None else x.index_select(-1, rescued))
-            bits_of = expected[2] if output else None
-            due = eager_norm.norm_backward(*saved, bits_of, kind, output)
-            got = triton_norm.norm_backward(*saved, bits_of, kind, output, torch.float32)
+            needed = mean if centered and (rescued is not None or not output) else None
+            columns_of = None if rescued is None else x.index_select(-1, rescued)
+            saved: tuple[Any, ...] = (torch.randn_like(x), y if output else x, needed, rstd, scale, shift)
+            saved = (*saved, rescued, columns_of, expected[2] if output else None, kind, output)
+            due = eager_norm.norm_backward(*saved)
+            got = triton_norm.norm_backward(*saved, torch.float32)
             for label, ours, theirs in zip(("dx", "dw", "db"), got, due, strict=True):
                 errors[label] = max(errors.get(label, 0.0), _relative(ours, theirs))
         worst[name] = {k: max(v, worst.get(name, {}).get(k, 0.0)) for k, v in errors.items()}

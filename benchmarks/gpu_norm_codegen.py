@@ -3,7 +3,7 @@
     python benchmarks/gpu_norm_codegen.py                      one JSON line per kernel, norm, dtype, width and target
     python benchmarks/gpu_norm_codegen.py --targets sm_90      only these
 
-The backward has a loop over rows: its instructions are those of the code, not of a run, and are not given per element.
+The backward has a loop over rows: its instructions are those of the code, and are not given per element.
 """
 
 from __future__ import annotations
