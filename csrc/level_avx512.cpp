@@ -1,3 +1,5 @@
 #include "kernels.inc"
+#include "norm_kernels.inc"
 
 extern const Kernels kernels_avx512[] = OPTIACTS_KERNELS;
+extern const NormKernels norm_kernels_avx512[] = OPTIACTS_NORM_KERNELS;

@@ -1,3 +1,5 @@
 #include "kernels.inc"
+#include "norm_kernels.inc"
 
 extern const Kernels kernels_portable[] = OPTIACTS_KERNELS;
+extern const NormKernels norm_kernels_portable[] = OPTIACTS_NORM_KERNELS;

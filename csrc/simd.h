@@ -162,17 +162,17 @@ inline uint8_t in_range8(const uint16_t* x, uint16_t first, uint16_t span) {
 }
 
 // The formats: to float exactly, from float rounded to nearest even, a NaN staying one. TINY is the smallest normal
-// number, MOST the largest.
+// number, MOST the largest, EPSILON the distance from 1 to the next one.
 struct Float32 {
     using Vector = Floats;
-    static constexpr float TINY = 0x1p-126f, MOST = 0x1.fffffep127f;
+    static constexpr float TINY = 0x1p-126f, MOST = 0x1.fffffep127f, EPSILON = 0x1p-23f;
     static Floats decode(Floats v) { return v; }
     static Floats encode(Floats v) { return v; }
 };
 
 struct BFloat16 {
     using Vector = Shorts;
-    static constexpr float TINY = 0x1p-126f, MOST = 0x1.fep127f;
+    static constexpr float TINY = 0x1p-126f, MOST = 0x1.fep127f, EPSILON = 0x1p-7f;
     static Floats decode(Shorts v) { return same_bits<Floats>(widen(v) << 16); }
     static Shorts encode(Floats v) {
         const Ints pattern = same_bits<Ints>(v);
@@ -183,7 +183,7 @@ struct BFloat16 {
 
 struct Float16 {
     using Vector = Shorts;
-    static constexpr float TINY = 0x1p-14f, MOST = 65504.0f;
+    static constexpr float TINY = 0x1p-14f, MOST = 65504.0f, EPSILON = 0x1p-10f;
     static Floats decode(Shorts v) {
 #if defined(__AVX512F__)
         return _mm512_cvtph_ps(same_bits<__m256i>(v));

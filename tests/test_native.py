@@ -283,7 +283,7 @@ def test_our_kernels_use_one_thread_in_a_forked_child_by_themselves():
     y, bits = native.activation_forward(x, curves.get("gelu"), [])
     out = torch.empty_like(x)
     native.activation_backward(x, y, bits, curves.get("gelu"))
-    constants, library = native._constants("gelu", torch.float32), native._library()
+    constants, library = native._constants("gelu", torch.float32), native.library()
     pid = os.fork()
     if pid == 0:  # nothing of torch here that could start threads
         addresses = (tensor.data_ptr() for tensor in (x, y, bits, out))
@@ -358,7 +358,7 @@ def test_no_instruction_beyond_the_baseline_outside_the_dispatched_kernels():
     # In AT&T syntax every instruction that needs AVX starts with v or names a ymm, zmm or mask register.
     advanced = re.compile(r"v[a-z]|k(mov|or|and|test|shift|unpck)|.*%([yz]mm|k[0-7])")
     builds: dict[str, list[bool]] = {}
-    code = disassembly(Path(native._library()._name))
+    code = disassembly(Path(native.library()._name))
     for name, instructions in itertools.groupby(code, key=lambda pair: pair[0]):
         builds.setdefault(name, []).append(any(advanced.match(instruction) for _, instruction in instructions))
     kernels = [name for name, needs_more in builds.items() if any(needs_more)]

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from optiacts.backends import eager, eager_norm, native, triton
+from optiacts.backends import eager, eager_norm, native, native_norm, triton
 from optiacts.curves import Curve
 from optiacts.layouts import Order, memory_order
 from optiacts.norms import Norm
@@ -86,13 +86,20 @@ class NormBackend(Protocol):
         bits: Tensor | None,
         norm: Norm,
         output: bool,
+        dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradients of x, scale and shift."""
+        """The gradients of x, in ``dtype``, of scale and of shift."""
 
 
 def select_norm(kept: Tensor, other: Tensor) -> NormBackend:
-    """The fastest backend that serves norms of these tensors."""
-    return eager_norm
+    """The fastest backend that serves norms of these tensors: the input and the output, or what was kept and grad."""
+    return _select_norm(kept.device, kept.dtype, other.dtype)
+
+
+@functools.cache
+def _select_norm(device: torch.device, *dtypes: torch.dtype) -> NormBackend:
+    able = device.type == "cpu" and native.dtypes.issuperset(dtypes) and native.unavailable(device) is None
+    return native_norm if able else eager_norm
 
 
 def gated_order(gate: Tensor) -> Order:

@@ -67,8 +67,9 @@ def norm_backward(
     bits: Tensor | None,
     norm: Norm,
     output: bool,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dx, dw and db in the precision of the arithmetic, dx of the shape of ``grad``.
+    """dx in ``dtype`` and of the shape of ``grad``; dw and db in the precision of the arithmetic.
 
     Args:
         grad: of the output.
@@ -82,7 +83,8 @@ def norm_backward(
     else:
         x_hat = kept.to(rstd.dtype)
         x_hat = (x_hat if mean is None else x_hat - mean) * rstd
-    return gradients(grad.to(rstd.dtype), x_hat, rstd, scale, norm.centered)
+    dx, by_scale, by_shift = gradients(grad.to(rstd.dtype), x_hat, rstd, scale, norm.centered)
+    return dx.to(dtype), by_scale, by_shift
 
 
 def normalised(

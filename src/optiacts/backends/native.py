@@ -34,8 +34,8 @@ from optiacts.layouts import Order, by_rows, permute
 from optiacts.packing import packed_shape
 
 name = "native"
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of csrc/optiacts.h
-dtypes = frozenset(_DTYPES)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of csrc/optiacts.h
+dtypes = frozenset(DTYPES)
 kinds: frozenset[type] = frozenset((Unimodal,))
 LEVELS = ("portable", "avx2", "avx512")
 FILE = "_native.so"
@@ -77,13 +77,13 @@ def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> 
     constants = _constants(curve.name, y.dtype)
     grad, y_read, bits = grad.contiguous(), y.contiguous(), bits.contiguous()
     out = _result_like(y_read)
-    _library().optiacts_backward(
+    library().optiacts_backward(
         constants.dtype,
         grad.data_ptr(),
         y_read.data_ptr(),
         bits.data_ptr(),
         out.data_ptr(),
-        *_rows(y),
+        *rows_and_columns(y),
         constants.decoder,
         threads(),
     )
@@ -93,9 +93,9 @@ def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> 
 def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor, Tensor]:
     """h = act(gate) * up, the slot and the packed bits; rows of gate and up may lie apart (a fused projection's)."""
     constants = _constants(curve.name, gate.dtype)
-    rows, cols = _rows(gate)
-    gate_rows, gate_stride = by_rows(gate)
-    up, up_stride = by_rows(up)
+    rows, cols = rows_and_columns(gate)
+    gate_rows, gate_stride = byrows_and_columns(gate)
+    up, up_stride = byrows_and_columns(up)
     if gate.nbytes >= _HUGE_PAGES_FROM and curve.forward_out is not None and gate_rows is gate:
         slot = curve.forward_out(gate.detach(), _result_like(gate, contiguous=True))
     else:
@@ -104,7 +104,7 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tenso
             return eager.gated_forward(gate, up, curve)
     h = _result_like(slot)
     bits = gate.new_empty(packed_shape(gate.shape, 2), dtype=torch.uint8)
-    _library().optiacts_gated_forward(
+    library().optiacts_gated_forward(
         constants.dtype, gate_rows.data_ptr(), gate_stride, up.data_ptr(), up_stride,
         h.data_ptr(), slot.data_ptr(), bits.data_ptr(), rows, cols, *constants.borders, threads(),
     )  # fmt: skip
@@ -117,12 +117,12 @@ def gated_backward(
     """Writes grad * up * f'(gate) and grad * act(gate), in place into the halves of a fused projection's gradient."""
     constants = _constants(curve.name, h.dtype)
     grad, h, slot, bits = grad.contiguous(), h.contiguous(), slot.contiguous(), bits.contiguous()
-    gate_out, gate_stride = by_rows(grad_gate)  # a copy if its rows are not regular
-    up_out, up_stride = by_rows(grad_up)
-    rows, cols = _rows(h)
+    gate_out, gate_stride = byrows_and_columns(grad_gate)  # a copy if its rows are not regular
+    up_out, up_stride = byrows_and_columns(grad_up)
+    rows, cols = rows_and_columns(h)
     for result, stride in ((gate_out, gate_stride), (up_out, up_stride)):
-        _ask_for_huge_pages(result, rows * stride * result.itemsize)
-    _library().optiacts_gated_backward(
+        ask_for_huge_pages(result, rows * stride * result.itemsize)
+    library().optiacts_gated_backward(
         constants.dtype, grad.data_ptr(), h.data_ptr(), slot.data_ptr(), bits.data_ptr(),
         gate_out.data_ptr(), gate_stride, up_out.data_ptr(), up_stride, rows, cols, constants.decoder, threads(),
     )  # fmt: skip
@@ -138,25 +138,25 @@ def threads() -> int:
 
 def best_level() -> str:
     """The best instruction set that this machine and this build have."""
-    return LEVELS[_library().optiacts_best_level()]
+    return LEVELS[library().optiacts_best_level()]
 
 
 def level() -> str:
     """The instruction set in use."""
-    return LEVELS[_library().optiacts_level()]
+    return LEVELS[library().optiacts_level()]
 
 
 def use_level(wanted: str) -> None:
     """Chooses the instruction set for this process; ``ValueError`` if it is unknown or this machine lacks it."""
-    _use_level(_library(), wanted, "level")
+    _use_level(library(), wanted, "level")
 
 
 def has_threads() -> bool:
     """Whether torch's OpenMP runtime was found, so that large tensors are shared out to threads."""
-    return bool(_library().optiacts_has_threads())
+    return bool(library().optiacts_has_threads())
 
 
-def _rows(x: Tensor) -> tuple[int, int]:
+def rows_and_columns(x: Tensor) -> tuple[int, int]:
     """Rows and columns of a contiguous tensor: the bits of each row start at a new byte."""
     shape = x.shape
     cols = shape[-1] if shape else 1
@@ -166,21 +166,22 @@ def _rows(x: Tensor) -> tuple[int, int]:
 def _pack(x: Tensor, constants: _Constants) -> Tensor:
     bits = x.new_empty(packed_shape(x.shape), dtype=torch.uint8)
     x = x.contiguous()
-    _library().optiacts_pack(
-        constants.dtype, x.data_ptr(), bits.data_ptr(), *_rows(x), constants.first, constants.span, threads()
+    library().optiacts_pack(
+        constants.dtype, x.data_ptr(), bits.data_ptr(), *rows_and_columns(x), constants.first, constants.span, threads()
     )
     return bits
 
 
 def _result_like(x: Tensor, contiguous: bool = False) -> Tensor:
     out = torch.empty_like(x, memory_format=torch.contiguous_format if contiguous else torch.preserve_format)
-    _ask_for_huge_pages(out, out.nbytes)
+    ask_for_huge_pages(out, out.nbytes)
     return out
 
 
-def _ask_for_huge_pages(fresh: Tensor, nbytes: int) -> None:
+def ask_for_huge_pages(fresh: Tensor, nbytes: int) -> None:
+    """For a fresh buffer, if it is large."""
     if nbytes >= _HUGE_PAGES_FROM:
-        _library().optiacts_huge_pages(fresh.data_ptr(), nbytes)
+        library().optiacts_huge_pages(fresh.data_ptr(), nbytes)
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def _constants(curve: str, dtype: torch.dtype) -> _Constants:
     threshold = known.threshold(dtype)
     first, span = _left_patterns(threshold, dtype)
     return _Constants(
-        dtype=_DTYPES.index(dtype),
+        dtype=DTYPES.index(dtype),
         first=first,
         span=span,
         borders=(threshold, *valley.borders(known, dtype)),
@@ -249,7 +250,8 @@ def _struct(curve: Curve) -> _Struct:
     )  # fmt: skip
 
 
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
+    """The kernels; ``RuntimeError`` if there are none here."""
     loaded = _load()
     if isinstance(loaded, str):
         raise RuntimeError(f"the native CPU kernels are not available: {loaded}")
@@ -292,10 +294,16 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         "optiacts_backward": [count, *4 * [address], size, size, address, count],
         "optiacts_gated_forward": [count, *rows, *rows, *3 * [address], size, size, number, number, number, count],
         "optiacts_gated_backward": [count, *4 * [address], *rows, *rows, size, size, address, count],
+        "optiacts_norm_statistics": [count, *4 * [address], number, *3 * [address], size, size, count],
+        "optiacts_norm_backward": [
+            *[count, address, count, address, count], *4 * [address], *[count, address, address, size, address],
+            *[count, count, address, address, address], *[size, size, address, size, count],
+        ],
     }
+    telling = {"optiacts_norm_backward", *(name for name, arguments in signatures.items() if len(arguments) < 2)}
     for function, arguments in signatures.items():
         getattr(library, function).argtypes = arguments
-        getattr(library, function).restype = count if arguments in ([], [count]) else None
+        getattr(library, function).restype = count if function in telling else None
     return library
 
 

@@ -79,8 +79,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     kind = Norm(centered, 0.0, remainder=bits is not None)
     saved = (grad, kept, mean, rstd, scale, shift, columns, rescued, bits)
-    dx, by_scale, by_shift = backends.select_norm(kept, grad).norm_backward(*saved, kind, output)
-    return dx.to(dtype), by_scale, by_shift
+    return backends.select_norm(kept, grad).norm_backward(*saved, kind, output, dtype)
 
 
 def _fake_backward(grad: Tensor, kept: Tensor, *saved: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,123 @@
+"""The norms' CPU backend: the kernels of csrc/norms.cpp, called with ctypes; see ``optiacts.backends.native``.
+
+Each row is read once from memory, and worked on in the cache. Results are those of ``optiacts.backends.eager_norm``
+within the rounding of float32, and the same on any number of threads that share a tensor's parts alike. What has
+no kernel (float64, a rare mixture of dtypes, nothing to compute) is left to eager.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from optiacts.backends import eager_norm, native
+from optiacts.norms import Norm
+from optiacts.packing import packed_shape
+
+name = "native"
+
+# The weight's gradient is summed in parts of at most so many rows, in float32; their sums in double.
+_ROWS_PER_PART = 256
+_ELEMENTS_PER_THREAD = 1 << 14  # take it about 10 µs
+
+
+def norm_statistics(
+    x: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None, norm: Norm
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """mean and rstd of x in one pass, which also makes the remainder bits of y if it has some."""
+    remainder = norm.remainder and y.element_size() <= 2
+    if not x.numel() or not _single(scale, shift) or (remainder and y.dtype != x.dtype):
+        return eager_norm.norm_statistics(x, y, scale, shift, norm)
+    rstd = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+    mean = torch.empty_like(rstd) if norm.centered else rstd.new_zeros(())
+    rows, cols = native.rows_and_columns(x)
+    x = x.contiguous()
+    bits = None
+    if remainder:
+        _expect_shape("y", y, x.shape)
+        y, scale, shift = y.contiguous(), _factors(scale, rstd, cols, 1.0), _factors(shift, rstd, cols, 0.0)
+        bits = x.new_empty(packed_shape(x.shape, 2), dtype=torch.uint8)
+    native.library().optiacts_norm_statistics(
+        native.DTYPES.index(x.dtype), x.data_ptr(), y.data_ptr(), _address(scale), _address(shift), norm.eps,
+        mean.data_ptr() if norm.centered else None, rstd.data_ptr(), _address(bits), rows, cols, native.threads(),
+    )  # fmt: skip
+    return mean, rstd, bits
+
+
+def norm_backward(
+    grad: Tensor,
+    kept: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    columns: Tensor | None,
+    rescued: Tensor | None,
+    bits: Tensor | None,
+    norm: Norm,
+    output: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All three gradients in one pass over ``grad`` and ``kept``; see ``eager_norm.norm_backward``."""
+    formats = {grad.dtype, kept.dtype, dtype} | (set() if rescued is None else {rescued.dtype})
+    fits = native.dtypes.issuperset(formats) and (bits is None or kept.element_size() == 2)
+    if not fits or not kept.numel() or not _single(mean, rstd, scale, shift):
+        return eager_norm.norm_backward(
+            grad, kept, mean, rstd, scale, shift, columns, rescued, bits, norm, output, dtype
+        )
+    rows, cols = native.rows_and_columns(kept)
+    row = (*kept.shape[:-1], 1)
+    _expect_shape("rstd", rstd, row)
+    if mean is not None:
+        _expect_shape("mean", mean, row)
+        mean = mean.contiguous()
+    if bits is not None:
+        _expect_shape("bits", bits, packed_shape(kept.shape, 2))
+        bits = bits.contiguous()
+    rescues = 0
+    if output and columns is not None and rescued is not None:
+        rescues = columns.numel()
+        _expect_shape("rescued", rescued, (*kept.shape[:-1], rescues))
+        columns, rescued = columns.long().contiguous(), rescued.contiguous()
+    grad, kept, rstd = grad.contiguous(), kept.contiguous(), rstd.contiguous()
+    scale, shift = _factors(scale, rstd, cols, 1.0), _factors(shift, rstd, cols, 0.0)
+    threads = min(native.threads(), rows * cols // _ELEMENTS_PER_THREAD + 1)
+    parts = min(-(-max(rows // _ROWS_PER_PART, 1) // threads) * threads, rows)
+    workspace = rstd.new_empty((1 + 4 * parts) * cols)
+    by_scale, by_shift = rstd.new_empty(2, cols)
+    dx = torch.empty(grad.shape, dtype=dtype)
+    native.ask_for_huge_pages(dx, dx.nbytes)
+    numbers = native.DTYPES.index
+    refused = native.library().optiacts_norm_backward(
+        numbers(grad.dtype), grad.data_ptr(), numbers(kept.dtype), kept.data_ptr(), output,
+        _address(mean), rstd.data_ptr(), scale.data_ptr(), shift.data_ptr(),
+        numbers((kept if rescued is None else rescued).dtype), _address(rescued), _address(columns), rescues,
+        _address(bits if output else None), norm.centered, numbers(dtype), dx.data_ptr(),
+        by_scale.data_ptr(), by_shift.data_ptr(), rows, cols, workspace.data_ptr(), parts, threads,
+    )  # fmt: skip
+    if refused:
+        raise IndexError(f"columns must lie in 0 to {cols - 1}; got {columns}")
+    return dx, by_scale, by_shift
+
+
+def _single(*tensors: Tensor | None) -> bool:
+    """Whether all of them are float32, the precision in which the kernels compute."""
+    return all(tensor is None or tensor.dtype is torch.float32 for tensor in tensors)
+
+
+def _factors(given: Tensor | None, like: Tensor, cols: int, missing: float) -> Tensor:
+    """The scale or the shift of each channel; of one that is not there, ``missing``."""
+    if given is None:
+        return like.new_full((cols,), missing)
+    _expect_shape("scale" if missing else "shift", given, (cols,))
+    return given.contiguous()
+
+
+def _expect_shape(argument: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """The kernels go by address: nothing but the right shape may reach them."""
+    if tensor.shape != shape:
+        raise ValueError(f"{argument} must have shape {tuple(shape)}; got {tuple(tensor.shape)}")
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
