@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from optiacts.backends import eager, eager_norm, native, native_norm, triton
+from optiacts.backends import eager, eager_norm, native, native_norm, triton, triton_norm
 from optiacts.curves import Curve
 from optiacts.layouts import Order, memory_order
 from optiacts.norms import Norm
@@ -93,13 +93,15 @@ class NormBackend(Protocol):
 
 def select_norm(kept: Tensor, other: Tensor) -> NormBackend:
     """The fastest backend that serves norms of these tensors: the input and the output, or what was kept and grad."""
-    return _select_norm(kept.device, kept.dtype, other.dtype)
+    found = _select_norm(kept.device, kept.dtype, other.dtype)
+    return found if found is not triton_norm or triton_norm.serves(kept.shape[-1]) else eager_norm
 
 
 @functools.cache
 def _select_norm(device: torch.device, *dtypes: torch.dtype) -> NormBackend:
-    able = device.type == "cpu" and native.dtypes.issuperset(dtypes) and native.unavailable(device) is None
-    return native_norm if able else eager_norm
+    fast, kernels = (native, native_norm) if device.type == "cpu" else (triton, triton_norm)
+    able = fast.dtypes.issuperset(dtypes) and fast.unavailable(device) is None
+    return kernels if able else eager_norm
 
 
 def gated_order(gate: Tensor) -> Order:

@@ -94,8 +94,8 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tenso
     """h = act(gate) * up, the slot and the packed bits; rows of gate and up may lie apart (a fused projection's)."""
     constants = _constants(curve.name, gate.dtype)
     rows, cols = rows_and_columns(gate)
-    gate_rows, gate_stride = byrows_and_columns(gate)
-    up, up_stride = byrows_and_columns(up)
+    gate_rows, gate_stride = by_rows(gate)
+    up, up_stride = by_rows(up)
     if gate.nbytes >= _HUGE_PAGES_FROM and curve.forward_out is not None and gate_rows is gate:
         slot = curve.forward_out(gate.detach(), _result_like(gate, contiguous=True))
     else:
@@ -117,8 +117,8 @@ def gated_backward(
     """Writes grad * up * f'(gate) and grad * act(gate), in place into the halves of a fused projection's gradient."""
     constants = _constants(curve.name, h.dtype)
     grad, h, slot, bits = grad.contiguous(), h.contiguous(), slot.contiguous(), bits.contiguous()
-    gate_out, gate_stride = byrows_and_columns(grad_gate)  # a copy if its rows are not regular
-    up_out, up_stride = byrows_and_columns(grad_up)
+    gate_out, gate_stride = by_rows(grad_gate)  # a copy if its rows are not regular
+    up_out, up_stride = by_rows(grad_up)
     rows, cols = rows_and_columns(h)
     for result, stride in ((gate_out, gate_stride), (up_out, up_stride)):
         ask_for_huge_pages(result, rows * stride * result.itemsize)
@@ -167,7 +167,13 @@ def _pack(x: Tensor, constants: _Constants) -> Tensor:
     bits = x.new_empty(packed_shape(x.shape), dtype=torch.uint8)
     x = x.contiguous()
     library().optiacts_pack(
-        constants.dtype, x.data_ptr(), bits.data_ptr(), *rows_and_columns(x), constants.first, constants.span, threads()
+        constants.dtype,
+        x.data_ptr(),
+        bits.data_ptr(),
+        *rows_and_columns(x),
+        constants.first,
+        constants.span,
+        threads(),
     )
     return bits
 
@@ -296,8 +302,11 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         "optiacts_gated_backward": [count, *4 * [address], *rows, *rows, size, size, address, count],
         "optiacts_norm_statistics": [count, *4 * [address], number, *3 * [address], size, size, count],
         "optiacts_norm_backward": [
-            *[count, address, count, address, count], *4 * [address], *[count, address, address, size, address],
-            *[count, count, address, address, address], *[size, size, address, size, count],
+            *[count, address, count, address, count],
+            *4 * [address],
+            *[count, address, address, size, address],
+            *[count, count, address, address, address],
+            *[size, size, address, size, count],
         ],
     }
     telling = {"optiacts_norm_backward", *(name for name, arguments in signatures.items() if len(arguments) < 2)}
