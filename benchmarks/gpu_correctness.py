@@ -282,10 +282,26 @@ def norms(device: torch.device, dry: bool) -> Report:
         for output, rescued in ((True, None), (True, columns), (False, None)):
             needed = mean if centered and (rescued is not None or not output) else None
             columns_of = None if rescued is None else x.index_select(-1, rescued)
-            saved: list[Any] = [torch.randn_like(x), y if output else x, needed, rstd, scale, shift]
-            saved += [rescued, columns_of, expected[2] if output else None, kind, output]
-            due = eager_norm.norm_backward(*saved, torch.float32)
-            got = triton_norm.norm_backward(*saved, torch.float32)
+            grad, kept, bits_of = torch.randn_like(x), y if output else x, expected[2] if output else None
+            due, got = (
+                backend_of.norm_backward(
+                    *(
+                        grad,
+                        kept,
+                        needed,
+                        rstd,
+                        scale,
+                        shift,
+                        rescued,
+                        columns_of,
+                        bits_of,
+                        kind,
+                        output,
+                        torch.float32,
+                    )
+                )
+                for backend_of in (eager_norm, triton_norm)
+            )
             for label, ours, theirs in zip(("dx", "dw", "db"), got, due, strict=True):
                 errors[label] = max(errors.get(label, 0.0), _relative(ours, theirs))
         worst[name] = {k: max(v, worst.get(name, {}).get(k, 0.0)) for k, v in errors.items()}
