@@ -3,19 +3,18 @@
 from pathlib import Path
 
 import torch
-from click.testing import CliRunner
 
 import optiacts
-from optiacts.cli import main
 from optiacts.demo.text import batches, corpus
 from optiacts.demo.training import BATCH, CONTEXT, compare
+from tests.commands import optiacts as run
 
 HIDDEN = BATCH * CONTEXT * 4 * 128  # elements of one GELU input of the demo's GPT
 
 
 def test_the_command_prints_both_tables_and_writes_the_picture(tmp_path: Path) -> None:
     picture = tmp_path / "pictures" / "demo.png"
-    result = CliRunner().invoke(main, ["demo", "--steps", "2", "--picture", str(picture)])
+    result = run("demo", "--steps", "2", "--picture", str(picture))
     assert result.exit_code == 0, result.output
     assert "held for backward" in result.output and "BERT-base" in result.output
     assert picture.read_bytes().startswith(b"\x89PNG")

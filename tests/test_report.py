@@ -134,7 +134,7 @@ def test_everyday_mistral_figure() -> None:
     assert now.bytes - activations.bytes == layers * (2 * inner - inner // 8)
     assert now.bytes - gated.bytes == layers * (2 * 2 * inner - 2 * inner // 8 - edges)
     assert [round(100 * made.change(stage), 1) for stage in (activations, gated)] == [-13.1, -26.1]
-    assert gated.kinds["activations"] == 0
+    assert gated.kinds["activation functions"] == 0
     assert gated.kinds["gated products"] == layers * (2 * inner + 2 * inner // 8 + edges)
 
 
@@ -241,9 +241,8 @@ def test_a_failing_forward_says_what_to_do() -> None:
 
 MEMORY_OF_70B = """
 import json, resource, sys
-from click.testing import CliRunner
-from optiacts.reporting.command import report
-result = CliRunner().invoke(report, ["llama-3-70b", "--json"])
+from tests.commands import optiacts
+result = optiacts("report", "llama-3-70b", "--json")
 assert result.exit_code == 0, result.output
 made = json.loads(result.stdout)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from optiacts.reporting.command import report
+from optiacts.reporting.kinds import ACTIVATIONS, LINEARS
+from optiacts.reporting.plot import COLOURS
+from tests.commands import Result, optiacts
 
 MODELS = """
 import torch
@@ -45,7 +46,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(report, list(arguments))
+    return optiacts("report", *arguments)
 
 
 BAD = [
@@ -94,7 +95,7 @@ def test_a_function_gets_batch_and_runs_on_fake_tensors(folder: Path) -> None:
     made = json.loads(result.stdout)
     now, after = made["stages"][:2]
     assert now["bytes"] == 8 * 4 * (64 + 256 + 256)
-    assert now["kinds"]["activations"] == 8 * 4 * 256
+    assert now["kinds"]["activation functions"] == 8 * 4 * 256
     assert after["bytes"] == 8 * 4 * (64 + 256) + 8 * 256 // 8
     (site,) = made["sites"]
     assert site["gain"] == now["bytes"] - after["bytes"] and site["pays"]
@@ -121,8 +122,10 @@ def test_the_table_says_the_whole_card(folder: Path) -> None:
 def test_the_picture_is_drawn(folder: Path) -> None:
     result = run("tiny.json", "report_models:mlp", "--plot", "bars.png")
     assert result.exit_code == 0, result.output
+    from matplotlib.colors import to_rgb
     from matplotlib.image import imread
 
     pixels = imread("bars.png")[..., :3]
-    red = (pixels - (0xE1 / 255, 0x57 / 255, 0x59 / 255)).__abs__().max(-1) < 0.02  # activations
-    assert red.sum() > 0.001 * red.size
+    for kind in (ACTIVATIONS, LINEARS):
+        close = (pixels - to_rgb(COLOURS[kind])).__abs__().max(-1) < 0.02
+        assert close.sum() > 0.001 * close.size, kind

@@ -1,50 +1,72 @@
-"""The `optiacts` command. Its libraries come with `pip install 'optiacts[report]'`."""
+"""The `optiacts` command. torch is all that it needs; a subcommand that wants more names it."""
 
 from __future__ import annotations
 
-import sys
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-try:
-    import click
-except ImportError:
-    sys.exit("the optiacts command needs its extra: pip install 'optiacts[report]'")
-
+from optiacts import __version__
 from optiacts import doctor as diagnose
-from optiacts.reporting.command import report
+from optiacts.reporting import command as reporting
+from optiacts.reporting.errors import ReportError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="optiacts")
-def main() -> None:
-    """Activation functions that keep their output, not their input: the same forward, less memory."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line; the exit status."""
+    chosen = _parser().parse_args(arguments)
+    parser: argparse.ArgumentParser = chosen.parser  # of the subcommand
+    try:
+        return int(chosen.run(chosen))
+    except ReportError as error:
+        parser.error(str(error))
 
 
-@main.command()
-@click.option(
-    "--steps", type=click.IntRange(min=1), default=300, show_default=True, help="Training steps of each model."
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights and batches.")
-@click.option(
-    "--picture",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("out/demo.png"),
-    show_default=True,
-    help="Where to write the picture.",
-)
-def demo(steps: int, seed: int, picture: Path) -> None:
-    """Train a small GPT with and without OptiActs, side by side."""
-    from rich.console import Console
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="optiacts",
+        description="Activation functions that keep their output, not their input: the same forward, less memory.",
+    )
+    parser.add_argument("--version", action="version", version=f"optiacts {__version__}")
+    parser.set_defaults(run=_help, parser=parser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    from optiacts.demo.main import run
+    doctor = commands.add_parser("doctor", help="tell which backend serves which device, and why the others do not")
+    doctor.set_defaults(run=_doctor, parser=doctor)
 
-    run(steps, seed, picture, Console())
+    demo = commands.add_parser("demo", help="train small models with and without OptiActs, side by side")
+    demo.add_argument("--steps", type=_steps, default=300, help="training steps of each model (%(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of weights and batches (%(default)s)")
+    demo.add_argument("--picture", type=Path, default=Path("out/demo.png"), help="where to draw (%(default)s)")
+    demo.set_defaults(run=_demo, parser=demo)
 
-
-@main.command()
-def doctor() -> None:
-    """Tell which backend serves which device, and why the others do not."""
-    click.echo(str(diagnose()))
+    report = commands.add_parser("report", help="how much memory will I save, before I rent the GPU")
+    reporting.add_arguments(report)
+    report.set_defaults(run=reporting.run, parser=report)
+    return parser
 
 
-main.add_command(report)
+def _help(chosen: argparse.Namespace) -> int:
+    chosen.parser.print_help()
+    return 0
+
+
+def _steps(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 on; got {text!r}")
+    return int(text)
+
+
+def _doctor(chosen: argparse.Namespace) -> int:
+    diagnosis = diagnose()
+    print(diagnosis)
+    return 1 if diagnosis.problems else 0
+
+
+def _demo(chosen: argparse.Namespace) -> int:
+    try:
+        from optiacts.demo.main import run
+    except ImportError as error:
+        raise ReportError(f"the demo needs {error.name}: pip install matplotlib rich transformers") from error
+    run(chosen.steps, chosen.seed, chosen.picture)
+    return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from importlib import metadata
 
 import torch
 
@@ -16,7 +17,7 @@ class DeviceReport:
     """One device: the backend that serves it, and for each other one the reason why not."""
 
     device: str
-    backend: str
+    backend: str  # "none" if every call raises, as a wrong setting makes it do
     not_used: dict[str, str]
 
 
@@ -27,6 +28,7 @@ class Diagnosis:
     devices: tuple[DeviceReport, ...]
     versions: dict[str, str]
     cpu: dict[str, str]  # how the native kernels run here; empty if they do not
+    problems: tuple[str, ...] = ()  # what has to be put right before anything works
 
     def __str__(self) -> str:
         lines = [", ".join(f"{name} {version}" for name, version in self.versions.items())]
@@ -36,25 +38,34 @@ class Diagnosis:
         if self.cpu:
             lines.append("native CPU kernels")
             lines += [f"    {name}: {value}" for name, value in self.cpu.items()]
+        lines += [f"PROBLEM: {problem}" for problem in self.problems]
         return "\n".join(lines)
 
 
 def doctor() -> Diagnosis:
-    """Looks at the CPU and at every accelerator that torch sees.
+    """Looks at the CPU and at every accelerator that torch sees. Raises nothing: what is wrong is in the result.
 
     Returns:
         ``Diagnosis``: per device the backend in use and the reasons against the faster ones, the versions of
-        what matters, and the instruction set and threads of the CPU kernels.
+        what matters, the instruction set and threads of the CPU kernels, and ``problems``.
     """
     from optiacts import __version__
 
     versions = {"optiacts": __version__, "torch": torch.__version__, "Python": platform.python_version()}
+    versions |= {name: found for name in ("triton", "transformers") if (found := _version(name))}
     cpu = torch.device("cpu")
+    problems: dict[str, None] = {}  # a set that keeps its order
+    devices = tuple(_report(device, problems) for device in (cpu, *_accelerators()))
     return Diagnosis(
-        devices=tuple(_report(device) for device in (cpu, *_accelerators())),
-        versions=versions,
-        cpu=_native_details() if native.unavailable(cpu) is None else {},
+        devices, versions, _native_details() if devices[0].backend == native.name else {}, tuple(problems)
     )
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _accelerators() -> list[torch.device]:
@@ -65,8 +76,14 @@ def _accelerators() -> list[torch.device]:
     return [torch.device(kind.type, index) for index in range(torch.accelerator.device_count())]
 
 
-def _report(device: torch.device) -> DeviceReport:
-    reasons = {backend.name: backend.unavailable(device) for backend in backends.BACKENDS}
+def _report(device: torch.device, problems: dict[str, None]) -> DeviceReport:
+    reasons: dict[str, str | None] = {}
+    for backend in backends.BACKENDS:
+        try:
+            reasons[backend.name] = backend.unavailable(device)
+        except ValueError as error:  # a setting in the environment
+            problems[f"{error}; until this is put right, calls on {device} raise it too"] = None
+            return DeviceReport(str(device), "none", {backend.name: str(error)})
     serving = next(name for name, reason in reasons.items() if reason is None)
     not_used = {name: reason for name, reason in reasons.items() if reason is not None}
     return DeviceReport(str(device), serving, not_used)

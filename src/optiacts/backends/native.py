@@ -271,7 +271,11 @@ def _load() -> ctypes.CDLL | str:
     named = os.environ.get("OPTIACTS_CPU_LIBRARY")
     built = [Path(named)] if named else [folder / FILE for folder in folders if (folder / FILE).exists()]
     if not built:
-        return f"{FILE} was not built (no C++17 compiler at installation?); looked in {', '.join(map(str, folders))}"
+        return (
+            f"this is a pure-Python install: {FILE} was not built, most likely for want of a C++17 compiler. The "
+            f"eager backend gives the same results, slower. To build it: install GCC or clang, then reinstall with "
+            f"`pip install --force-reinstall --no-deps --no-cache-dir`. Looked in {', '.join(map(str, folders))}"
+        )
     newest = (
         built[0] if named else max(built, key=lambda path: path.stat().st_mtime)
     )  # an editable install and `make native` both make one

@@ -19,8 +19,9 @@ from optiacts.reporting import MemoryReport
 MIB, GIB = 2**20, 2**30
 
 
-def run(steps: int, seed: int, picture: Path, console: Console) -> list[Run]:
+def run(steps: int, seed: int, picture: Path) -> list[Run]:
     """Trains, prints both tables and writes the picture."""
+    console = Console()
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("", total=steps)

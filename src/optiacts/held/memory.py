@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
+_SHOWN = 8  # rows of a printed SavedMemory
+
 
 @dataclass(frozen=True)
 class SavedStorage:
@@ -23,9 +25,12 @@ class SavedStorage:
     device: torch.device
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SavedMemory:
-    """The storages held after one forward, largest first. ``output`` keeps the graph, and so them, alive."""
+    """The storages held after one forward, largest first. ``output`` keeps the graph, and so them, alive.
+
+    ``print`` shows their sum, their number, and the shapes and dtypes that hold most.
+    """
 
     storages: tuple[SavedStorage, ...]
     output: Any
@@ -34,6 +39,24 @@ class SavedMemory:
     def bytes(self) -> int:
         """The sum of their sizes."""
         return sum(storage.nbytes for storage in self.storages)
+
+    def __repr__(self) -> str:
+        groups: dict[tuple[torch.dtype, tuple[int, ...]], list[int]] = {}
+        for storage in self.storages:
+            groups.setdefault((storage.dtype, storage.shape), []).append(storage.nbytes)
+        largest_first = sorted(groups.items(), key=lambda group: -sum(group[1]))
+        rows = [
+            (_size(sum(sizes)), f"{len(sizes)} x", str(dtype).removeprefix("torch."), str(list(shape)))
+            for (dtype, shape), sizes in largest_first[:_SHOWN]
+        ]
+        rest = [size for _, sizes in largest_first[_SHOWN:] for size in sizes]
+        if rest:
+            rows.append((_size(sum(rest)), f"{len(rest)} x", "others", ""))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [f"{_size(self.bytes)} held for backward in {len(self.storages)} storages"]
+        for size, count, dtype, shape in rows:
+            lines.append(f"  {size:>{widths[0]}}  {count:>{widths[1]}} {dtype:{widths[2]}} {shape}".rstrip())
+        return "\n".join(lines)
 
 
 def saved_memory(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> SavedMemory:
@@ -129,6 +152,13 @@ def local_tensors(tensor: Tensor) -> list[Tensor]:
 def storage_key(tensor: Tensor) -> int:
     """The identity of a storage. Fake storages have no address, but an identity of the C++ object."""
     return tensor.untyped_storage()._cdata
+
+
+def _size(nbytes: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if nbytes >= size:
+            return f"{nbytes / size:.2f} {unit}"
+    return f"{nbytes} B"
 
 
 def _is_parameter(tensor: Tensor) -> bool:

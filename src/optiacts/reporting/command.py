@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import click
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -20,13 +20,13 @@ from optiacts.reporting.analysis import ACTIVATIONS, GATED, NOW
 from optiacts.reporting.analysis import report as make_report
 from optiacts.reporting.build import ATTENTIONS, DTYPES, Setting, build
 from optiacts.reporting.data import Measured, MemoryReport
-from optiacts.reporting.errors import ReportError
 from optiacts.reporting.lora import TRAIN_MODES
 from optiacts.reporting.measure import measure as measure_step
 from optiacts.reporting.measure import require_cuda
 from optiacts.reporting.plot import plot as draw
 from optiacts.reporting.presets import PRESETS
 from optiacts.reporting.states import OPTIMIZERS
+from optiacts.reporting.table import markdown, rich_tables
 
 _UNITS = {
     "": 1,
@@ -41,101 +41,100 @@ _UNITS = {
 }
 
 
-def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """A callback: "24GiB" in bytes."""
-    if value is None:
-        return None
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", value)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``optiacts report``."""
+    parser.description = (
+        "How much memory will I save, before I rent the GPU. Everything runs on fake tensors: no weights, no GPU, no "
+        "network."
+    )
+    parser.epilog = "Presets: " + ", ".join(PRESETS)
+    usual = Setting()
+    parser.add_argument(
+        "models",
+        metavar="MODEL",
+        nargs="+",
+        help="a preset, the path of a Hugging Face config.json, or module:function, where the function returns "
+        "(model, inputs)",
+    )
+    parser.add_argument("--batch", type=int, default=usual.batch, help="samples in a step (%(default)s)")
+    parser.add_argument("--seq", type=int, help="tokens in a sample (as many as the model allows, at most 4096)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default=usual.dtype, help="of weights and activations (%(default)s)"
+    )
+    parser.add_argument("--attention", choices=ATTENTIONS, default=usual.attention, help="(%(default)s)")
+    parser.add_argument("--train-mode", choices=TRAIN_MODES, default=usual.train_mode, help="(%(default)s)")
+    parser.add_argument(
+        "--loss", action=argparse.BooleanOptionalAction, default=usual.loss, help="with head and loss (%(default)s)"
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        type=_override,
+        help="change an entry of the config",
+    )
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="(%(default)s)")
+    parser.add_argument(
+        "--gpu-memory", metavar="SIZE", type=_memory, help="tell the largest batch that fits, e.g. 24GiB"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON: one object for one model, else a list")
+    parser.add_argument("--plot", metavar="FILE", help="draw a picture (.png, .svg, .pdf); needs matplotlib")
+    parser.add_argument("--measure", action="store_true", help="run a real step on a CUDA GPU beside the prediction")
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Makes the reports that were asked for and prints them; ``ReportError`` for what cannot be done."""
+    if chosen.measure:
+        require_cuda()
+    setting = Setting(
+        chosen.batch,
+        chosen.seq,
+        chosen.dtype,
+        chosen.attention,
+        chosen.train_mode,
+        chosen.loss,
+        dict(chosen.overrides),
+    )
+    reports = [
+        _one(name, setting, chosen.optimizer, chosen.gpu_memory, chosen.measure, quiet=chosen.json)
+        for name in chosen.models
+    ]
+    if chosen.plot is not None:
+        draw(reports, chosen.plot)
+    if chosen.json:
+        data = [made.to_dict() for made in reports]
+        print(json.dumps(data[0] if len(data) == 1 else data, indent=2))
+    else:
+        _show(reports)
+    return 0
+
+
+def _memory(text: str) -> int:
+    """A size such as 24GiB, in bytes."""
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].upper() not in _UNITS or float(match[1]) <= 0:
-        raise click.BadParameter(f"{value!r} is not a size; give one such as 24GiB or 80GB")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; give one such as 24GiB or 80GB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-def _overrides(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    """A callback: "key=value" pairs with their values read as JSON, or as text."""
-    found: dict[str, Any] = {}
-    for value in values:
-        key, equals, text = value.partition("=")
-        if not equals or not key:
-            raise click.BadParameter(f"{value!r} is not KEY=VALUE; give one such as num_hidden_layers=2")
-        found[key] = _value(text)
-    return found
-
-
-def _value(text: str) -> Any:
+def _override(text: str) -> tuple[str, Any]:
+    """KEY=VALUE in two, the value read as JSON, or as text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE; give one such as num_hidden_layers=2")
     try:
-        return json.loads(text)
+        return key, json.loads(value)
     except ValueError:
-        return text
-
-
-@click.command(name="report")
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
-@click.option("--batch", default=1, show_default=True, help="Samples in a step.")
-@click.option("--seq", type=int, help="Tokens in a sample. [default: as many as the model allows, at most 4096]")
-@click.option("--dtype", type=click.Choice(list(DTYPES)), default="bfloat16", show_default=True)
-@click.option("--attention", type=click.Choice(ATTENTIONS), default="sdpa", show_default=True)
-@click.option("--train-mode", type=click.Choice(TRAIN_MODES), default="full", show_default=True)
-@click.option("--loss/--no-loss", default=True, show_default=True, help="With its head and loss, or the bare model.")
-@click.option(
-    "--set",
-    "overrides",
-    metavar="KEY=VALUE",
-    multiple=True,
-    callback=_overrides,
-    help="Change an entry of the config.",
-)
-@click.option("--optimizer", type=click.Choice(list(OPTIMIZERS)), default="adamw", show_default=True)
-@click.option("--gpu-memory", metavar="SIZE", callback=_memory, help="Tell the largest batch that fits, e.g. 24GiB.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: one object for one model, else a list.")
-@click.option("--plot", "plot_file", metavar="FILE", help="Draw a picture (.png, .svg, .pdf).")
-@click.option("--measure", is_flag=True, help="Run a real step on a CUDA GPU beside the prediction.")
-def report(
-    models: tuple[str, ...],
-    batch: int,
-    seq: int | None,
-    dtype: str,
-    attention: str,
-    train_mode: str,
-    loss: bool,
-    overrides: dict[str, Any],
-    optimizer: str,
-    gpu_memory: int | None,
-    as_json: bool,
-    plot_file: str | None,
-    measure: bool,
-) -> None:
-    """How much memory will I save, before I rent the GPU.
-
-    MODEL is a preset, the path of a Hugging Face config.json, or module:function, where the function returns
-    (model, inputs). Everything runs on fake tensors: no weights, no GPU, no network.
-    """
-    try:
-        if measure:
-            require_cuda()
-        setting = Setting(batch, seq, dtype, attention, train_mode, loss, overrides)
-        reports = [_one(name, setting, optimizer, gpu_memory, measure, quiet=as_json) for name in models]
-        if plot_file is not None:
-            draw(reports, plot_file)
-    except ReportError as error:
-        raise click.UsageError(str(error)) from error
-    if as_json:
-        data = [made.to_dict() for made in reports]
-        click.echo(json.dumps(data[0] if len(data) == 1 else data, indent=2))
-    else:
-        _show(reports)
-
-
-report.epilog = "Presets: " + ", ".join(PRESETS)
+        return key, value
 
 
 def _one(
     name: str, setting: Setting, optimizer: str, gpu_memory: int | None, measure: bool, quiet: bool
 ) -> MemoryReport:
-    from rich.console import Console
-
-    console = Console(stderr=True, quiet=quiet)
-    with console.status(f"{name}: building it on fake tensors") as status, _no_chatter():
+    with _status(quiet) as tell, _no_chatter():
+        tell(f"{name}: building it on fake tensors")
         with FakeTensorMode(allow_non_fake_inputs=True):
             built = build(name, setting)
         made = make_report(
@@ -146,11 +145,11 @@ def _one(
             like_cuda=True,
             name=name,
             setting=built.setting,
-            progress=lambda what: status.update(f"{name}: {what}"),
+            progress=lambda what: tell(f"{name}: {what}"),
             **built.kwargs,
         )
         if measure:
-            status.update(f"{name}: measuring on the GPU")
+            tell(f"{name}: measuring on the GPU")
             made = dataclasses.replace(made, measured=_measured(name, setting, made))
     return made
 
@@ -170,6 +169,18 @@ def _measured(name: str, setting: Setting, made: MemoryReport) -> tuple[Measured
 
 
 @contextmanager
+def _status(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Shows what is being done, while it is done; nothing without rich."""
+    try:
+        from rich.console import Console
+    except ImportError:
+        yield lambda words: None
+        return
+    with Console(stderr=True, quiet=quiet).status("") as status:
+        yield status.update
+
+
+@contextmanager
 def _no_chatter() -> Iterator[None]:
     """Libraries' warnings about training and configs are no news in a report."""
     level = logging.root.manager.disable
@@ -183,10 +194,12 @@ def _no_chatter() -> Iterator[None]:
 
 
 def _show(reports: list[MemoryReport]) -> None:
-    from rich.console import Console
-
-    from optiacts.reporting.table import rich_tables
-
+    """Tables in the terminal with rich, Markdown without."""
+    try:
+        from rich.console import Console
+    except ImportError:
+        print("\n".join(markdown(made) for made in reports))
+        return
     console = Console(soft_wrap=False)
     for made in reports:
         for part in rich_tables(made):

@@ -14,7 +14,7 @@ MASKS = "dropout masks"
 LOSS = "logits and loss"
 OTHER = "other"
 GATED = "gated products"
-ACTIVATIONS = "activations"
+ACTIVATIONS = "activation functions"
 
 # First come those that keep what they keep whatever an activation does; an activation is charged only with
 # what it alone holds, so that converting it shows in its own row.

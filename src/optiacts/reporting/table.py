@@ -40,7 +40,7 @@ def headline(report: MemoryReport) -> str:
     )
     return (
         f"{report.name}{f' ({setting})' if setting else ''}: {unit(report.now.bytes)} -> {unit(best.bytes)} "
-        f"{unit.name} of activations held for backward, {report.change(best):+.1%}"
+        f"{unit.name} held for backward, {report.change(best):+.1%}"
     )
 
 
@@ -127,7 +127,7 @@ def _card(report: MemoryReport) -> Section:
             ("optimizer state", states.optimizer),
         )
     ]
-    rows.append(("activations", *(unit(stage.bytes) for stage in report.stages)))
+    rows.append(("held for backward", *(unit(stage.bytes) for stage in report.stages)))
     rows.append(("total", *(unit(states.bytes + stage.bytes) for stage in report.stages)))
     if report.gpu_memory is not None:
         rows.append(
@@ -181,7 +181,12 @@ def _measured(report: MemoryReport) -> Section:
     rows = [(m.stage, GIB(predicted[m.stage].bytes), GIB(m.after_forward), GIB(m.peak)) for m in report.measured]
     return Section(
         "Measured on this GPU, GiB",
-        ("", "activations, predicted", "left allocated by a forward", "max_memory_allocated of forward + backward"),
+        (
+            "",
+            "held for backward, predicted",
+            "left allocated by a forward",
+            "max_memory_allocated of forward + backward",
+        ),
         tuple(rows),
     )
 

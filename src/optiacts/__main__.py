@@ -1,0 +1,7 @@
+"""``python -m optiacts`` is the `optiacts` command."""
+
+import sys
+
+from optiacts.cli import main
+
+sys.exit(main())
