@@ -67,6 +67,7 @@ def _demo(chosen: argparse.Namespace) -> int:
     try:
         from optiacts.demo.main import run
     except ImportError as error:
-        raise ReportError(f"the demo needs {error.name}: pip install matplotlib rich transformers") from error
+        library = (error.name or "").partition(".")[0]
+        raise ReportError(f"the demo needs {library}: pip install matplotlib rich transformers") from error
     run(chosen.steps, chosen.seed, chosen.picture)
     return 0

@@ -272,9 +272,9 @@ def _load() -> ctypes.CDLL | str:
     built = [Path(named)] if named else [folder / FILE for folder in folders if (folder / FILE).exists()]
     if not built:
         return (
-            f"this is a pure-Python install: {FILE} was not built, most likely for want of a C++17 compiler. The "
-            f"eager backend gives the same results, slower. To build it: install GCC or clang, then reinstall with "
-            f"`pip install --force-reinstall --no-deps --no-cache-dir`. Looked in {', '.join(map(str, folders))}"
+            f"this is a pure-Python install: {FILE} was not built, most likely for want of a C++17 compiler. Results are "
+            f"the same, slower on CPU. To build it, install GCC or clang and install optiacts again with pip's "
+            f"--force-reinstall --no-cache-dir. Looked in {', '.join(map(str, folders))}"
         )
     newest = (
         built[0] if named else max(built, key=lambda path: path.stat().st_mtime)

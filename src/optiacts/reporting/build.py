@@ -93,7 +93,7 @@ def _from_config(config: dict[str, Any], name: str, setting: Setting) -> Built:
         import transformers
         from transformers.initialization import no_init_weights
     except ImportError as error:
-        raise ReportError("this needs transformers: pip install 'optiacts[report]'") from error
+        raise ReportError("a preset or a config.json needs transformers: pip install transformers") from error
     unknown = [key for key in setting.overrides if key not in config and key not in _defaults(config["model_type"])]
     if unknown:
         raise ReportError(f"--set {unknown[0]}=...: {name} has no such entry; see its config.json")

@@ -29,7 +29,7 @@ def plot(reports: list[MemoryReport], file: str | Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ReportError("--plot needs matplotlib: pip install 'optiacts[report]'") from error
+        raise ReportError("--plot needs matplotlib: pip install matplotlib") from error
     figure = Figure(figsize=(1.5 + 3.6 * len(reports), 4.6), layout="constrained")
     panels = figure.subplots(1, len(reports), squeeze=False)[0]
     for panel, report in zip(panels, reports, strict=True):
@@ -63,17 +63,10 @@ def _bars(panel: Any, report: MemoryReport) -> None:
     )
     for index, stage in enumerate(report.stages):
         change = "" if index == 0 else f"\n{report.change(stage):+.1%}"
-        panel.text(
-            index,
-            bottoms[index] + 0.015 * now,
-            f"{unit(stage.bytes)} {unit.name}{change}",
-            ha="center",
-            va="bottom",
-            linespacing=1.1,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
-        )
+        top = max(now, bottoms[index])
+        panel.text(index, top, f"{unit(stage.bytes)} {unit.name}{change}", ha="center", va="bottom")
     words = [report.setting[key] for key in ("batch", "dtype") if key in report.setting]
     panel.set_title(f"{report.name}\n{', '.join(words)}", fontsize=10)
     panel.set_ylabel(f"held for backward, {unit.name}")
-    panel.margins(y=0.12)
+    panel.margins(y=0.15)
     panel.spines[["top", "right"]].set_visible(False)
