@@ -1,7 +1,7 @@
 """The error of the gradient beside that of PyTorch's own op: ``python -m benchmarks.gradient_accuracy``.
 
-x ~ N(0, 1) times a scale, grad ~ N(0, 1), both rounded to the dtype; exact is float64. A figure is the RMS error of our
-gradient over that of PyTorch's. Gated products have a table of their own (``benchmarks.gated_accuracy``).
+x ~ N(0, 1) times a scale, grad ~ N(0, 1), both rounded to the dtype; exact is float64. A figure is the RMS error of
+our gradient over that of PyTorch's. Gated products have a table of their own (``benchmarks.gated_accuracy``).
 """
 
 from __future__ import annotations

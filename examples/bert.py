@@ -1,6 +1,6 @@
 """A Hugging Face BERT with its GELUs converted: the same loss, fewer bytes, the same training.
 
-pip install 'optiacts[report]'
+pip install transformers
 python examples/bert.py
 """
 

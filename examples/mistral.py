@@ -1,6 +1,6 @@
 """A Hugging Face Mistral: SiLU alone, then the whole gated product act(gate) * up, which holds two tensors fewer.
 
-pip install 'optiacts[report]'
+pip install transformers
 python examples/mistral.py
 """
 

@@ -9,20 +9,27 @@ from optiacts.demo.text import batches, corpus
 from optiacts.demo.training import BATCH, CONTEXT, compare
 from tests.commands import optiacts as run
 
-HIDDEN = BATCH * CONTEXT * 4 * 128  # elements of one GELU input of the demo's GPT
+TOKENS, WIDTH = BATCH * CONTEXT, 128
+PLAIN, INNER = 4 * WIDTH, 3 * WIDTH  # two blocks of each kind
+
+
+def unchanged(model: torch.nn.Module) -> None:
+    pass
 
 
 def test_the_command_prints_both_tables_and_writes_the_picture(tmp_path: Path) -> None:
     picture = tmp_path / "pictures" / "demo.png"
     result = run("demo", "--steps", "2", "--picture", str(picture))
     assert result.exit_code == 0, result.output
-    assert "held for backward" in result.output and "BERT-base" in result.output
+    assert "held for backward" in result.output and "bert-base" in result.output and "mistral-7b" in result.output
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_saved_bytes_differ_by_the_four_inputs_less_their_bits() -> None:
-    theirs, ours = compare({"a": torch.nn.GELU, "b": optiacts.GELU}, 1, 0, lambda runs: None)
-    assert theirs.saved_bytes - ours.saved_bytes == 4 * (HIDDEN * 4 - HIDDEN // 8)
+def test_saved_bytes_differ_by_what_the_mlps_hold() -> None:
+    """In float32: GELU's input less a bit; of the gated product's four tensors two, less two bits."""
+    theirs, ours = compare({"a": unchanged, "b": optiacts.convert}, 1, 0, lambda runs: None)
+    plain, gated = TOKENS * PLAIN * (4 - 1 / 8), TOKENS * INNER * (2 * 4 - 2 / 8)
+    assert theirs.saved_bytes - ours.saved_bytes == 2 * (plain + gated)
     assert theirs.losses[0] == ours.losses[0]  # the forward is the same to the bit
 
 
@@ -31,8 +38,11 @@ def test_a_wrong_gradient_shows() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.nn.functional.gelu(x.detach())
 
-    theirs, wrong = compare({"a": torch.nn.GELU, "b": Wrong}, 3, 0, lambda runs: None)
-    assert theirs.losses[0] == wrong.losses[0] and abs(theirs.losses[-1] - wrong.losses[-1]) > 1e-4
+    def spoil(model: torch.nn.Module) -> None:
+        model.get_submodule("blocks.0.mlp").register_module("1", Wrong())
+
+    theirs, wrong = compare({"a": unchanged, "b": spoil}, 3, 0, lambda runs: None)
+    assert wrong.apart(theirs)[0] == 0 and abs(wrong.apart(theirs)[-1]) > 1e-4
 
 
 def test_batches_are_real_text_and_repeatable() -> None:

@@ -1,6 +1,6 @@
 """Regenerates docs/figures/report.md and report.png: what ``optiacts report`` says about well-known models.
 
-The table in README.md, between its two markers, is the rows of the pictured models and one more.
+README.md has two parts made here, each between two markers: the headline, and a table of the models that are shown.
 
 make docs-figures
 """
@@ -19,7 +19,7 @@ from optiacts.reporting.table import GIB
 
 ROOT = Path(__file__).parents[1]
 FOLDER, README = ROOT / "docs" / "figures", ROOT / "README.md"
-MARKERS = ("<!-- table of make docs-figures -->", "<!-- end of table -->")
+PARTS = ("headline", "table")  # of README.md: <!-- headline of make docs-figures --> ... <!-- end of headline -->
 
 
 class Row(NamedTuple):
@@ -30,6 +30,7 @@ class Row(NamedTuple):
     options: dict[str, Any]
     drawn: bool = False  # in the picture
     shown: bool = False  # in README.md
+    headline: str = ""  # how the headline of README.md calls it
 
 
 ROWS = (
@@ -46,7 +47,14 @@ ROWS = (
     Row("mistral-7b", "bf16, 1 x 4096", {}, shown=True),
     Row("mistral-7b", "bf16, 1 x 4096, LoRA", {"train_mode": "lora"}),
     Row("llama-3-8b", "bf16, 1 x 4096", {}, drawn=True, shown=True),
-    Row("llama-3-8b", "bf16, 1 x 4096, LoRA", {"train_mode": "lora"}, drawn=True, shown=True),
+    Row(
+        "llama-3-8b",
+        "bf16, 1 x 4096, LoRA",
+        {"train_mode": "lora"},
+        drawn=True,
+        shown=True,
+        headline="LoRA fine-tuning of Llama-3-8B on 4,096 tokens",
+    ),
     Row("qwen3-8b", "bf16, 1 x 4096", {}),
     Row("gemma-2-9b", "bf16, 1 x 4096, eager attention", {"attention": "eager"}),
     Row("llama-3-70b", "bf16, 1 x 4096", {}, shown=True),
@@ -62,33 +70,55 @@ def made(row: Row) -> MemoryReport:
 
 
 def table(made_rows: list[tuple[Row, MemoryReport]]) -> str:
-    """One line for each report."""
+    """One line for each report, one column for each stage that any of them has."""
+    stages = list(dict.fromkeys(stage.name for _, one in made_rows for stage in one.stages[1:]))
     lines = [
-        "| model | setting | held now | activations converted | gated MLPs converted |",
-        "|---|---|---:|---:|---:|",
+        "| " + " | ".join(("model", "setting", "held now", *stages)) + " |",
+        "|---|---|" + "---:|" * (1 + len(stages)),
     ]
     for row, one in made_rows:
-        after = [f"{GIB(stage.bytes)} GiB ({one.change(stage):+.1%})" for stage in one.stages[1:]]
-        cells = (row.model, row.words, f"{GIB(one.now.bytes)} GiB", *after, *["-"] * (2 - len(after)))
+        after = {s.name: f"{GIB(s.bytes)} GiB ({one.change(s):+.1%})" for s in one.stages[1:]}
+        cells = (row.model, row.words, f"{GIB(one.now.bytes)} GiB", *(after.get(name, "-") for name in stages))
         lines.append("| " + " | ".join(cells) + " |")
     lines.append("")
     lines.append(
         "Bytes that autograd holds after a forward on CUDA, parameters left out; SDPA, full fine-tuning and with the "
-        "loss where nothing else is said. Regenerate with `make docs-figures`."
+        "loss where nothing else is said. Each column includes those before it. Regenerate with `make docs-figures`."
     )
     return "\n".join(lines) + "\n"
 
 
+def headline(made_rows: list[tuple[Row, MemoryReport]]) -> str:
+    """One sentence with one number."""
+    row, one = next((row, one) for row, one in made_rows if row.headline)
+    best = one.stages[-1]
+    return (
+        f"**{row.headline} holds {GIB(best.bytes)} GiB for the backward pass instead of {GIB(one.now.bytes)} GiB: "
+        f"{-one.change(best):.0%} less.**\n"
+    )
+
+
+def put_in(page: str, part: str, text: str) -> str:
+    """``page`` with ``text`` between the markers of ``part``; ``ValueError`` if it has none."""
+    opening, closing = f"<!-- {part} of make docs-figures -->\n", f"<!-- end of {part} -->"
+    before, found, rest = page.partition(opening)
+    _, ended, after = rest.partition(closing)
+    if not (found and ended):
+        raise ValueError(f"README.md has no {opening.strip()} ... {closing}")
+    return f"{before}{opening}{text}{closing}{after}"
+
+
 def main() -> None:
-    """Writes both files and README.md's table."""
+    """Writes both files and the parts of README.md."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     made_rows = [(row, made(row)) for row in ROWS]
     (FOLDER / "report.md").write_text(table(made_rows), encoding="utf-8")
     plot([one for row, one in made_rows if row.drawn], FOLDER / "report.png")
-    before, _, rest = README.read_text(encoding="utf-8").partition(MARKERS[0])
-    _, _, after = rest.partition(MARKERS[1])
-    shown = table([(row, one) for row, one in made_rows if row.shown])
-    README.write_text(f"{before}{MARKERS[0]}\n{shown}{MARKERS[1]}{after}", encoding="utf-8")
+    texts = (headline(made_rows), table([(row, one) for row, one in made_rows if row.shown]))
+    page = README.read_text(encoding="utf-8")
+    for part, text in zip(PARTS, texts, strict=True):
+        page = put_in(page, part, text)
+    README.write_text(page, encoding="utf-8")
     print((FOLDER / "report.md").read_text(encoding="utf-8"))
 
 

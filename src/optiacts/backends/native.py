@@ -272,8 +272,8 @@ def _load() -> ctypes.CDLL | str:
     built = [Path(named)] if named else [folder / FILE for folder in folders if (folder / FILE).exists()]
     if not built:
         return (
-            f"this is a pure-Python install: {FILE} was not built, most likely for want of a C++17 compiler. Results are "
-            f"the same, slower on CPU. To build it, install GCC or clang and install optiacts again with pip's "
+            f"this is a pure-Python install: {FILE} was not built, most likely for want of a C++17 compiler. Results "
+            "are the same, slower on CPU. To build it, install GCC or clang and install optiacts again with pip's "
             f"--force-reinstall --no-cache-dir. Looked in {', '.join(map(str, folders))}"
         )
     newest = (

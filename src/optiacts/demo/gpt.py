@@ -1,8 +1,9 @@
-"""A small GPT over bytes, in plain PyTorch; the activation is what is compared."""
+"""A small GPT over bytes, in plain PyTorch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +27,32 @@ class Attention(nn.Module):
         return self.projection(mixed.transpose(1, 2).flatten(2))
 
 
+class GatedMLP(nn.Module):
+    """SwiGLU, as Llama has it."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(width, inner), nn.Linear(width, inner), nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(functional.silu(self.gate(x)) * self.up(x))
+
+
+class PlainMLP(nn.Sequential):
+    """Linear, activation, Linear."""
+
+    def __init__(self, width: int, activation: Callable[[], nn.Module]) -> None:
+        super().__init__(nn.Linear(width, 4 * width), activation(), nn.Linear(4 * width, width))
+
+
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
-    def __init__(self, width: int, heads: int, activation: Callable[[], nn.Module]) -> None:
+    def __init__(self, width: int, heads: int, mlp: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = Attention(width, heads)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), activation(), nn.Linear(4 * width, width))
+        self.mlp = mlp()
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.attention_norm(x))
@@ -41,7 +60,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Bytes (batch, context) to logits (batch, context, 256)."""
+    """Bytes (batch, context) to logits (batch, context, 256). ``gated``: every second block has a gated MLP."""
 
     def __init__(
         self,
@@ -50,11 +69,14 @@ class GPT(nn.Module):
         layers: int = 4,
         heads: int = 4,
         context: int = 128,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         self.tokens = nn.Embedding(VOCABULARY, width)
         self.positions = nn.Embedding(context, width)
-        self.blocks = nn.Sequential(*(Block(width, heads, activation) for _ in range(layers)))
+        plain, swiglu = partial(PlainMLP, width, activation), partial(GatedMLP, width, 3 * width)
+        mlps = (swiglu if gated and layer % 2 else plain for layer in range(layers))
+        self.blocks = nn.Sequential(*(Block(width, heads, mlp) for mlp in mlps))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, VOCABULARY)
 

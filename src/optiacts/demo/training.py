@@ -1,4 +1,4 @@
-"""Trains the same GPT with two activations, step by step in turns, and measures both."""
+"""Trains the same GPT as it is and changed, step by step in turns, and measures both."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from optiacts.demo.text import batches, corpus
 from optiacts.held.memory import saved_memory
 
 BATCH, CONTEXT, LEARNING_RATE = 16, 128, 2e-3
+Change = Callable[[nn.Module], object]  # done to a fresh model before it is trained
 
 
 @dataclass
@@ -31,6 +32,10 @@ class Run:
         """The median time of a step, the first few left out."""
         return median(self.seconds[min(5, len(self.seconds) - 1) :])
 
+    def apart(self, other: Run) -> list[float]:
+        """This loss less the other's, step by step."""
+        return [mine - theirs for mine, theirs in zip(self.losses, other.losses, strict=True)]
+
     def mean_loss(self, steps: slice) -> float:
         """The mean loss over some of the steps."""
         return sum(self.losses[steps]) / len(self.losses[steps])
@@ -39,10 +44,11 @@ class Run:
 class Trainer:
     """A GPT, its optimizer, and the record of its training."""
 
-    def __init__(self, name: str, activation: Callable[[], nn.Module], seed: int) -> None:
+    def __init__(self, name: str, change: Change, seed: int) -> None:
         torch.manual_seed(seed)
         self.run = Run(name)
-        self.model = GPT(activation, context=CONTEXT)
+        self.model = GPT(nn.GELU, context=CONTEXT, gated=True)
+        change(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE)
 
     def step(self, window: torch.Tensor) -> None:
@@ -55,14 +61,12 @@ class Trainer:
         self.run.losses.append(loss.item())
 
 
-def compare(
-    activations: dict[str, Callable[[], nn.Module]], steps: int, seed: int, progress: Callable[[list[Run]], None]
-) -> list[Run]:
-    """Trains one model per activation from the same seed on the same batches, alternating between them.
+def compare(changes: dict[str, Change], steps: int, seed: int, progress: Callable[[list[Run]], None]) -> list[Run]:
+    """Trains one model per change from the same seed on the same batches, alternating between them.
 
     ``progress`` is called with the runs after every round of steps.
     """
-    trainers = [Trainer(name, activation, seed) for name, activation in activations.items()]
+    trainers = [Trainer(name, change, seed) for name, change in changes.items()]
     runs = [trainer.run for trainer in trainers]
     windows = batches(corpus(), BATCH, CONTEXT, seed)
     for trainer in trainers:
