@@ -5,11 +5,13 @@ python -m benchmarks.training, or make training, which installs the pretrained w
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
+from typing import Any
 
 import torch
 
@@ -61,7 +63,7 @@ def main() -> int:
         [_introduction(tasks), _table(results, control), _gradient_text(gradients), _verdict(violations)]
     )
     (DOCS / "training.md").write_text(page + "\n")
-    _draw(results, tasks, DOCS / "figures" / "training.png")
+    _draw(results, tasks, control, DOCS / "figures" / "training.png")
     print(page)
     return 1 if violations else 0
 
@@ -119,7 +121,7 @@ from seed to seed. Differences are OptiActs' loss less PyTorch's, seed by seed. 
 of the spread fails. The control shows that the comparison can fail: a GELU that loses its side bits and takes every
 input for right of the minimum. For scale, the last column: how far PyTorch's own bf16 and fp32 trainings end apart.
 
-![Loss curves with and without OptiActs, which lie on each other](figures/training.png)"""
+![Losses with and without OptiActs, how far they are apart, and the control that fails](figures/training.png)"""
 
 
 def _table(results: Results, control: Comparison) -> str:
@@ -183,32 +185,52 @@ the test that needs it is skipped without it. Seeds fix everything; other CPUs a
 differently. Here: torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, one thread."""
 
 
-def _draw(results: Results, tasks: tuple[Task, ...], path: Path) -> None:
-    """Mean loss per step over the seeds, with PyTorch's smallest and largest as a band."""
+# Told apart by colour-blind people too, and by their dashes.
+_STYLES: dict[str, dict[str, Any]] = {
+    "fp32": {"color": "#0072b2"},
+    "bf16": {"color": "#d55e00", "linestyle": "--"},
+}
+
+
+def _draw(results: Results, tasks: tuple[Task, ...], control: Comparison, path: Path) -> None:
+    """Above, the losses in fp32; below, how far ours are from PyTorch's. The last column is the failing control."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 5.4), layout="constrained")
-    grid = figure.subplots(len(PRECISIONS), len(tasks), squeeze=False, sharex="col", sharey="col")
-    for row, precision in zip(grid, PRECISIONS, strict=True):
-        for axes, task in zip(row, tasks, strict=True):
-            comparison = results[task.name, precision]
-            theirs = [run.losses for run in comparison.torch]
-            steps = range(1, task.steps + 1)
-            lowest, highest = (list(map(edge, *theirs)) for edge in (min, max))
-            axes.fill_between(steps, lowest, highest, color="#d9d9d9", label="PyTorch, all seeds")
-            axes.plot(steps, _mean(comparison.torch), color="#e08214", linewidth=2.6, label="PyTorch")
-            axes.plot(
-                steps, _mean(comparison.ours), color="#0b4f6c", linewidth=1.0, linestyle="--", label="OptiActs, mean"
-            )
-            axes.set_title(f"{task.name}, {precision}")
-            axes.spines[["top", "right"]].set_visible(False)
-    for axes in grid[-1]:
-        axes.set_xlabel("training step")
-    for axes in grid[:, 0]:
-        axes.set_ylabel("training loss, nats")
-    grid[0, 0].legend(frameon=False)
+    figure = Figure(figsize=(13, 5.6), layout="constrained")
+    columns = [(task.name, {precision: results[task.name, precision] for precision in PRECISIONS}) for task in tasks]
+    columns.append(("control: GPT, side bits lost", {"fp32": control}))
+    above, below = figure.subplots(2, len(columns), sharex="col", height_ratios=(1.2, 1))
+    for losses, apart, (title, comparisons) in zip(above, below, columns, strict=True):
+        first = comparisons["fp32"]
+        steps = range(1, len(first.torch[0].losses) + 1)
+        lowest, highest = (list(map(edge, *(run.losses for run in first.torch))) for edge in (min, max))
+        losses.fill_between(steps, lowest, highest, color="#d9d9d9", label="PyTorch, all seeds")
+        losses.plot(steps, _mean(first.torch), color="#e69f00", linewidth=3.0, label="PyTorch, mean")
+        losses.plot(steps, _mean(first.ours), color="#0072b2", linewidth=1.0, linestyle="--", label="OptiActs, mean")
+        losses.set_title(title)
+        for precision, comparison in comparisons.items():
+            apart.plot(steps, _apart(comparison), linewidth=1.0, label=precision, **_STYLES[precision])
+        spread = [stdev(step) for step in zip(*(run.losses for run in first.torch), strict=True)]
+        apart.plot(steps, spread, color="#999999", linewidth=1.0, label="PyTorch's spread from seed to seed")
+        apart.set(yscale="log", ylim=(1e-9, 1e1), xlabel="training step")
+    above[0].set_ylabel("training loss in fp32, nats")
+    below[0].set_ylabel("|OptiActs - PyTorch|,\nlargest of the seeds")
+    above[0].legend(frameon=False)
+    below[0].legend(frameon=False, fontsize="small")
+    for axes in (*above, *below):
+        axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
+
+
+def _apart(comparison: Comparison) -> list[float]:
+    """The largest difference of any seed, step by step; NaN, which is not drawn, where there is none."""
+    runs = [run.losses for run in (*comparison.torch, *comparison.ours)]
+    seeds = len(comparison.torch)
+    largest = [
+        max(abs(a - b) for a, b in zip(step[:seeds], step[seeds:], strict=True)) for step in zip(*runs, strict=True)
+    ]
+    return [value or math.nan for value in largest]
 
 
 def _mean(runs: tuple[Training, ...]) -> list[float]:
