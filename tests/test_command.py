@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import optiacts
-from optiacts import curves
 from optiacts.backends import native
 from tests.commands import optiacts as run
 
@@ -99,18 +98,3 @@ def test_the_command_alone_shows_its_help() -> None:
 def test_steps_that_are_none(steps: str) -> None:
     result = run("demo", "--steps", steps)
     assert result.exit_code == 2 and f"must be a number from 1 on; got '{steps}'" in result.stderr
-
-
-def test_one_version_everywhere() -> None:
-    """The package says it; the changelog and the citation follow."""
-    assert f"\n## {optiacts.__version__} " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert f"\nversion: {optiacts.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    assert "\nversion =" not in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-
-
-def test_every_public_name_is_there_and_in_the_index() -> None:
-    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    for name in optiacts.__all__:
-        assert hasattr(optiacts, name)
-        assert f"`{name}`" in index, name
-    assert curves.__all__

@@ -98,3 +98,25 @@ def test_bert_base_saves_exactly_12_gelu_inputs_less_their_bits() -> None:
         after = saved_memory(lambda: model(tokens)).bytes
     elements = 16 * 512 * 3072
     assert before - after == 12 * (elements * 4 - elements // 8)
+
+
+def test_it_prints_as_a_small_table() -> None:
+    """Sum, number, and what holds most: shapes of one kind in a row, the rest in one row."""
+    layers = [
+        torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.GELU(), torch.nn.Linear(256, 64)) for _ in range(2)
+    ]
+    held = optiacts.saved_memory(torch.nn.Sequential(*layers), torch.randn(512, 64))
+    assert str(held).splitlines() == [
+        "2.25 MiB held for backward in 6 storages",
+        "    2.00 MiB  4 x float32 [512, 256]",
+        "  256.00 KiB  2 x float32 [512, 64]",
+    ]
+    many = optiacts.saved_memory(
+        lambda xs: [x.exp() for x in xs], [torch.ones(n, requires_grad=True) for n in range(1, 13)]
+    )
+    lines = repr(many).splitlines()
+    assert lines[0] == "312 B held for backward in 12 storages" and len(lines) == 10
+    assert lines[1].split() == ["48", "B", "1", "x", "float32", "[12]"]
+    assert lines[-1].split() == [f"{4 * (1 + 2 + 3 + 4)}", "B", "4", "x", "others"]
+    nothing = optiacts.saved_memory(torch.nn.Identity(), torch.ones(2))
+    assert str(nothing) == "0 B held for backward in 0 storages"
