@@ -211,12 +211,12 @@ def _draw(results: Results, tasks: tuple[Task, ...], control: Comparison, path: 
         for precision, comparison in comparisons.items():
             apart.plot(steps, _apart(comparison), linewidth=1.0, label=precision, **_STYLES[precision])
         spread = [stdev(step) for step in zip(*(run.losses for run in first.torch), strict=True)]
-        apart.plot(steps, spread, color="#999999", linewidth=1.0, label="PyTorch's spread from seed to seed")
+        apart.plot(steps, spread, color="#999999", linewidth=1.0, label="PyTorch, spread of the seeds")
         apart.set(yscale="log", ylim=(1e-9, 1e1), xlabel="training step")
     above[0].set_ylabel("training loss in fp32, nats")
     below[0].set_ylabel("|OptiActs - PyTorch|,\nlargest of the seeds")
     above[0].legend(frameon=False)
-    below[0].legend(frameon=False, fontsize="small")
+    below[-1].legend(*below[0].get_legend_handles_labels(), frameon=False, fontsize="small", loc="lower left")
     for axes in (*above, *below):
         axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
