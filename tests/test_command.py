@@ -52,6 +52,7 @@ def test_a_report_of_ones_own_model_without_extras(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MODEL)
     done = bare("report", "mine:mlp", "--batch", "64", folder=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("mine:mlp (64 samples, train mode full): 0.018 -> 0.0")
     assert "| activation functions | 0.0078 (44%) | 0.00024 (1%) |" in done.stdout  # 64 x 32 floats; 64 x 32 bits
 
 

@@ -210,7 +210,10 @@ def _from_function(name: str, setting: Setting) -> Built:
             f"{name}: must return (model, inputs), a module and its inputs; got {type(result).__name__}"
         )
     model, inputs = result
-    words = {key: str(value) for key, value in given.items()} | {"train mode": setting.train_mode, "model": name}
+    words = {key: str(value) for key, value in given.items() if value is not None}
+    words |= {"train mode": setting.train_mode}
+    if "batch" in words:
+        words["batch"] += " samples"
     if isinstance(inputs, Mapping):
         return Built(model, (), dict(inputs), words)
     return Built(model, inputs if isinstance(inputs, tuple) else (inputs,), {}, words)
