@@ -273,8 +273,8 @@ def _load() -> ctypes.CDLL | str:
     if not built:
         return (
             f"this is a pure-Python install: {FILE} was not built, most likely for want of a C++17 compiler. Results "
-            "are the same, slower on CPU. To build it, install GCC or clang and install optiacts again with pip's "
-            f"--force-reinstall --no-cache-dir. Looked in {', '.join(map(str, folders))}"
+            "are the same, but take many times as long on a CPU. To build it, install GCC or clang, then install "
+            f"optiacts again with pip's --force-reinstall --no-cache-dir. Looked in {', '.join(map(str, folders))}"
         )
     newest = (
         built[0] if named else max(built, key=lambda path: path.stat().st_mtime)
