@@ -19,6 +19,8 @@ struct NormKernels {
     // and by_shift.
     void (*reduce)(const void* grad, const float* x_hat, const float* scale, float* scaled, float* by_scale,
                    float* by_shift, double* sums, int64_t cols);
+    // Adds sums to totals and makes them 0.
+    void (*settle)(float* sums, double* totals, int64_t count);
     // grad_x = rstd * (scaled - mean_of_scaled - x_hat * mean_of_product)
     void (*gradient)(const float* scaled, const float* x_hat, float mean_of_scaled, float mean_of_product, float rstd,
                      void* grad_x, int64_t cols);

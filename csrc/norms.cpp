@@ -17,6 +17,7 @@ const NormKernels& kernels(int dtype) {
 }
 
 constexpr int64_t ELEMENTS_PER_THREAD = 1 << 14;  // take it about 10 us
+constexpr int64_t ROWS_PER_SUM = 16;              // so many are added up in float32
 
 const char* row_of(const void* tensor, int64_t row, int64_t row_bytes) {
     return static_cast<const char*>(tensor) + row * row_bytes;
@@ -48,22 +49,25 @@ int optiacts_norm_backward(int grad_dtype, const void* grad, int kept_dtype, con
                            const float* mean, const float* rstd, const float* scale, const float* shift,
                            int rescued_dtype, const void* rescued, const int64_t* columns, int64_t rescues,
                            const uint8_t* bits, int centered, int result_dtype, void* grad_x, float* grad_scale,
-                           float* grad_shift, int64_t rows, int64_t cols, float* workspace, int64_t parts,
-                           int threads) {
+                           float* grad_shift, int64_t rows, int64_t cols, double* workspace, int threads) {
     for (int64_t k = 0; k < rescues; ++k)
         if (columns[k] < 0 || columns[k] >= cols) return -1;
     const NormKernels &of_grad = kernels(grad_dtype), &of_kept = kernels(kept_dtype);
     const NormKernels &of_rescued = kernels(rescued_dtype), &of_result = kernels(result_dtype);
-    const int64_t octets = (cols + 7) / 8;
-    float* const inverse = workspace;
+    const int64_t octets = (cols + 7) / 8, parts = threads;
+    // Of each part: the totals of grad * x_hat and of grad, then the sums that go into them, x_hat, and grad * scale.
+    const int64_t part_size = 6 * cols;
+    float* const inverse = reinterpret_cast<float*>(workspace + parts * part_size);
     for (int64_t i = 0; i < cols; ++i) inverse[i] = 1 / scale[i];  // of rescued channels not used
 
     parallel_ranges(parts, 1, threads, [=, &of_grad, &of_kept, &of_rescued, &of_result](int64_t part, int64_t last) {
         for (; part < last; ++part) {
-            float* const by_scale = workspace + (1 + 4 * part) * cols;
+            double* const totals = workspace + part * part_size;
+            float* const by_scale = reinterpret_cast<float*>(totals + 2 * cols);
             float *const by_shift = by_scale + cols, *const x_hat = by_shift + cols, *const scaled = x_hat + cols;
-            for (int64_t i = 0; i < 2 * cols; ++i) by_scale[i] = 0;
-            for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; ++row) {
+            for (int64_t i = 0; i < 2 * cols; ++i) totals[i] = 0, by_scale[i] = 0;
+            const int64_t first = rows * part / parts, end = rows * (part + 1) / parts;
+            for (int64_t row = first; row < end; ++row) {
                 const char* const kept_row = row_of(kept, row, cols * of_kept.element_size);
                 const float centre = mean ? mean[row] : 0;
                 const uint8_t* const low = bits ? bits + 2 * row * octets : nullptr;
@@ -82,19 +86,19 @@ int optiacts_norm_backward(int grad_dtype, const void* grad, int kept_dtype, con
                                by_shift, sums, cols);
                 of_result.gradient(scaled, x_hat, centered ? float(sums[0] / cols) : 0, float(sums[1] / cols),
                                    rstd[row], row_of(grad_x, row, cols * of_result.element_size), cols);
+                if ((row - first) % ROWS_PER_SUM == ROWS_PER_SUM - 1 || row + 1 == end)
+                    of_grad.settle(by_scale, totals, 2 * cols);
             }
         }
     });
 
-    parallel_ranges(cols, 64, parts * cols < ELEMENTS_PER_THREAD ? 1 : threads, [=](int64_t i, int64_t end) {
-        for (; i < end; ++i) {
-            double by_scale = 0, by_shift = 0;
-            for (int64_t part = 0; part < parts; ++part) {
-                const float* const sums = workspace + (1 + 4 * part) * cols + i;
-                by_scale += sums[0], by_shift += sums[cols];
-            }
-            grad_scale[i] = float(by_scale), grad_shift[i] = float(by_shift);
+    for (int64_t i = 0; i < cols; ++i) {
+        double by_scale = 0, by_shift = 0;
+        for (int64_t part = 0; part < parts; ++part) {
+            const double* const totals = workspace + part * part_size;
+            by_scale += totals[i], by_shift += totals[cols + i];
         }
-    });
+        grad_scale[i] = float(by_scale), grad_shift[i] = float(by_shift);
+    }
     return 0;
 }

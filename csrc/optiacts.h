@@ -85,7 +85,8 @@ OPTIACTS_API void optiacts_gated_backward(int dtype, const void* grad, const voi
                                           int threads);
 
 /* Norms: y = x_hat * scale + shift with x_hat = (x - mean) * rstd, each row by itself; scale and shift have `cols`
- * numbers, mean and rstd one for each row. Arithmetic is in float32, sums between rows and long ones in double. */
+ * numbers, mean and rstd one for each row. Arithmetic is in float32; what sums up many
+ * terms goes on in double. */
 
 /* mean and rstd = 1 / sqrt(mean((x - mean)^2) + eps); where `mean` is null it is 0 and not told. If `bits` is not
  * null, of a 16-bit y in the dtype of x: two planes of bits as above, the lower and the upper bit of the quarter of
@@ -94,16 +95,16 @@ OPTIACTS_API void optiacts_norm_statistics(int x_dtype, const void* x, const voi
                                            const float* shift, float eps, float* mean, float* rstd, uint8_t* bits,
                                            int64_t rows, int64_t cols, int threads);
 
-/* The gradients of x, scale and shift. `kept` is y, if `output`, and else x. `mean` is null where it is 0. Of a kept y:
- * `bits` are its remainder bits or null; in each row `rescued` has x of the channels `columns`, `rescues` of them.
- * The gradient of scale and shift is summed in `parts` parts, whose number alone decides how it rounds; the
- * workspace has (1 + 4 * parts) * cols numbers. 0, or -1 if a column is none. */
-OPTIACTS_API int optiacts_norm_backward(int grad_dtype, const void* grad, int kept_dtype, const void* kept, int output,
-                                        const float* mean, const float* rstd, const float* scale, const float* shift,
-                                        int rescued_dtype, const void* rescued, const int64_t* columns,
-                                        int64_t rescues, const uint8_t* bits, int centered, int result_dtype,
-                                        void* grad_x, float* grad_scale, float* grad_shift, int64_t rows, int64_t cols,
-                                        float* workspace, int64_t parts, int threads);
+/* The gradients of x, scale and shift. `kept` is y, if `output`, and else x; `mean` is null where it is 0. Of a y,
+ * `bits` are its remainder bits or null; each row of `rescued` has x of the channels `columns`, `rescues` of them.
+ * It takes `threads` threads, no fewer, and has (6 * threads + 1) * cols numbers of workspace: each sums up its rows
+ * for scale and shift. 0, or -1 if a column is none. */
+OPTIACTS_API int optiacts_norm_backward(int grad_dtype, const void* grad, int kept_dtype, const void* kept,
+                                        int output, const float* mean, const float* rstd, const float* scale,
+                                        const float* shift, int rescued_dtype, const void* rescued,
+                                        const int64_t* columns, int64_t rescues, const uint8_t* bits, int centered,
+                                        int result_dtype, void* grad_x, float* grad_scale, float* grad_shift,
+                                        int64_t rows, int64_t cols, double* workspace, int threads);
 
 #ifdef __cplusplus
 }

@@ -98,6 +98,17 @@ inline Floats square_root(Floats v) {
 #endif
 }
 
+// The larger one; b if there is a NaN.
+inline Floats larger(Floats a, Floats b) {
+#if defined(__AVX512F__)
+    return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+    return _mm256_max_ps(a, b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
 // table[i] of a table of four.
 inline Floats one_of_four(const float* table, Ints i) {
 #if defined(__AVX512F__)
@@ -124,7 +135,15 @@ inline Floats lookup(const float* table, Ints i) {
 #endif
 }
 
-inline Ints widen(Shorts v) { return __builtin_convertvector(v, Ints); }
+inline Ints widen(Shorts v) {
+#if defined(__AVX512F__)
+    return same_bits<Ints>(_mm512_cvtepu16_epi32(same_bits<__m256i>(v)));
+#elif defined(__AVX2__)  // one instruction, of which GCC makes four
+    return same_bits<Ints>(_mm256_cvtepu16_epi32(same_bits<__m128i>(v)));
+#else
+    return __builtin_convertvector(v, Ints);
+#endif
+}
 inline Shorts narrow(Ints v) { return __builtin_convertvector(v, Shorts); }
 
 // One octet of bits: bit i says whether first <= x[i] <= first + span.

@@ -34,7 +34,7 @@ def remainder(exact: Tensor, y: Tensor) -> Tensor:
     Where the output is further away than half a unit in the last place, the nearest quarter is taken.
     """
     position = (exact - y.float()) / _unit(y)
-    quarter = ((position + 0.5) * 4).floor().clamp(0, 3).to(torch.uint8)
+    quarter = ((position * 4).floor() + 2).clamp(0, 3).to(torch.uint8)
     return pack((quarter & 1).bool(), (quarter >> 1).bool())
 
 

@@ -310,7 +310,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
             *4 * [address],
             *[count, address, address, size, address],
             *[count, count, address, address, address],
-            *[size, size, address, size, count],
+            *[size, size, address, count],
         ],
     }
     telling = {"optiacts_norm_backward", *(name for name, arguments in signatures.items() if len(arguments) < 2)}

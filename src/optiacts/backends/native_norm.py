@@ -1,8 +1,8 @@
 """The norms' CPU backend: the kernels of csrc/norms.cpp, called with ctypes; see ``optiacts.backends.native``.
 
 Each row is read once from memory, and worked on in the cache. Results are those of ``optiacts.backends.eager_norm``
-within the rounding of float32, and the same on any number of threads that share a tensor's parts alike. What has
-no kernel (float64, a rare mixture of dtypes, nothing to compute) is left to eager.
+within the rounding of float32; the weight's and the bias's may differ in it by the number of threads. What has no
+kernel (float64, a rare mixture of dtypes, nothing to compute) is left to eager.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from optiacts.packing import packed_shape
 
 name = "native"
 
-# The weight's gradient is summed in parts of at most so many rows, in float32; their sums in double.
-_ROWS_PER_PART = 256
 _ELEMENTS_PER_THREAD = 1 << 14  # take it about 10 µs
 
 
@@ -81,9 +79,8 @@ def norm_backward(
         columns, rescued = columns.long().contiguous(), rescued.contiguous()
     grad, kept, rstd = grad.contiguous(), kept.contiguous(), rstd.contiguous()
     scale, shift = _factors(scale, rstd, cols, 1.0), _factors(shift, rstd, cols, 0.0)
-    threads = min(native.threads(), rows * cols // _ELEMENTS_PER_THREAD + 1)
-    parts = min(-(-max(rows // _ROWS_PER_PART, 1) // threads) * threads, rows)
-    workspace = rstd.new_empty((1 + 4 * parts) * cols)
+    threads = min(native.threads(), rows * cols // _ELEMENTS_PER_THREAD + 1, rows)
+    workspace = rstd.new_empty((6 * threads + 1) * cols, dtype=torch.float64)
     by_scale, by_shift = rstd.new_empty(2, cols)
     dx = torch.empty(grad.shape, dtype=dtype)
     native.ask_for_huge_pages(dx, dx.nbytes)
@@ -93,7 +90,7 @@ def norm_backward(
         _address(mean), rstd.data_ptr(), scale.data_ptr(), shift.data_ptr(),
         numbers((kept if rescued is None else rescued).dtype), _address(rescued), _address(columns), rescues,
         _address(bits if output else None), norm.centered, numbers(dtype), dx.data_ptr(),
-        by_scale.data_ptr(), by_shift.data_ptr(), rows, cols, workspace.data_ptr(), parts, threads,
+        by_scale.data_ptr(), by_shift.data_ptr(), rows, cols, workspace.data_ptr(), threads,
     )  # fmt: skip
     if refused:
         raise IndexError(f"columns must lie in 0 to {cols - 1}; got {columns}")

@@ -54,7 +54,7 @@ def statistics_kernel(
             exact += tl.load(shift_pointer + column, mask=column < columns, other=0.0)[None, :]
         y = tl.load(y_pointer + places, mask=inside, other=0.0).to(tl.float32)
         position = (exact - y) * (_power(y, LOWEST, 254 + MANTISSA, -1))
-        quarter = tl.clamp(tl.floor((position + 0.5) * 4.0), 0.0, 3.0).to(tl.int32)
+        quarter = tl.clamp(tl.floor(position * 4.0) + 2.0, 0.0, 3.0).to(tl.int32)
         quarter = tl.where(inside, quarter, 0)
         octet = tl.arange(0, COLUMNS // 8)
         width = (columns + 7) // 8
