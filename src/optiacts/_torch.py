@@ -180,3 +180,16 @@ def is_fake(tensor: Tensor) -> bool:
 def is_capturing(device: torch.device) -> bool:
     """Whether a CUDA graph is being captured, during which the host must not wait for the device."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def functions_of_op(name: str) -> tuple[Callable[..., Any], ...]:
+    """The callables, public ones aside, that run an aten op such as ``"aten::silu"``: users' code may hold any."""
+    name = name.partition("::")[2]
+    packet, bound = getattr(torch.ops.aten, name), getattr(torch._C._nn, name, None)
+    return (packet, packet.default) if bound is None else (packet, packet.default, bound)
+
+
+def op_defaults(name: str) -> dict[str, Any]:
+    """The default values of the arguments of an aten op."""
+    schema = getattr(torch.ops.aten, name.partition("::")[2]).default._schema
+    return {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
