@@ -102,6 +102,15 @@ function_mode: Callable[[int], Any] = _bound("_get_function_stack_at", lambda in
 """The mode at a place in that stack."""
 
 
+def known_to_compilers(function: H) -> H:
+    """Marks a function whose result never changes: a compiler calls it, rather than trace it.
+
+    What ``torch.compiler.assume_constant_result`` sets, which loads the compiler.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def saved_tensors_hooks() -> Any:
     """The hooks that are put on all saved tensors now (pack, unpack), or None."""
     return _top_hooks(False)
