@@ -14,8 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from optiacts import curves
 from optiacts.decoders.fitted import FOLDER, fitted
 from optiacts.decoders.fitting import FitError, refit, short
+from optiacts.decoders.fitting.quality import Quality, first_within
 from optiacts.decoders.rounded import round_once, rounded_forward, unit
 from tests.samples import NAMES, SIXTEEN_BIT, every_finite
+from tests.test_registry import swish
 
 
 def unrunnable(curve):
@@ -104,12 +106,38 @@ def test_what_is_worse_is_replaced():
 
 def test_a_fit_that_misses_the_contract_says_what_to_do(monkeypatch):
     monkeypatch.setattr(short, "SPREADS", (0.2,))
+    monkeypatch.setattr(short, "LEFT_OVER", (0.05,))
     monkeypatch.setattr(short, "LEAST", (0.1,))
     curve = dataclasses.replace(curves.get("silu"), decoder=curves.Unimodal(tail=(0, 3)))
     with pytest.raises(FitError, match=r"silu: .* It is \(0, 3\); it seems to be near \(1\.2, -0\.00\d+\)"):
         list(refit(curve, {}, ["short"]))
     with pytest.raises(FitError, match="relu is read in closed form"):
         list(refit(curves.get("relu"), {}))
+
+
+def test_the_fit_for_gpus_goes_on_where_a_forward_of_several_steps_needs_it(monkeypatch):
+    """Rounded after each step, its float16 outputs near the minimum are 1.31 floors off at first."""
+    monkeypatch.delitem(short.DEGREES, torch.bfloat16)
+    (result,) = refit(swish(1.3), {}, ["short"])
+    assert all(quality.share <= 1 for quality in result.qualities)
+    left, right = short.DEGREES[torch.float16]
+    decoder = result.data["float16"]
+    assert (len(decoder["left"]), len(decoder["right"])) == (left + 1, right + 1)  # for nothing, on a GPU
+
+
+def test_the_first_attempt_within_the_limits_is_taken_else_the_best():
+    tried = []
+
+    def attempts(*found):
+        for value in found:
+            tried.append(value)
+            yield value
+
+    def judge(value):
+        return Quality("one", value, 2.0), Quality("other", 0.5, 1.0)
+
+    assert first_within(attempts(2.1, 1.9, 0.1), judge) == 1.9 and tried == [2.1, 1.9]
+    assert first_within(attempts(2.3, 2.1, 2.2), judge) == 2.1
 
 
 def test_fitting_is_imported_by_nobody_who_runs():

@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import optiacts
 from optiacts import ops
+from optiacts.layouts import memory_order
 from optiacts.packing import pack, packed_shape, unpack
 
 
@@ -45,7 +46,7 @@ def test_a_gated_product_has_pytorchs_layout(shape, device) -> None:  # type: ig
     for gate in (torch.randn(shape), torch.randn(shape).transpose(-1, -2), torch.randn(shape).chunk(2, dim=-1)[0]):
         with FakeTensorMode() if device == "meta" else contextlib.nullcontext():
             gate = torch.empty_strided(gate.shape, gate.stride()).normal_()
-            h, slot, _ = ops.gated_forward(gate, gate, "silu")
+            h, slot, _ = ops.gated_forward(gate, gate, "silu", memory_order(gate))
             assert h.stride() == (torch.nn.functional.silu(gate) * gate).stride()
             assert slot.is_contiguous()
 

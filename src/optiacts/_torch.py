@@ -102,6 +102,15 @@ function_mode: Callable[[int], Any] = _bound("_get_function_stack_at", lambda in
 """The mode at a place in that stack."""
 
 
+def known_to_compilers(function: H) -> H:
+    """Marks a function whose result never changes: a compiler calls it, rather than trace it.
+
+    What ``torch.compiler.assume_constant_result`` sets, which loads the compiler.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def saved_tensors_hooks() -> Any:
     """The hooks that are put on all saved tensors now (pack, unpack), or None."""
     return _top_hooks(False)
@@ -180,3 +189,16 @@ def is_fake(tensor: Tensor) -> bool:
 def is_capturing(device: torch.device) -> bool:
     """Whether a CUDA graph is being captured, during which the host must not wait for the device."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def functions_of_op(name: str) -> tuple[Callable[..., Any], ...]:
+    """The callables, public ones aside, that run an aten op such as ``"aten::silu"``: users' code may hold any."""
+    name = name.partition("::")[2]
+    packet, bound = getattr(torch.ops.aten, name), getattr(torch._C._nn, name, None)
+    return (packet, packet.default) if bound is None else (packet, packet.default, bound)
+
+
+def op_defaults(name: str) -> dict[str, Any]:
+    """The default values of the arguments of an aten op."""
+    schema = getattr(torch.ops.aten, name.partition("::")[2]).default._schema
+    return {a.name: a.default_value for a in schema.arguments if a.has_default_value()}

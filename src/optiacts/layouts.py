@@ -26,10 +26,13 @@ def memory_order(x: Tensor) -> list[int]:
     moving = [d for d in range(x.ndim) if shape[d] > 1]
     if any(strides[d] == 0 for d in moving):
         return []
+    ordered = sorted(moving, key=lambda d: -strides[d])
+    if ordered == moving:
+        return []
     order = list(range(x.ndim))
-    for place, d in zip(moving, sorted(moving, key=lambda d: -strides[d]), strict=True):
+    for place, d in zip(moving, ordered, strict=True):
         order[place] = d
-    return [] if order == list(range(x.ndim)) else order
+    return order
 
 
 def permute(x: Tensor, order: Order) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from optiacts.backends import eager, eager_norm, native, native_norm, triton, triton_norm
 from optiacts.curves import Curve
-from optiacts.layouts import Order, memory_order
+from optiacts.layouts import Order
 from optiacts.norms import Norm
 
 
@@ -18,8 +18,8 @@ class Backend(Protocol):
     """What a backend module offers.
 
     ``order`` is the memory order of the dimensions (see ``optiacts.layouts``). ``bits`` are packed along the last
-    dimension in that order (see ``optiacts.packing``). Backward gets its tensors permuted into it already; forward
-    does not, since PyTorch's own forward may round differently by layout.
+    dimension in that order (see ``optiacts.packing``). Backward gets its tensors permuted into it already. Forward
+    does not: on the CPU PyTorch's GELU rounds differently by layout, and only on the layout given are its bits ours.
     """
 
     name: str
@@ -38,8 +38,13 @@ class Backend(Protocol):
     def activation_backward(self, grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> Tensor:
         """``grad`` * f'(x) from the output and the side bits."""
 
-    def gated_forward(self, gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor, Tensor]:
-        """h = act(gate) * up, the slot and the packed bits, all contiguous; docs/gated.md says what they hold."""
+    def gated_forward(
+        self, gate: Tensor, up: Tensor, curve: Curve, order: Order = ()
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """h = act(gate) * up, the slot and the packed bits; docs/gated.md says what they hold.
+
+        All are contiguous with their dimensions in ``order``, which h is then brought back from.
+        """
 
     def gated_backward(
         self, grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, curve: Curve, grad_gate: Tensor, grad_up: Tensor
@@ -104,13 +109,4 @@ def _select_norm(device: torch.device, *dtypes: torch.dtype) -> NormBackend:
     return kernels if able else eager_norm
 
 
-def gated_order(gate: Tensor) -> Order:
-    """The order in which a backend wants the dimensions of a gated product's inputs.
-
-    On the CPU as they are: PyTorch's GELU rounds differently by layout there, and only on the layout given are its
-    bits PyTorch's.
-    """
-    return [] if gate.is_cpu else memory_order(gate)
-
-
-__all__ = ["BACKENDS", "Backend", "NormBackend", "gated_order", "select", "select_norm"]
+__all__ = ["BACKENDS", "Backend", "NormBackend", "select", "select_norm"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from optiacts import decoders
 from optiacts.curves import ClosedForm, Curve, Unimodal
 from optiacts.decoders import branch, decode, valley
-from optiacts.layouts import Order, permute
+from optiacts.layouts import Order, permute, restore
 from optiacts.packing import pack, packed_shape
 
 name = "eager"
@@ -49,7 +49,7 @@ def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> 
     return (grad * decode(y, branch(y, bits, curve), curve)).to(y.dtype)
 
 
-def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor, Tensor]:
+def gated_forward(gate: Tensor, up: Tensor, curve: Curve, order: Order = ()) -> tuple[Tensor, Tensor, Tensor]:
     """h = act(gate) * up, the slot and the packed bits; docs/gated.md says what the slot holds and why."""
     s = curve.forward(gate)
     h = s * up
@@ -63,7 +63,8 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tenso
         s = torch.where(valley.contains(curve, itself), itself, s)
     slot = torch.where(holds_up, up, s)
     planes = (left, holds_up) if curve.decoder.side_bits else (holds_up,)
-    return h.contiguous(), slot.contiguous(), pack(*planes)
+    h, slot = (permute(t, order).contiguous() for t in (h, slot))
+    return restore(h, order), slot, pack(*(permute(flags, order) for flags in planes))
 
 
 def gated_backward(

@@ -30,7 +30,7 @@ from optiacts.curves import Curve, Unimodal
 from optiacts.decoders import valley
 from optiacts.decoders.polynomials import DEGREE, PIECES, coefficients
 from optiacts.decoders.table import slot_table
-from optiacts.layouts import Order, by_rows, permute
+from optiacts.layouts import Order, by_rows, permute, restore
 from optiacts.packing import packed_shape
 
 name = "native"
@@ -90,25 +90,25 @@ def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> 
     return out if y_read is y else torch.empty_like(y).copy_(out)
 
 
-def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor, Tensor]:
+def gated_forward(gate: Tensor, up: Tensor, curve: Curve, order: Order = ()) -> tuple[Tensor, Tensor, Tensor]:
     """h = act(gate) * up, the slot and the packed bits; rows of gate and up may lie apart (a fused projection's)."""
     constants = _constants(curve.name, gate.dtype)
-    rows, cols = rows_and_columns(gate)
-    gate_rows, gate_stride = by_rows(gate)
-    up, up_stride = by_rows(up)
+    gate_rows, gate_stride = by_rows(permute(gate, order))
+    up, up_stride = by_rows(permute(up, order))
     if gate.nbytes >= _HUGE_PAGES_FROM and curve.forward_out is not None and gate_rows is gate:
         slot = curve.forward_out(gate.detach(), _result_like(gate, contiguous=True))
     else:
-        slot = curve.forward(gate).contiguous()
-        if slot.dtype != gate.dtype:  # widened by autocast
-            return eager.gated_forward(gate, up, curve)
+        s = curve.forward(gate)
+        if s.dtype != gate.dtype:  # widened by autocast
+            return eager.gated_forward(gate, restore(up, order), curve, order)
+        slot = permute(s, order).contiguous()
     h = _result_like(slot)
-    bits = gate.new_empty(packed_shape(gate.shape, 2), dtype=torch.uint8)
+    bits = gate.new_empty(packed_shape(slot.shape, 2), dtype=torch.uint8)
     library().optiacts_gated_forward(
         constants.dtype, gate_rows.data_ptr(), gate_stride, up.data_ptr(), up_stride,
-        h.data_ptr(), slot.data_ptr(), bits.data_ptr(), rows, cols, *constants.borders, threads(),
+        h.data_ptr(), slot.data_ptr(), bits.data_ptr(), *rows_and_columns(slot), *constants.borders, threads(),
     )  # fmt: skip
-    return h, slot, bits
+    return restore(h, order), slot, bits
 
 
 def gated_backward(

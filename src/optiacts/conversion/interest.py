@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.nn import Module
 
-from optiacts.conversion.known import torch_curve
+from optiacts.conversion.spelled import torch_curve
 
 _CURVED = frozenset(
     """gelu silu mish swish sigmoid tanh erf erfc exp expit softplus logsigmoid relu glu quick_gelu hardswish elu

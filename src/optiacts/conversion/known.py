@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn import functional as F
 
 from optiacts import curves
 from optiacts._torch import function_mode, function_modes, watches_all_modules
 from optiacts.conversion.purity import holds
 from optiacts.conversion.recognition import Recognised
+from optiacts.conversion.spelled import FUNCTIONS
 from optiacts.functional import compiles_autocast, saves_memory
 
 
@@ -37,24 +37,6 @@ class Activated(NamedTuple):
     inplace: bool
 
 
-_aten = torch.ops.aten
-_GELUS = (F.gelu, _aten.gelu, _aten.gelu.default)
-_PLAIN: tuple[tuple[str, tuple[Any, ...]], ...] = (
-    ("silu", (F.silu, torch._C._nn.silu, _aten.silu, _aten.silu.default)),
-    ("mish", (F.mish, torch._C._nn.mish, _aten.mish, _aten.mish.default)),
-    ("relu", (F.relu, torch.relu, _aten.relu, _aten.relu.default)),
-)
-_WITH_INPLACE = (F.silu, F.mish, F.relu)
-_APPROXIMATIONS = {"none": "gelu", "tanh": "gelu_tanh"}
-
-
-def torch_curve(function: Any) -> str | None:
-    """The curve of one of PyTorch's own functions (gelu by default); None for anything else."""
-    if any(function is gelu for gelu in _GELUS):
-        return "gelu"
-    return next((curve for curve, functions in _PLAIN if any(function is f for f in functions)), None)
-
-
 def activated(
     known: tuple[Known, ...], callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Activated | None:
@@ -67,31 +49,25 @@ def activated(
         found = _of_torch(callee, args, kwargs)
     if found is None or not saves_memory(found.input) or intercepted():
         return None
-    if found.curve != "relu" and compiles_autocast(curves.get(found.curve), found.input):
+    curve = curves.get(found.curve)
+    if not curve.keeps_output and compiles_autocast(curve, found.input):
         return None
     return found
 
 
 def _of_torch(callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Activated | None:
     """A call of PyTorch's own function, of arguments that it takes."""
-    for gelu in _GELUS:
-        if callee is gelu:
+    for known in FUNCTIONS:
+        if callee is known.function:
             options = dict(kwargs)
-            x = args[0] if len(args) == 1 else options.pop("input", None)
-            curve = _APPROXIMATIONS.get(options.pop("approximate", "none"))
-            valid = len(args) <= 1 and not options and isinstance(x, Tensor) and curve is not None
-            return Activated(curve, x, False) if valid else None  # type: ignore[arg-type]
-    for curve, functions in _PLAIN:
-        for function in functions:
-            if callee is function:
-                options = dict(kwargs)
-                x = args[0] if args else options.pop("input", None)
-                inplace = False
-                if function in _WITH_INPLACE:
-                    inplace = args[1] if len(args) == 2 else options.pop("inplace", False)
-                valid = len(args) <= 2 and (len(args) < 2 or function in _WITH_INPLACE) and not options
-                valid = valid and isinstance(x, Tensor) and isinstance(inplace, bool)
-                return Activated(curve, x, inplace) if valid else None
+            x = args[0] if args else options.pop("input", None)
+            inplace = False
+            if known.inplace:
+                inplace = args[1] if len(args) == 2 else options.pop("inplace", False)
+            curve = known.curve(options)
+            valid = len(args) <= (2 if known.inplace else 1) and options.keys() <= known.defaults.keys()
+            valid = valid and isinstance(x, Tensor) and isinstance(inplace, bool)
+            return Activated(curve, x, inplace) if valid and curve is not None else None
     return None
 
 

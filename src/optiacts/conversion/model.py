@@ -239,7 +239,7 @@ class _Conversion:
             if reason:
                 yield Conversion(path, kind, reason=reason)
             return
-        once = recognised.base in sites.KEPT_ONCE and not recognised.steps
+        once = sites.kept_once(recognised.base) and not recognised.steps
         reason = self._reasons.get(path, "") or why_not(self._planner.flow, Origin(id(module)), once)
         if reason:
             yield Conversion(path, kind, reason=reason)

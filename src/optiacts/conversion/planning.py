@@ -12,16 +12,18 @@ import torch
 from torch.nn import Module
 from torch.nn import functional as F
 
+from optiacts import curves
 from optiacts.conversion import sites
 from optiacts.conversion.callees import Scope, root_name
 from optiacts.conversion.flow import Flow
 from optiacts.conversion.interest import Interest, foreign, names_in, wrapped_in
-from optiacts.conversion.known import Known, torch_curve
+from optiacts.conversion.known import Known
 from optiacts.conversion.products import find_products
 from optiacts.conversion.recognition import Recognised
 from optiacts.conversion.rewriting import Plan
 from optiacts.conversion.sites import Product, Site, Sites
 from optiacts.conversion.source import Position, UnseenError, position, source_of
+from optiacts.conversion.spelled import torch_curve
 from optiacts.conversion.values import Origin
 
 _DEEPEST = 8
@@ -267,7 +269,7 @@ class _Planning:
             return False
         act = site.act if isinstance(site, Product) else site
         what = site.what + where
-        once = act.base == "relu" if isinstance(site, Product) else act.kept_once
+        once = curves.get(act.base).keeps_output if isinstance(site, Product) else act.kept_once
         reason = reason or why_not(self._planner.flow, _origin(scope, at), once)
         if reason:
             self._found.left.append(f"{what}: {reason}")

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 
 from optiacts import curves
@@ -31,6 +30,7 @@ from optiacts.conversion.callees import Scope
 from optiacts.conversion.lookup import MISSING, module_attribute
 from optiacts.conversion.purity import ImpureError, Pin, pins_of, pins_of_expression
 from optiacts.conversion.source import Function, position, rebuilt
+from optiacts.conversion.spelled import FUNCTIONS
 
 # Constants in models' code have 8 digits and more.
 _TOLERANCE = 2e-8
@@ -77,7 +77,7 @@ class Recognised:
     @property
     def keeps_input(self) -> bool:
         """Whether PyTorch keeps the input, so that there is something to save by itself. ReLU keeps its result."""
-        return self.base != "relu"
+        return not curves.get(self.base).keeps_output
 
 
 def recognise_function(function: Callable[..., Any]) -> Recognised:
@@ -367,9 +367,14 @@ def _exact(names: tuple[str, ...]) -> list[tuple[str, bool, _Trial]]:
     """The forwards of these curves, out of place and in place, tried: curve, whether in place, what came out."""
     runs: list[tuple[str, Callable[[Tensor], Tensor]]] = [
         *((name, curves.get(name).forward) for name in names),
-        ("silu", functools.partial(F.silu, inplace=True)),
-        ("mish", functools.partial(F.mish, inplace=True)),
-        ("relu", torch.relu),
+        *(
+            (name, functools.partial(known.function, inplace=True))
+            for known in FUNCTIONS
+            if known.inplace
+            for _, name in known.ways
+            if not curves.get(name).keeps_output
+        ),
+        *((name, curve.forward) for name, curve in curves.GATES.items() if curve.keeps_output and curve.ops),
     ]
     trials = [(name, _tried(run)) for name, run in runs]
     return [(name, trial.inplace, trial) for name, trial in trials if trial is not None]

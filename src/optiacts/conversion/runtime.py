@@ -49,7 +49,7 @@ def helpers(
 
     def call(callee: Any, /, *args: Any, **kwargs: Any) -> Any:
         found = activated(known, callee, args, kwargs)
-        if found is None or found.curve == "relu":
+        if found is None or curves.get(found.curve).keeps_output:
             return chosen(rewritten, callee)(*args, **kwargs)
         return made_by(functional.apply(found.curve, found.input, found.inplace), place)
 
@@ -149,7 +149,7 @@ def _product(act: Pending, up: Any, place: Maker, multiply: Callable[[Any, Any],
     fused = _fused(act, up, place)
     if fused is not None:
         return fused
-    if act.curve == "relu":
+    if curves.get(act.curve).keeps_output:
         return multiply(act.evaluate(), up)
     return multiply(made_by(functional.apply(act.curve, act.gate), place), up)
 

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 from torch.nn import Module
 
+from optiacts import curves
 from optiacts.conversion.callees import Scope
-from optiacts.conversion.known import Known, torch_curve
+from optiacts.conversion.known import Known
 from optiacts.conversion.purity import ImpureError
 from optiacts.conversion.recognition import (
     Recognised,
@@ -22,9 +23,8 @@ from optiacts.conversion.recognition import (
     recognise_partial,
 )
 from optiacts.conversion.source import Position, position
+from optiacts.conversion.spelled import torch_curve
 
-# PyTorch keeps one tensor for these. Where nobody else keeps their output there is nothing to gain.
-KEPT_ONCE = frozenset(("gelu", "gelu_tanh", "silu", "mish", "relu"))
 _CURVED = frozenset(("sigmoid", "tanh", "erf", "erfc", "exp", "expit", "softplus", "logsigmoid", "ndtr"))
 
 
@@ -99,6 +99,11 @@ def find(scope: Scope, model: Model) -> Sites:
     return sites
 
 
+def kept_once(name: str) -> bool:
+    """Whether PyTorch keeps one tensor for a curve: where nobody else keeps its output, there is nothing to gain."""
+    return bool(curves.get(name).ops)
+
+
 def returned_by(scope: Scope, sites: Sites) -> Site | None:
     """The activation whose output a function returns as it is."""
     body = scope.node.body if isinstance(scope.node, ast.Lambda) else None
@@ -116,8 +121,8 @@ def _called(scope: Scope, call: ast.Call, model: Model) -> Site | None:
         if curve is None:
             continue
         bases[curve] = None
-        alone |= curve != "relu" and not (isinstance(callee, Module) and model.contains(callee))
-        once &= curve in KEPT_ONCE and (entry is None or not entry.recognised.steps)
+        alone |= not curves.get(curve).keeps_output and not (isinstance(callee, Module) and model.contains(callee))
+        once &= kept_once(curve) and (entry is None or not entry.recognised.steps)
         if entry is not None and entry not in known:
             known.append(entry)
     if not bases:
@@ -150,9 +155,9 @@ def _curve(callee: Any, call: ast.Call) -> tuple[str | None, Known | None]:
     while isinstance(callee, functools.partial):
         options, positional = {**callee.keywords, **options}, positional + len(callee.args)
         callee = callee.func
-    curve = torch_curve(callee)
+    curve = torch_curve(callee, options)
     if curve is not None:
-        return ("gelu_tanh" if curve == "gelu" and options.get("approximate") == "tanh" else curve), None
+        return curve, None
     if not alone:
         return None, None
     try:

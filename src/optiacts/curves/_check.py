@@ -14,6 +14,7 @@ FURTHEST_LEFT = -800.0  # a unimodal curve is 0 in float64 before this: where th
 FAR = 60.0  # f' of a unimodal curve is settled beyond: 0 on the left, 1 on the right
 SETTLED = 1e-8
 _STEP = 1e-5  # of the difference quotients
+_ROUNDING = 1e-12  # of float64, far out
 _EXACT = 1e-6  # what they may be off by, and a forward in float64 may differ from its function
 
 
@@ -84,7 +85,7 @@ def _check_unimodal(curve: Curve, x: Tensor) -> None:
         f"its minimum is not between {-FURTHEST_MINIMUM} and 0": float(curve.derivative(-FURTHEST_MINIMUM, math))
         < 0
         < float(curve.derivative(0.0, math)),
-        "f(x) <= x < f(x) + 1 does not hold for every x > 0": bool(((missing >= 0) & (missing < 1)).all()),
+        "f(x) <= x < f(x) + 1 does not hold for every x > 0": bool(((missing >= -_ROUNDING) & (missing < 1)).all()),
     }
     for what, holds in needs.items():
         if not holds:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from optiacts._torch import known_to_compilers
 from optiacts.curves._check import check, check_fitted
 from optiacts.curves._curve import Curve, CurveError, Spelling
 from optiacts.curves._variant import variant_of
@@ -114,6 +115,7 @@ def canonical(name: str, family: Family, values: dict[str, Any]) -> str:
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in bound.arguments.items())})"
 
 
+@known_to_compilers  # a name means one curve for ever
 def _of_family(name: str) -> Curve:
     with _lock:
         family, values = _parsed(name)
@@ -128,11 +130,6 @@ def _of_family(name: str) -> Curve:
             check_fitted(curve)
             _members[full] = curve
         return _members[full]
-
-
-# What torch.compiler.assume_constant_result sets, which loads the compiler: a name means one curve for ever, so a
-# compiler may ask, rather than trace how a curve is made.
-_of_family._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _parsed(name: str) -> tuple[Family, dict[str, Any]]:

@@ -90,7 +90,7 @@ def _check_saved(grad: Tensor, y: Tensor, bits: Tensor, name: str, order: Order)
 def _vmap_forward(info: Any, in_dims: tuple[int | None, ...], x: Tensor, name: str, order: Order) -> Any:
     scalars = x.ndim == 1
     (batched,) = library.batched((x,), in_dims[:1], info.batch_size)
-    y, bits = activation_forward(batched, name, _batched_order(order))
+    y, bits = activation_forward(batched, name, library.batched_order(order))
     return (y.squeeze(-1) if scalars else y, bits), (0, 0)
 
 
@@ -99,16 +99,8 @@ def _vmap_backward(
 ) -> Any:
     scalars = y.ndim == (0 if in_dims[1] is None else 1)
     batched = library.batched((grad, y, bits), in_dims[:3], info.batch_size)
-    product = activation_backward(*batched, name, _batched_order(order))
+    product = activation_backward(*batched, name, library.batched_order(order))
     return product.squeeze(-1) if scalars else product, 0
-
-
-def _batched_order(order: Order) -> list[int]:
-    return [0, *(d + 1 for d in order)] if order else []
-
-
-def _bits_dim(dim: int, order: Order) -> int:
-    return list(order).index(dim) if order else dim
 
 
 activation_forward = library.declare(
@@ -116,13 +108,13 @@ activation_forward = library.declare(
     _forward,
     fake=_fake_forward,
     vmap=_vmap_forward,
-    sharding=lambda x, name, order: (((d, _bits_dim(d, order)), (d,)) for d in range(len(x.shape))),
+    sharding=lambda x, name, order: (((d, place), (d,)) for d, place in library.places(x, order)),
 )
 activation_forward_ = library.declare(
     "activation_forward_(Tensor(a!) x, str curve, int[] order) -> Tensor",
     _forward_,
     fake=_fake_forward_,
-    sharding=lambda x, name, order: (((_bits_dim(d, order),), (d,)) for d in range(len(x.shape))),
+    sharding=lambda x, name, order: (((place,), (d,)) for d, place in library.places(x, order)),
 )
 activation_backward = library.declare(
     "activation_backward(Tensor grad, Tensor y, Tensor bits, str curve, int[] order) -> Tensor",
@@ -130,7 +122,7 @@ activation_backward = library.declare(
     check=_check_saved,
     fake=_fake_backward,
     vmap=_vmap_backward,
-    sharding=lambda grad, y, bits, name, order: (((d,), (d, d, _bits_dim(d, order))) for d in range(len(y.shape))),
+    sharding=lambda grad, y, bits, name, order: (((d,), (d, d, place)) for d, place in library.places(y, order)),
 )
 
 

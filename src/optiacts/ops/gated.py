@@ -1,21 +1,24 @@
 """The gated product: (gate, up) -> (h, slot, bits), and from the last three and h's gradient those of gate and up.
 
-    optiacts::gated_forward(Tensor gate, Tensor up, str curve) -> (Tensor h, Tensor slot, Tensor bits)
-    optiacts::gated_backward(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve)
+    optiacts::gated_forward(Tensor gate, Tensor up, str curve, int[] order=[]) -> (Tensor h, Tensor slot, Tensor bits)
+    optiacts::gated_backward(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve, int[] order=[])
         -> (Tensor grad_gate, Tensor grad_up)
-    optiacts::gated_backward_fused(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve) -> Tensor
+    optiacts::gated_backward_fused(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve, int[] order=[])
+        -> Tensor
 
-The last one returns the two gradients as the halves of one tensor's rows. h has the layout that PyTorch gives to
-``act(gate) * up``; all other results are contiguous. Bits are two planes (see ``optiacts.packing``), the side bits
-of gate (none for ReLU) and the "slot holds up" bits. docs/gated.md says what the slot holds.
+The last one returns the two gradients as the halves of one tensor's last dimension. ``order`` is the memory order of
+gate's dimensions, as for an activation. h and the gradients have the layout that PyTorch gives to ``act(gate) * up``;
+slot and bits are contiguous with their dimensions in that order. Bits are two planes (see ``optiacts.packing``), the
+side bits of gate (none for ReLU) and the "slot holds up" bits. docs/gated.md says what the slot holds.
 
-The Functions permute dimensions into memory order, as the backend wants it. Saved besides h, slot and bits are
-*edges*: zeros of one element, expanded to the shape of the inputs. They are outputs of the Function, and so the way
-on which a second derivative reaches gate and up, which are not saved themselves.
+Saved besides h, slot and bits are *edges*: zeros of one element, expanded to the shape of the inputs. They are
+outputs of the Function, and so the way on which a second derivative reaches gate and up, which are not saved
+themselves.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +26,7 @@ from torch import Tensor
 
 from optiacts import backends, curves, decoders
 from optiacts._torch import forward_mode, run
-from optiacts.layouts import memory_order, permute, restore
+from optiacts.layouts import Order, memory_order, permute, restore
 from optiacts.ops import library, sharding
 from optiacts.ops.functions import Decoding, differentiable
 from optiacts.overwritten import remember, saved_tensors
@@ -45,59 +48,67 @@ def gated_fused(gate_up: Tensor, name: str) -> Tensor:
 # The ops
 
 
-def _forward(gate: Tensor, up: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(gate: Tensor, up: Tensor, name: str, order: Order = ()) -> tuple[Tensor, Tensor, Tensor]:
     curve = curves.get(name)
-    h, slot, bits = backends.select(gate, curve).gated_forward(gate, up, curve)
-    return _like_pytorchs(h, gate), slot, bits
+    return backends.select(gate, curve).gated_forward(gate, up, curve, order)
 
 
-def _like_pytorchs(h: Tensor, gate: Tensor) -> Tensor:
-    """A contiguous ``h`` in the layout that PyTorch gives to ``f(gate)``."""
-    return torch.empty_like(gate).copy_(h) if memory_order(gate) else h
+def _backward(
+    grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str, order: Order = ()
+) -> tuple[Tensor, Tensor]:
+    grads = _fake_backward(grad, h, slot, bits, name, order)
+    _write_gradients(grad, h, slot, bits, name, order, grads)
+    return grads
 
 
-def _backward(grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    curve, grad_gate, grad_up = curves.get(name), h.new_empty(h.shape), h.new_empty(h.shape)
-    backends.select(h, curve).gated_backward(grad, h, slot, bits, curve, grad_gate, grad_up)
-    return grad_gate, grad_up
-
-
-def _backward_fused(grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str) -> Tensor:
-    curve, both = curves.get(name), h.new_empty(_fused_shape(h))
-    backends.select(h, curve).gated_backward(grad, h, slot, bits, curve, *both.chunk(2, dim=-1))
+def _backward_fused(grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str, order: Order = ()) -> Tensor:
+    both = _fake_backward_fused(grad, h, slot, bits, name, order)
+    _write_gradients(grad, h, slot, bits, name, order, _halves(both))
     return both
 
 
-def _fake_forward(gate: Tensor, up: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
-    h, slot = gate.new_empty(gate.shape), gate.new_empty(gate.shape)
-    return _like_pytorchs(h, gate), slot, gate.new_empty(_bits_shape(gate, name), dtype=torch.uint8)
+def _write_gradients(
+    grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str, order: Order, into: tuple[Tensor, Tensor]
+) -> None:
+    curve = curves.get(name)
+    grad, h, by_gate, by_up = (permute(t, order) for t in (grad, h, *into))
+    backends.select(h, curve).gated_backward(grad, h, slot, bits, curve, by_gate, by_up)
 
 
-def _fake_backward(grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    return h.new_empty(h.shape), h.new_empty(h.shape)
+def _fake_forward(gate: Tensor, up: Tensor, name: str, order: Order = ()) -> tuple[Tensor, Tensor, Tensor]:
+    slot = gate.new_empty(permute(gate, order).shape)
+    return _empty(gate, gate.shape, order), slot, gate.new_empty(_bits_shape(slot, name), dtype=torch.uint8)
 
 
-def _fake_backward_fused(grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str) -> Tensor:
-    return h.new_empty(_fused_shape(h))
+def _fake_backward(
+    grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str, order: Order = ()
+) -> tuple[Tensor, Tensor]:
+    return _empty(h, h.shape, order), _empty(h, h.shape, order)
 
 
-def _bits_shape(h: Tensor, name: str) -> tuple[int, ...]:
-    return packed_shape(h.shape, curves.get(name).decoder.side_bits + 1)
+def _fake_backward_fused(grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str, order: Order = ()) -> Tensor:
+    return _empty(h, (*h.shape[:-1], 2 * h.shape[-1]), order)
 
 
-def _fused_shape(h: Tensor) -> tuple[int, ...]:
-    return (*h.shape[:-1], 2 * h.shape[-1])
+def _empty(like: Tensor, shape: Sequence[int], order: Order) -> Tensor:
+    """A new tensor of ``shape`` that is contiguous with its dimensions in ``order``."""
+    return restore(like.new_empty([shape[d] for d in order] if order else shape), order)
 
 
-def _check_inputs(gate: Tensor, up: Tensor, name: str) -> None:
+def _bits_shape(slot: Tensor, name: str) -> tuple[int, ...]:
+    return packed_shape(slot.shape, curves.get(name).decoder.side_bits + 1)
+
+
+def _check_inputs(gate: Tensor, up: Tensor, name: str, order: Order = ()) -> None:
     _check_same("up", up, "gate", gate)
 
 
-def _check_saved(grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str) -> None:
+def _check_saved(grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str, order: Order = ()) -> None:
     """A backend reads all of them by address: nothing but the right shape may reach it."""
     _check_same("grad", grad, "h", h)
-    _check_same("slot", slot, "h", h)
-    wanted = _bits_shape(h, name)
+    ordered = permute(h, order)
+    _check_same("slot", slot, "h", ordered)
+    wanted = _bits_shape(ordered, name)
     if bits.dtype != torch.uint8 or bits.shape != wanted or bits.device != h.device:
         raise ValueError(
             f"bits must be uint8 of shape {wanted} on {h.device} for {name} and h of shape {tuple(h.shape)}; "
@@ -113,48 +124,74 @@ def _check_same(what: str, tensor: Tensor, other_name: str, other: Tensor) -> No
         )
 
 
-def _vmap_forward(info: Any, in_dims: tuple[int | None, ...], gate: Tensor, up: Tensor, name: str) -> Any:
+def _vmap_forward(
+    info: Any, in_dims: tuple[int | None, ...], gate: Tensor, up: Tensor, name: str, order: Order = ()
+) -> Any:
     scalars = gate.ndim == (0 if in_dims[0] is None else 1)
-    h, slot, bits = gated_forward(*library.batched((gate, up), in_dims[:2], info.batch_size), name)
+    inputs = library.batched((gate, up), in_dims[:2], info.batch_size)
+    h, slot, bits = gated_forward(*inputs, name, library.batched_order(order))
     return ((h.squeeze(-1), slot.squeeze(-1), bits) if scalars else (h, slot, bits)), (0, 0, 0)
 
 
-def _vmap_backward(info: Any, in_dims: tuple[int | None, ...], grad: Tensor, h: Tensor, *saved: Any) -> Any:
-    slot, bits, name = saved
+def _vmap_backward(
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    grad: Tensor,
+    h: Tensor,
+    slot: Tensor,
+    bits: Tensor,
+    name: str,
+    order: Order = (),
+) -> Any:
     scalars = h.ndim == (0 if in_dims[1] is None else 1)
-    grads = gated_backward(*library.batched((grad, h, slot, bits), in_dims[:4], info.batch_size), name)
+    saved = library.batched((grad, h, slot, bits), in_dims[:4], info.batch_size)
+    grads = gated_backward(*saved, name, library.batched_order(order))
     return tuple(g.squeeze(-1) if scalars else g for g in grads), (0, 0)
 
 
-def _vmap_backward_fused(info: Any, in_dims: tuple[int | None, ...], grad: Tensor, h: Tensor, *saved: Any) -> Any:
-    slot, bits, name = saved
-    return gated_backward_fused(*library.batched((grad, h, slot, bits), in_dims[:4], info.batch_size), name), 0
+def _vmap_backward_fused(
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    grad: Tensor,
+    h: Tensor,
+    slot: Tensor,
+    bits: Tensor,
+    name: str,
+    order: Order = (),
+) -> Any:
+    saved = library.batched((grad, h, slot, bits), in_dims[:4], info.batch_size)
+    return gated_backward_fused(*saved, name, library.batched_order(order)), 0
 
 
-# The tensors come in memory order, so bits are sharded in the same dimension as the rest.
 gated_forward = library.declare(
-    "gated_forward(Tensor gate, Tensor up, str curve) -> (Tensor, Tensor, Tensor)",
+    "gated_forward(Tensor gate, Tensor up, str curve, int[] order=[]) -> (Tensor, Tensor, Tensor)",
     _forward,
     check=_check_inputs,
     fake=_fake_forward,
     vmap=_vmap_forward,
-    sharding=lambda gate, *rest: ((3 * (d,), 2 * (d,)) for d in range(len(gate.shape))),
+    sharding=lambda gate, up, name, order=(): (
+        ((d, place, place), (d, d)) for d, place in library.places(gate, order)
+    ),
 )
 gated_backward = library.declare(
-    "gated_backward(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve) -> (Tensor, Tensor)",
+    "gated_backward(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve, int[] order=[]) -> (Tensor, Tensor)",
     _backward,
     check=_check_saved,
     fake=_fake_backward,
     vmap=_vmap_backward,
-    sharding=lambda grad, *rest: ((2 * (d,), 4 * (d,)) for d in range(len(grad.shape))),
+    sharding=lambda grad, h, slot, bits, name, order=(): (
+        ((d, d), (d, d, place, place)) for d, place in library.places(h, order)
+    ),
 )
 gated_backward_fused = library.declare(
-    "gated_backward_fused(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve) -> Tensor",
+    "gated_backward_fused(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve, int[] order=[]) -> Tensor",
     _backward_fused,
     check=_check_saved,
     fake=_fake_backward_fused,
     vmap=_vmap_backward_fused,
-    sharding=lambda grad, *rest: (((d,), 4 * (d,)) for d in range(len(grad.shape) - 1)),
+    sharding=lambda grad, h, slot, bits, name, order=(): (
+        ((d,), (d, d, place, place)) for d, place in library.places(h, order)[:-1]
+    ),
 )
 
 
@@ -218,8 +255,8 @@ class OptiActsGatedFused(torch.autograd.Function):
         if grad is None:
             return to_edge[-1], None
         grad = sharding.like(grad, h)
-        if not ctx.by.order and not differentiable():
-            both = library.call(gated_backward_fused, grad, h, slot, bits, ctx.by.name)
+        if not differentiable():
+            both = library.call(gated_backward_fused, grad, h, slot, bits, ctx.by.name, ctx.by.order)
         else:
             both = torch.cat(_gradients(grad, h, slot, bits, *edge.chunk(2, dim=-1), ctx.by), dim=-1)
         return _sum(both, to_edge[-1]), None
@@ -237,9 +274,7 @@ class OptiActsDualGatedFused(OptiActsGatedFused):
 
 
 def _product(gate: Tensor, up: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
-    order = backends.gated_order(gate)
-    h, slot, bits = library.call(gated_forward, permute(gate, order), permute(up, order), name)
-    return restore(h, order), slot, bits
+    return library.call(gated_forward, gate, up, name, memory_order(gate))
 
 
 def _halves(gate_up: Tensor) -> tuple[Tensor, Tensor]:
@@ -252,7 +287,7 @@ def _edge(input: Tensor) -> Tensor:
 
 
 def _save(ctx: Any, gate: Tensor, name: str, output: tuple[Tensor, ...]) -> None:
-    ctx.by = Decoding(name, tuple(backends.gated_order(gate)))
+    ctx.by = Decoding(name, tuple(memory_order(gate)))
     ctx.mark_non_differentiable(*output[1:3])
     ctx.set_materialize_grads(False)
     remember(ctx, output[0])
@@ -290,9 +325,7 @@ class OptiActsGradients(torch.autograd.Function):
         up_edge: Tensor,
         by: Decoding,
     ) -> tuple[Tensor, Tensor]:
-        grad, h = permute(grad, by.order), permute(h, by.order)
-        grads = library.call(gated_backward, grad, h, slot, bits, by.name)
-        return restore(grads[0], by.order), restore(grads[1], by.order)
+        return library.call(gated_backward, grad, h, slot, bits, by.name, by.order)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

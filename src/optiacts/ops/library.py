@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from optiacts._torch import dispatch_keys, mode_count, once, register_sharding
+from optiacts.layouts import Order
 
 _library = torch.library.Library("optiacts", "DEF")
 _KERNELS: dict[Any, Callable[..., Any]] = {}
@@ -86,6 +87,16 @@ def batched(tensors: tuple[Tensor, ...], dims: tuple[int | None, ...], size: int
     """The tensors of a vmap with the batch in front; scalars get a last dimension to pack their bit along."""
     front = [t.expand(size, *t.shape) if d is None else t.movedim(d, 0) for t, d in zip(tensors, dims, strict=True)]
     return [t.unsqueeze(-1) if t.ndim == 1 else t for t in front]
+
+
+def batched_order(order: Order) -> list[int]:
+    """The memory order of tensors with the batch in front, from that of each."""
+    return [0, *(d + 1 for d in order)] if order else []
+
+
+def places(x: Any, order: Order) -> list[tuple[int, int]]:
+    """Each dimension of ``x``, and where it is in what is saved in memory order."""
+    return [(d, list(order).index(d) if order else d) for d in range(len(x.shape))]
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from optiacts.curves import Curve, Unimodal
-from optiacts.layouts import Order, permute
+from optiacts.layouts import Order, permute, restore
 
 name = "triton"
 dtypes = frozenset((torch.float32, torch.bfloat16, torch.float16))
@@ -88,11 +88,12 @@ def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> 
     return grad_x if target is grad_x else grad_x.copy_(target)
 
 
-def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor, Tensor]:
+def gated_forward(gate: Tensor, up: Tensor, curve: Curve, order: Order = ()) -> tuple[Tensor, Tensor, Tensor]:
     """h = act(gate) * up, the slot and the packed bits. Halves of longer rows are read without a copy."""
     from optiacts.backends.triton import gated_launch
 
-    return gated_launch.gated_forward(gate, up, curve)
+    h, slot, bits = gated_launch.gated_forward(permute(gate, order), permute(up, order), curve)
+    return restore(h, order), slot, bits
 
 
 def gated_backward(

@@ -21,7 +21,7 @@ from numpy.polynomial.polynomial import polyval
 from optiacts.curves import Curve
 from optiacts.curves._check import FAR, SETTLED
 from optiacts.decoders.fitting.lawson import Array, lawson, single
-from optiacts.decoders.fitting.quality import Quality
+from optiacts.decoders.fitting.quality import Quality, first_within
 from optiacts.decoders.inverse import inverse
 from optiacts.decoders.polynomials import DEGREE, PIECES, Coefficients
 
@@ -33,6 +33,9 @@ SAMPLES = 400  # of a piece
 # where the worst error over all inputs near the minimum, with PyTorch's own forwards, is least.
 BIAS, LEAST = 1.2, 0.8
 LIMIT = 1.2e-6  # the contract's 2e-6 less float32's own rounding
+# Where f' is so near to 0 or 1, the pieces end. A shorter piece has the smaller error: the later ones are taken only
+# where the earlier miss the limit.
+ENDS = (SETTLED, 1e-7, 3e-7)
 
 
 class Problem:
@@ -45,18 +48,27 @@ class Problem:
             for _ in range(4):
                 x_min -= curve.derivative(x_min, mp) / curve.second_derivative(x_min, mp)
             self._y_min = curve.function(x_min, mp)
-            far = mp.mpf(FAR)
-            left_end = _bisect(lambda x: -curve.derivative(x, mp) < SETTLED, -far, x_min - 1)
-            right_end = _bisect(lambda x: abs(curve.derivative(x, mp) - 1) > SETTLED, mp.mpf(3), far)
-            self._limits = (
-                single(round(float(mp.sqrt(-mp.log(curve.function(left_end, mp) / self._y_min))), 3)),
-                single(round(float(mp.sqrt(curve.function(right_end, mp) - self._y_min)), 3)),
-            )
+        self._limits = self._where_settled(SETTLED)
         self._left = self._branch(True, self._limits[0])
         self._right = self._branch(False, self._limits[1])
 
     def derive(self) -> dict[str, Any]:
-        limits, breaks = self._limits, _equal_breaks(self._right, self._limits[1])
+        return first_within((self._derive(self._where_settled(end)) for end in ENDS), self.judge)
+
+    def _where_settled(self, end: float) -> tuple[float, float]:
+        """v on the left where f' is within ``end`` of 0, and on the right where it is within ``end`` of 1."""
+        curve, y_min = self._curve, self._y_min
+        with mp.workdps(DIGITS):
+            far = mp.mpf(FAR)
+            left = _bisect(lambda x: -curve.derivative(x, mp) < end, -far, mp.mpf(curve.x_min) - 1)
+            right = _bisect(lambda x: abs(curve.derivative(x, mp) - 1) > end, mp.mpf(3), far)
+            return (
+                single(round(float(mp.sqrt(-mp.log(curve.function(left, mp) / y_min))), 3)),
+                single(round(float(mp.sqrt(curve.function(right, mp) - y_min)), 3)),
+            )
+
+    def _derive(self, limits: tuple[float, float]) -> dict[str, Any]:
+        breaks = _equal_breaks(self._right, limits[1])
         pieces = [
             _fit(self._left, 0.0, limits[0], self._weight(0)),
             _fit(self._right, 0.0, breaks[0], self._weight(1)),
@@ -86,12 +98,13 @@ class Problem:
         c = Coefficients(**data)
         y_min = c.y_min_high + c.y_min_low
         wrong_y = abs(y_min - float(self._y_min)) / abs(float(self._y_min)) > 1e-7
-        edges = (0.0, *c.breaks, c.limits[1])
+        starts, ends = (0.0, 0.0, *c.breaks), (self._limits[0], *c.breaks, self._limits[1])
         worst = np.inf if wrong_y else 0.0
         for piece in range(PIECES):
             target = self._right if piece else self._left
-            v = np.linspace(edges[piece - 1], edges[piece], 2000) if piece else np.linspace(0, c.limits[0], 2000)
-            p = polyval(v * c.scale[piece] + c.shift[piece], [row[piece] for row in c.polynomials])
+            v = np.linspace(starts[piece], ends[piece], 2000)
+            held = v.clip(max=c.limits[min(piece, 1)])
+            p = polyval(held * c.scale[piece] + c.shift[piece], [row[piece] for row in c.polynomials])
             worst = max(worst, float((self._weight(piece)(v) * np.abs(p - target(v))).max()))
         return (Quality("float32: error of f'", worst, LIMIT),)
 
