@@ -271,6 +271,8 @@ def _everywhere(kind: Norm, role: _Role, trial: _Trial, layout: _Layout, own: to
             ndims.add(ndim)
     kinds: dict[Dtypes, Norm] = {}
     pairs: Iterable[Dtypes] = _PAIRS if trial.names else ((dtype, None) for dtype in _DTYPES)
+    if kind.remainder and not kind.centered:  # PyTorch's op warns of two dtypes
+        pairs = (pair for pair in pairs if pair[1] in (pair[0], None))
     for dtype, parameters in pairs:
         x = _probe(layout, min(ndims & {3, 4} or ndims), dtype)
         outcome = None if x is None else trial.run(x, parameters, _upstream(x))
