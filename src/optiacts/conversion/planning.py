@@ -294,11 +294,12 @@ def why_not(flow: Flow, origin: Origin, kept_once: bool) -> str:
     changed = flow.changed.get(origin)
     if changed is not None:
         return f"its output is changed in place by {changed}"
-    return why_unkept(flow, origin) if kept_once else ""
+    frozen = any(follower.frozen for follower in flow.followers.get(origin, ()))  # they may be trained later
+    return why_unkept(flow, origin) if kept_once and not frozen else ""
 
 
 def why_unkept(flow: Flow, origin: Origin) -> str:
-    """Why nobody keeps an output for backward; empty if somebody does, or may."""
+    """Why nobody keeps an output for backward, with what is frozen now; empty if somebody does, or may."""
     followers = flow.followers.get(origin, [])
     if not followers or any(follower.keeps for follower in followers):
         return ""
