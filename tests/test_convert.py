@@ -110,7 +110,7 @@ def test_transformer_encoder_layer() -> None:
     original = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation="gelu", batch_first=True)
     model = copy.deepcopy(original)
     report = optiacts.convert(model)
-    assert [entry.what for entry in report.converted] == ["gelu in _ff_block()"]
+    assert [entry.what for entry in report.converted] == ["gelu in _ff_block()", "LayerNorm", "LayerNorm"]
     for mode in (True, False):
         agrees(model.train(mode), original.train(mode), sample(2, 3, 8))
     with torch.no_grad():  # its fast path

@@ -1,4 +1,4 @@
-"""The error for an output that was changed in place although backward needs it: who made it, and what to do."""
+"""The error for a tensor that was changed in place although backward needs it: who keeps it, and what to do."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ class Maker(Protocol):
 
 
 class OverwrittenError(RuntimeError):
-    """The output of an activation was changed in place between its forward and its backward.
+    """The output of an activation or norm was changed in place between its forward and its backward.
 
-    PyTorch's op keeps its input and would not have noticed. ``maker`` is who made the output, if known.
+    PyTorch's op keeps its input and would not have noticed. A norm that keeps its input needs that, where the norm
+    itself may keep a copy. ``maker`` is who made the output, if known.
     """
 
     def __init__(self, message: str, maker: Maker | None) -> None:
@@ -76,7 +77,8 @@ def saved_tensors(ctx: Any) -> tuple[Tensor, ...]:
         maker: Maker | None = getattr(ctx, "maker", None)
         who = f" of {maker.optiacts_described()}" if maker is not None else ""
         raise OverwrittenError(
-            f"optiacts: the output of an activation{who} was changed in place, but its backward needs it as it was. "
-            f"Change a copy, or leave the module alone: optiacts.convert(model, exclude=...). PyTorch says: {error}",
+            f"optiacts: what is kept of an activation or norm{who} was changed in place, but its backward needs it "
+            "as it was. Change a copy, or leave the module alone: optiacts.convert(model, exclude=...). "
+            f"PyTorch says: {error}",
             maker,
         ) from error

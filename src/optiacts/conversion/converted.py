@@ -13,14 +13,15 @@ import inspect
 import types
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from optiacts import curves, functional
+from optiacts import curves, functional, functional_norm
 from optiacts.conversion.known import intercepted
+from optiacts.conversion.norm_recognition import RecognisedNorm
 from optiacts.conversion.purity import holds
 from optiacts.conversion.recognition import Recognised
 from optiacts.conversion.rewriting import Plan, build, place_of
@@ -30,9 +31,16 @@ from optiacts.overwritten import made_by
 _paths: weakref.WeakKeyDictionary[Module, str] = weakref.WeakKeyDictionary()
 
 
+class KeptNorm(NamedTuple):
+    """A norm, and whether it keeps its output or its input."""
+
+    recognised: RecognisedNorm
+    keep_output: bool
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """How to make the subclass of ``original``: methods by name, or what its forward computes as an activation.
+    """How to make the subclass of ``original``: methods by name, or what its forward computes: an activation, a norm.
 
     ``wrappers`` are the names of what is a static or class method or a property, with that type. Copies share a
     recipe; a pickle holds only the class and what was chosen, and the module is converted anew when it is loaded.
@@ -43,23 +51,29 @@ class Recipe:
     activation: Recognised | None = None
     wrappers: tuple[tuple[str, type], ...] = ()
     gated: bool = True
+    norm: KeptNorm | None = None
 
     def __deepcopy__(self, memo: Any) -> Recipe:
         return self
 
     def __reduce__(self) -> Any:
         chosen = frozenset(spot for _, plan in self.methods for spot in spots(plan))
-        return Request, (self.original, chosen, self.activation is not None, self.gated)
+        norm = None if self.norm is None else self.norm.keep_output
+        return Request, (self.original, chosen, self.activation is not None, self.gated, norm)
 
 
 @dataclass(frozen=True)
 class Request:
-    """A recipe as a pickle holds it: which places of the class's functions were converted."""
+    """A recipe as a pickle holds it: which places of the class's functions were converted.
+
+    ``norm``: whether a norm keeps its output; None for what is no norm.
+    """
 
     original: type[Module]
     spots: frozenset[Any]
     activation: bool
     gated: bool
+    norm: bool | None = None
 
 
 def spots(plan: Plan) -> set[Any]:
@@ -155,6 +169,8 @@ def converted_class(recipe: Recipe) -> type[Module]:
             methods[name] = method if wrapper is None else wrapper(method)
     if recipe.activation is not None:
         methods["forward"] = _activation_forward(original, recipe.activation)
+    if recipe.norm is not None:
+        methods["forward"] = _norm_forward(original, *recipe.norm)
     members = {
         **_OWN,
         **methods,
@@ -206,6 +222,27 @@ def _activation_forward(original: type[Module], recognised: Recognised) -> Any:
         return original.forward(self, *args, **kwargs)
 
     return activation
+
+
+def _norm_forward(original: type[Module], recognised: RecognisedNorm, keep_output: bool) -> Any:
+    forward = original.forward
+    pins, parameter = recognised.pins, forward.__code__.co_varnames[1]
+
+    @functools.wraps(forward)
+    def norm(self: Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or len(args) + len(kwargs) != 1:
+            return original.forward(self, *args, **kwargs)
+        x: Any = args[0] if args else kwargs.get(parameter)
+        given = recognised.parameters(self) if isinstance(x, Tensor) else None
+        if given is not None and functional_norm.saves_memory(x, *given) and holds(pins, self) and not intercepted():
+            kind = recognised.kind(x, *given)
+            if kind is not None:
+                # the module's own forward, with no gradient: backward knows what it computes
+                y = functional_norm.norm(x, *given, kind, functools.partial(original.forward, self), keep_output)
+                return made_by(y, self)  # type: ignore[arg-type]
+        return original.forward(self, *args, **kwargs)
+
+    return norm
 
 
 def _new(recipe: Recipe | Request, path: str, *arguments: Any) -> Module:

@@ -83,7 +83,8 @@ class Flow:
         if number is None:
             children = tuple((n, self.kind(child)) for n, child in module._modules.items() if child is not None)
             own = tuple(sorted((n, _told(value)) for n, value in vars(module).items() if _tells(n, value)))
-            signature = type(module), children, own, self._activation(module)
+            trained = tuple(p is not None and p.requires_grad for p in module._parameters.values())
+            signature = type(module), children, own, trained, self._activation(module)
             number = self._kinds[id(module)] = self._signatures.setdefault(signature, len(self._signatures))
             self._kept.append((module, own))
         return number

@@ -13,6 +13,8 @@ _LINEAR = (
     nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d,
     nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d,
 )  # fmt: skip
+# what keeps its input for the gradient of its weight alone
+_WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def follower_of(module: Module) -> Follower | None:
@@ -20,7 +22,11 @@ def follower_of(module: Module) -> Follower | None:
     name = f"{type(module).__name__}"
     if isinstance(module, _DROPOUTS):
         return Follower(name, False) if module.p > 0 else None
-    return None if isinstance(module, PASSING) else Follower(name, not isinstance(module, _LINEAR))
+    if isinstance(module, PASSING):
+        return None
+    if isinstance(module, _WEIGHTED) and not module.weight.requires_grad:
+        return Follower(f"a frozen {name}", False, frozen=True)
+    return Follower(name, not isinstance(module, _LINEAR))
 
 
 def described(module: Module) -> str:

@@ -72,7 +72,7 @@ class Run:
         returned = {o.name for o in returns if isinstance(o, Param)}
         followers = {renamed.get(name, name): found for name, found in self._followers.items()}
         drops = {
-            name: found[0].description
+            name: Follower(found[0].description, False, any(follower.frozen for follower in found))
             for name, found in followers.items()
             if name not in returned and not any(follower.keeps for follower in found)
         }
@@ -304,7 +304,7 @@ class Run:
             given = {str(effect.names.index(k)) if k in effect.names else k: v for k, v in arguments.items()}
             for parameter, value in given.items():
                 drops = effect.drops.get(parameter)
-                self._follow(opened(value), follower if drops is None else Follower(drops, False))
+                self._follow(opened(value), follower if drops is None else drops)
             for parameter, what in effect.changes.items():
                 self._change(given.get(parameter, NOTHING), what)
             result |= substituted(effect.returns, given)

@@ -14,12 +14,13 @@ from torch.nn import Module
 
 from optiacts.conversion import sites
 from optiacts.conversion.callees import Scope
-from optiacts.conversion.converted import Recipe, Request, install, is_converted, uninstall
+from optiacts.conversion.converted import KeptNorm, Recipe, Request, install, is_converted, uninstall
 from optiacts.conversion.interest import enclosed_in, names_in
-from optiacts.conversion.planning import Found, Planner, own_classes, unseen, why_not
+from optiacts.conversion.norm_recognition import norm_of, why_no_norm
+from optiacts.conversion.planning import Found, Planner, own_classes, unseen, why_not, why_unkept
 from optiacts.conversion.purity import ImpureError
 from optiacts.conversion.recognition import Recognised, recognise_module
-from optiacts.conversion.rehearsal import rehearse
+from optiacts.conversion.rehearsal import Rehearsal, rehearse
 from optiacts.conversion.report import Conversion, ConversionReport
 from optiacts.conversion.rewriting import Plan
 from optiacts.conversion.selection import Selection, Selector
@@ -36,15 +37,17 @@ def convert(
     exclude: Selector | Iterable[Selector] | None = None,
     gated: bool = True,
     example_inputs: Any = None,
+    norms: bool = True,
 ) -> ConversionReport:
-    """Makes the activations of ``model`` keep their output instead of their input, in place.
+    """Makes the activations and norms of ``model`` keep their output instead of their input, in place.
 
     Activation modules, whatever their class, get a forward that keeps its output. A function of the model that calls
     an activation, writes one out, or multiplies an activation's output with another tensor (``act(gate) * up``), is
-    replaced by its own source with these expressions exchanged for calls that decide when they run. What an
-    activation is, is recognised by what it computes. The results of the model stay what they were, bit for bit, and
-    so do its modules' identities, parameters and state dict; ``revert`` undoes it. Convert before ``torch.compile``,
-    FSDP and the like; before or after weights are loaded or adapters are added.
+    replaced by its own source with these expressions exchanged for calls that decide when they run. A norm module, a
+    LayerNorm or RMSNorm of whatever class, runs its own forward and keeps its output, or its input where nobody else
+    keeps the output. What an activation or a norm is, is recognised by what it computes. The results of the model
+    stay what they were, bit for bit, and so do its modules' identities, parameters and state dict; ``revert`` undoes
+    it. Convert before ``torch.compile``, FSDP and the like; before or after weights are loaded or adapters are added.
 
     Args:
         model: any module, an activation itself included.
@@ -54,8 +57,10 @@ def convert(
         gated: convert products with an activation's output as well, not the activations in them alone.
         example_inputs: inputs of a training step: a tensor, a tuple of positional ones or a mapping of keyword ones.
             With them, activation modules are left alone whose output nobody else keeps, so that nothing would be
-            saved, and whatever makes an output that is changed in place later; the report tells the saved bytes.
+            saved, such norms keep their input, and whatever makes an output that is changed in place later is left
+            alone; the report tells the saved bytes.
             This is found on fake tensors; ``model`` must be frozen where, and in the mode, it is trained in.
+        norms: convert norms as well.
 
     Returns:
         What was converted and what was left alone for which reason; ``print`` shows it as a table. Modules
@@ -70,13 +75,13 @@ def convert(
     with _one_at_a_time:
         selection = Selection(model, include, exclude)
         if example_inputs is None:
-            return _Conversion(model, selection, gated).run()
+            return _Conversion(model, selection, gated, norms).run()
 
-        def rehearsed(copy: Module, reasons: dict[str, str]) -> object:
-            return _Conversion(copy, selection, gated, reasons).run()
+        def rehearsed(copy: Module, found: Rehearsal) -> object:
+            return _Conversion(copy, selection, gated, norms, found).run()
 
         rehearsal = rehearse(model, example_inputs, rehearsed)
-        report = _Conversion(model, selection, gated, rehearsal.reasons).run()
+        report = _Conversion(model, selection, gated, norms, rehearsal).run()
         return dataclasses.replace(report, saved_bytes=rehearsal.saved_bytes)
 
 
@@ -102,6 +107,11 @@ def convert_loaded(module: Module, request: Request) -> None:
             recognised = sites.activation(module)
             if recognised is not None:
                 install(module, Recipe(type(module), activation=recognised, gated=request.gated))
+            return
+        if request.norm is not None:
+            norm = norm_of(module)
+            if norm is not None:
+                install(module, Recipe(type(module), gated=request.gated, norm=KeptNorm(norm, request.norm)))
             return
 
         def choose(function: types.FunctionType, at: Position, site: Site | Product, scope: Scope) -> str | None:
@@ -140,15 +150,17 @@ class _Conversion:
     """One run over a model. All functions are read before anything is changed."""
 
     def __init__(
-        self, model: Module, selection: Selection, gated: bool, reasons: dict[str, str] | None = None
+        self, model: Module, selection: Selection, gated: bool, norms: bool, rehearsal: Rehearsal | None = None
     ) -> None:
         self._selection = selection
         self._gated = gated
         self._model = model
         self._modules = [(path, module) for path, module in model.named_modules()]
         self._paths = {id(module): path for path, module in self._modules}
-        self._planner = Planner([module for _, module in self._modules], gated)
-        self._reasons = reasons or {}  # why a module must be left, by its path
+        self._planner = Planner([module for _, module in self._modules], gated, norms)
+        self._norms = norms
+        self._rehearsal = rehearsal
+        self._reasons = rehearsal.reasons if rehearsal is not None else {}  # why a module must be left, by its path
 
     def run(self) -> ConversionReport:
         new = [(path, module) for path, module in self._modules if not is_converted(module)]
@@ -163,6 +175,8 @@ class _Conversion:
             entries += self._functions(path, module, recipes)
         for path, module in new:
             entries += self._activation(path, module, recipes)
+            if self._norms and path in self._selection:
+                entries += self._norm(path, module, recipes)
         entries = self._install(recipes, entries)
         order = {path: position for position, (path, _) in enumerate(self._modules)}
         return ConversionReport(tuple(sorted(entries, key=lambda entry: order[entry.path])))
@@ -189,7 +203,9 @@ class _Conversion:
         self, path: str, module: Module, recipes: list[tuple[str, Module, Recipe]]
     ) -> Iterator[Conversion]:
         """A module whose functions may call activations."""
-        if _opaque(module) or self._selection.excludes(path) or sites.activation(module) is not None:
+        if _opaque(module) or self._selection.excludes(path):
+            return
+        if sites.activation(module) is not None or self._planner.norm(module) is not None:
             return
         kind = type(module).__qualname__
         whole = path in self._selection
@@ -240,16 +256,45 @@ class _Conversion:
                 yield Conversion(path, kind, reason=reason)
             return
         once = sites.kept_once(recognised.base) and not recognised.steps
-        reason = self._reasons.get(path, "") or why_not(self._planner.flow, Origin(id(module)), once)
+        reason, note = self._use(path, module, once)
         if reason:
             yield Conversion(path, kind, reason=reason)
             return
-        unused = id(module) not in self._planner.flow.called and path != ""
-        if unused and self._never_named(module):
-            yield Conversion(path, kind, reason="no forward calls it")
-            return
         recipes.append((path, module, Recipe(type(module), activation=recognised, gated=self._gated)))
-        yield Conversion(path, kind, recognised.base, note="no forward that we can read calls it" if unused else "")
+        yield Conversion(path, kind, recognised.base, note=note)
+
+    def _norm(self, path: str, module: Module, recipes: list[tuple[str, Module, Recipe]]) -> Iterator[Conversion]:
+        """A module that may be a norm."""
+        kind = type(module).__qualname__
+        recognised = self._planner.norm(module)
+        if recognised is None:
+            reason = why_no_norm(module)
+            if reason:
+                yield Conversion(path, kind, reason=reason)
+            return
+        reason, note = self._use(path, module, False)
+        if reason:
+            yield Conversion(path, kind, reason=reason)
+            return
+        unkept = self._unkept(path, module)
+        recipe = Recipe(type(module), gated=self._gated, norm=KeptNorm(recognised, not unkept))
+        recipes.append((path, module, recipe))
+        mode = f"keeps its input: {unkept}" if unkept else "keeps its output"
+        yield Conversion(path, kind, recognised.name, note=f"{mode}; {note}" if note else mode)
+
+    def _unkept(self, path: str, module: Module) -> str:
+        """Why nobody keeps a norm's output, so that the norm had better keep its input; empty if somebody may."""
+        if self._rehearsal is not None and path in self._rehearsal.norms:
+            return self._rehearsal.norms[path]
+        return why_unkept(self._planner.flow, Origin(id(module)))
+
+    def _use(self, path: str, module: Module, kept_once: bool) -> tuple[str, str]:
+        """Why a module is left because of who calls it or takes its output; if it is not, what to note of that."""
+        reason = self._reasons.get(path, "") or why_not(self._planner.flow, Origin(id(module)), kept_once)
+        unused = id(module) not in self._planner.flow.called and path != ""
+        if not reason and unused and self._never_named(module):
+            reason = "no forward calls it"
+        return reason, "no forward that we can read calls it" if unused else ""
 
     def _never_named(self, module: Module) -> bool:
         """Whether no function of a module that owns ``module`` names it."""

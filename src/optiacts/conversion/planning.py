@@ -18,6 +18,7 @@ from optiacts.conversion.callees import Scope, root_name
 from optiacts.conversion.flow import Flow
 from optiacts.conversion.interest import Interest, foreign, names_in, wrapped_in
 from optiacts.conversion.known import Known
+from optiacts.conversion.norm_recognition import RecognisedNorm, norm_of
 from optiacts.conversion.products import find_products
 from optiacts.conversion.recognition import Recognised
 from optiacts.conversion.rewriting import Plan
@@ -59,11 +60,14 @@ class Planner:
     Args:
         modules: all modules of the model.
         gated: whether to convert products.
+        norms: whether to follow norms.
     """
 
-    def __init__(self, modules: list[Module], gated: bool) -> None:
+    def __init__(self, modules: list[Module], gated: bool, norms: bool = False) -> None:
         self._modules = {id(module): module for module in modules}
         self._gated = gated
+        self._with_norms = norms
+        self._norms: dict[int, RecognisedNorm | None] = {}
         self._sites: dict[tuple[types.FunctionType, int | None], Sites] = {}
         self._attributes: dict[int, frozenset[str]] = {}
         self.interest = Interest()
@@ -73,7 +77,13 @@ class Planner:
 
     def _followed(self, module: Module) -> bool:
         recognised = sites.activation(module)
-        return recognised is not None and recognised.keeps_input
+        return (recognised is not None and recognised.keeps_input) or self.norm(module) is not None
+
+    def norm(self, module: Module) -> RecognisedNorm | None:
+        """Which norm a module computes, if norms are followed."""
+        if self._with_norms and id(module) not in self._norms:
+            self._norms[id(module)] = norm_of(module)
+        return self._norms.get(id(module))
 
     def _origins(self, scope: Scope) -> dict[Position, Origin]:
         found = self.sites(scope)
@@ -286,10 +296,16 @@ def why_not(flow: Flow, origin: Origin, kept_once: bool) -> str:
     changed = flow.changed.get(origin)
     if changed is not None:
         return f"its output is changed in place by {changed}"
+    frozen = any(follower.frozen for follower in flow.followers.get(origin, ()))  # they may be trained later
+    return why_unkept(flow, origin) if kept_once and not frozen else ""
+
+
+def why_unkept(flow: Flow, origin: Origin) -> str:
+    """Why nobody keeps an output for backward, with what is frozen now; empty if somebody does, or may."""
     followers = flow.followers.get(origin, [])
-    if kept_once and followers and not any(follower.keeps for follower in followers):
-        return f"what follows, {followers[0].description}, does not keep its output"
-    return ""
+    if not followers or any(follower.keeps for follower in followers):
+        return ""
+    return f"what follows, {followers[0].description}, does not keep its output"
 
 
 def unseen(function: types.FunctionType, seen: frozenset[types.FunctionType] = frozenset()) -> str:

@@ -28,8 +28,8 @@ class ImpureError(Exception):
     """What a function does besides arithmetic."""
 
 
-class _UnknownCallee(Exception):  # noqa: N818 - never leaves this file
-    pass
+class UnknownCalleeError(Exception):
+    """Called is what no body knows; who called it says what."""
 
 
 class Pin(NamedTuple):
@@ -57,9 +57,9 @@ _ATOMS = frozenset(getattr(place, name) for name in _NAMES for place in _PLACES 
 _ATOMS |= {ours.gelu, ours.silu, ours.mish, ours.quick_gelu}
 _METHODS = frozenset(name for name in _NAMES if hasattr(torch.Tensor, name))
 _NUMBERS = frozenset(value for value in vars(math).values() if callable(value)) | {float, int, abs, max, min, pow}
-_SCALARS = (int, float, str, bool, type(None))
+SCALARS = (int, float, str, bool, type(None))
 
-_TENSOR, _NUMBER, _SAVED, _CONTEXT = object(), object(), object(), object()
+TENSOR, NUMBER, _SAVED, _CONTEXT = object(), object(), object(), object()
 _DEEPEST = 8
 
 
@@ -76,11 +76,11 @@ def pins_of(
         owner: the module that the method is called on.
         given, options: constants that it is called with besides the tensor.
     """
-    walk = _Walk()
-    arguments: list[Any] = [*given, _TENSOR] if owner is None else [owner, _TENSOR]
-    if not all(isinstance(value, _SCALARS) for value in (*given, *(options or {}).values())):
+    walk = Walk()
+    arguments: list[Any] = [*given, TENSOR] if owner is None else [owner, TENSOR]
+    if not all(isinstance(value, SCALARS) for value in (*given, *(options or {}).values())):
         raise ImpureError("takes something else than numbers")
-    if walk.function(function, owner, arguments, options or {}, outermost=True) is not _TENSOR:
+    if walk.function(function, owner, arguments, options or {}, outermost=True) is not TENSOR:
         raise ImpureError("returns no tensor")
     return tuple(walk.pins)
 
@@ -89,17 +89,20 @@ def pins_of_expression(
     function: types.FunctionType, owner: Module | None, expression: ast.expr, variable: str
 ) -> tuple[Pin, ...]:
     """The same of an expression in ``function`` that computes from one local variable alone."""
-    walk = _Walk()
+    walk = Walk()
     context = Context(function, owner)
-    local = {variable: _TENSOR}
-    if _Body(walk, context, local, outermost=False).value(expression) is not _TENSOR:
+    local = {variable: TENSOR}
+    if Body(walk, context, local, outermost=False).value(expression) is not TENSOR:
         raise ImpureError("is no tensor")
     return tuple(walk.pins)
 
 
-class _Walk:
-    def __init__(self) -> None:
+class Walk:
+    """One function and all that it calls, read by bodies of one class."""
+
+    def __init__(self, body: type[Body] | None = None) -> None:
         self.pins: list[Pin] = []
+        self._body = body or Body
         self._depth = 0
 
     def function(
@@ -120,55 +123,58 @@ class _Walk:
         except (UnseenError, TypeError, ValueError) as error:
             raise ImpureError(str(error)) from error
         bound.apply_defaults()
-        body = _Body(self, Context(function, owner), dict(bound.arguments), outermost)
+        body = self._body(self, Context(function, owner), dict(bound.arguments), outermost)
         result = body.run(source.node)
         self._depth -= 1
         return result
 
 
-class _Body:
+class Body:
     """One function's text."""
 
-    def __init__(self, walk: _Walk, context: Context, local: dict[str, Any], outermost: bool) -> None:
-        self._walk, self._context, self._local, self._outermost = walk, context, local, outermost
+    atoms: frozenset[Any] = _ATOMS  # functions of torch that only compute
+    methods: frozenset[str] = _METHODS  # and methods of tensors
+
+    def __init__(self, walk: Walk, context: Context, local: dict[str, Any], outermost: bool) -> None:
+        self.walk, self.context, self.local, self.outermost = walk, context, local, outermost
 
     def run(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> Any:
         if isinstance(node, ast.Lambda):
             return self.value(node.body)
         if isinstance(node, ast.AsyncFunctionDef):
             raise ImpureError("is a coroutine")
-        result = self._statements(node.body)
-        return None if result is _ENDLESS else result
+        result = self.statements(node.body)
+        return None if result is ENDLESS else result
 
-    def _statements(self, body: list[ast.stmt]) -> Any:
+    def statements(self, body: list[ast.stmt]) -> Any:
         for statement in body:
-            result = self._statement(statement)
-            if result is not _ENDLESS:
+            result = self.statement(statement)
+            if result is not ENDLESS:
                 return result
-        return _ENDLESS
+        return ENDLESS
 
-    def _statement(self, node: ast.stmt) -> Any:
+    def statement(self, node: ast.stmt) -> Any:
         if isinstance(node, ast.Return) and node.value is not None:
             return self.value(node.value)
         if isinstance(node, ast.If):
-            return self._statements(node.body if self._truth(node.test) else node.orelse)
+            return self.statements(node.body if self.truth(node.test) else node.orelse)
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            return _ENDLESS  # a docstring
+            return ENDLESS  # a docstring
         if isinstance(node, ast.Expr) and self._saves(node.value):
-            return _ENDLESS
+            return ENDLESS
         if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
             value = self.value(node.value)
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                self._bind(target, value)
-            return _ENDLESS
+                self.bind(target, value)
+            return ENDLESS
         raise ImpureError(f"does more than compute (line {node.lineno})")
 
-    def _bind(self, target: ast.expr, value: Any) -> None:
+    def bind(self, target: ast.expr, value: Any) -> None:
         if isinstance(target, ast.Name):
-            self._local[target.id] = value
+            self.local[target.id] = value
         elif isinstance(target, ast.Tuple) and value is _SAVED:
             for element in target.elts:
-                self._bind(element, _TENSOR)
+                self.bind(element, TENSOR)
         else:
             raise ImpureError(f"does more than compute (line {target.lineno})")
 
@@ -179,166 +185,170 @@ class _Body:
             and isinstance(node.func, ast.Attribute)
             and node.func.attr == "save_for_backward"
             and self.value(node.func.value) is _CONTEXT
-            and all(self.value(argument) is _TENSOR for argument in node.args)
+            and all(self.value(argument) is TENSOR for argument in node.args)
         )
 
-    def _truth(self, test: ast.expr) -> bool:
+    def truth(self, test: ast.expr) -> bool:
         value = self.value(test)
-        if isinstance(value, _SCALARS):
+        if isinstance(value, SCALARS):
             return bool(value)
         raise ImpureError("branches on what is not constant")
 
     def value(self, node: ast.expr) -> Any:
         """A constant's value, or the kind of what the expression computes."""
-        if isinstance(node, ast.Constant) and isinstance(node.value, _SCALARS):
+        if isinstance(node, ast.Constant) and isinstance(node.value, SCALARS):
             return node.value
-        if isinstance(node, ast.Name) and node.id in self._local:
-            return self._local[node.id]
+        if isinstance(node, ast.Name) and node.id in self.local:
+            return self.local[node.id]
         if isinstance(node, (ast.Name, ast.Attribute)):
-            return self._named(node)
+            return self.named(node)
         if isinstance(node, ast.Call):
-            return self._call(node)
+            return self.call(node)
         if isinstance(node, ast.BinOp) and not isinstance(node.op, (ast.MatMult, ast.FloorDiv, ast.Mod)):
-            return self._arithmetic([node.left, node.right])
+            return self.arithmetic([node.left, node.right])
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-            return not self._truth(node.operand)
+            return not self.truth(node.operand)
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
-            return self._arithmetic([node.operand])
+            return self.arithmetic([node.operand])
         if isinstance(node, ast.IfExp):
-            return self.value(node.body if self._truth(node.test) else node.orelse)
+            return self.value(node.body if self.truth(node.test) else node.orelse)
         if isinstance(node, ast.Compare) and len(node.ops) == 1:
-            return self._compared(node)
+            return self.compared(node)
         if isinstance(node, ast.Subscript) and self.value(node.value) is _SAVED:
-            return _TENSOR
+            return TENSOR
         raise ImpureError(f"does more than compute (line {node.lineno})")
 
-    def _arithmetic(self, operands: list[ast.expr]) -> Any:
+    def arithmetic(self, operands: list[ast.expr]) -> Any:
         values = [self.value(operand) for operand in operands]
-        if any(value is not _TENSOR and value is not _NUMBER and type(value) not in (int, float) for value in values):
+        if any(value is not TENSOR and value is not NUMBER and type(value) not in (int, float) for value in values):
             raise ImpureError("computes with what is neither tensor nor number")
-        return _TENSOR if any(value is _TENSOR for value in values) else _NUMBER
+        return TENSOR if any(value is TENSOR for value in values) else NUMBER
 
-    def _compared(self, node: ast.Compare) -> bool:
+    def compared(self, node: ast.Compare) -> bool:
         left, right, operator = self.value(node.left), self.value(node.comparators[0]), node.ops[0]
-        if isinstance(left, _SCALARS) and isinstance(right, _SCALARS):
+        if isinstance(left, SCALARS) and isinstance(right, SCALARS):
             if isinstance(operator, (ast.Eq, ast.Is)):
                 return left == right
             if isinstance(operator, (ast.NotEq, ast.IsNot)):
                 return left != right
         raise ImpureError("branches on what is not constant")
 
-    def _named(self, node: ast.Name | ast.Attribute) -> Any:
-        if isinstance(node, ast.Attribute) and _root(node) in self._local:
+    def named(self, node: ast.Name | ast.Attribute) -> Any:
+        if isinstance(node, ast.Attribute) and _root(node) in self.local:
             base = self.value(node.value) if not isinstance(node.value, ast.Attribute) else None
-            if base is _TENSOR:
+            if base is TENSOR:
                 raise ImpureError(f"reads .{node.attr} of a tensor")
             if base is _CONTEXT and node.attr == "saved_tensors":
                 return _SAVED
-        found = self._find(node)
+        found = self.find(node)
         if found.path[-1:] == ("training",) and found.root is None:
             raise ImpureError("reads self.training")
-        if not isinstance(found.value, _SCALARS):
+        if not self.constant(found.value):
             raise ImpureError(f"reads {ast.unparse(node)}")
         return found.value
 
-    def _find(self, node: ast.expr) -> Found:
+    def constant(self, value: Any) -> bool:
+        """Whether a value may be read, to be the same ever after."""
+        return isinstance(value, SCALARS)
+
+    def find(self, node: ast.expr) -> Found:
         """The value of a name or attribute, pinned."""
         try:
-            found = self._context.find(node)
+            found = self.context.find(node)
         except UnknownError as error:
             raise ImpureError(f"uses {ast.unparse(node)}, which is not known") from error
-        root, path, value, owner = found.root, found.path, found.value, self._context.owner
-        if self._outermost and isinstance(root, types.CellType):
-            closure = self._context.function.__closure__ or ()
+        root, path, value, owner = found.root, found.path, found.value, self.context.owner
+        if self.outermost and isinstance(root, types.CellType):
+            closure = self.context.function.__closure__ or ()
             root = next(i for i, cell in enumerate(closure) if cell is root)
         # what is made anew with each copy of a model is pinned by its parts
         if _function_applied(value) is not None:
-            self._pin(root, path[:-1], value.__self__)
+            self.pin(root, path[:-1], value.__self__)
         elif isinstance(value, types.MethodType) and value.__self__ is owner is not None:
-            self._pin(root, (*path, "__func__"), value.__func__)
+            self.pin(root, (*path, "__func__"), value.__func__)
             if path[-1] in owner.__dict__:
-                self._pin(root, (*path, "__self__"), OWNER)
+                self.pin(root, (*path, "__self__"), OWNER)
         elif isinstance(value, functools.partial):
             for part in ("func", "args", "keywords"):
                 stands = getattr(value, part)
-                self._pin(root, (*path, part), dict(stands) if isinstance(stands, dict) else stands)
+                self.pin(root, (*path, part), dict(stands) if isinstance(stands, dict) else stands)
         else:
-            self._pin(root, path, value)
+            self.pin(root, path, value)
         return found
 
-    def _pin(self, root: Any, path: tuple[str, ...], value: Any) -> None:
-        self._walk.pins.append(Pin(root, path, value))
+    def pin(self, root: Any, path: tuple[str, ...], value: Any) -> None:
+        self.walk.pins.append(Pin(root, path, value))
 
-    def _call(self, node: ast.Call) -> Any:
+    def call(self, node: ast.Call) -> Any:
         if any(isinstance(a, ast.Starred) for a in node.args) or any(k.arg is None for k in node.keywords):
             raise ImpureError("passes arguments on")
         arguments = [self.value(argument) for argument in node.args]
         keywords = {str(k.arg): self.value(k.value) for k in node.keywords}
-        if isinstance(node.func, ast.Attribute) and self._is_tensor(node.func.value):
-            if node.func.attr not in _METHODS:
+        if isinstance(node.func, ast.Attribute) and self.is_tensor(node.func.value):
+            if node.func.attr not in self.methods:
                 raise ImpureError(f"calls .{node.func.attr}()")
-            return self._atom([_TENSOR, *arguments, *keywords.values()])
+            return self.atom([TENSOR, *arguments, *keywords.values()])
         try:
-            return self._called(self._find(node.func).value, arguments, keywords)
-        except _UnknownCallee as error:
+            return self.called(self.find(node.func).value, arguments, keywords)
+        except UnknownCalleeError as error:
             raise ImpureError(f"calls {ast.unparse(node.func)}, which is not known to be pure") from error
 
-    def _called(self, callee: Any, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-        owner, values = self._context.owner, [*arguments, *keywords.values()]
+    def called(self, callee: Any, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        owner, values = self.context.owner, [*arguments, *keywords.values()]
         if isinstance(callee, functools.partial):
-            return self._called(callee.func, [*callee.args, *arguments], {**callee.keywords, **keywords})
-        if _hashable(callee) and callee in _ATOMS:
-            return self._atom(values)
-        if _hashable(callee) and callee in _NUMBERS:
-            if any(value is not _NUMBER and type(value) not in (int, float) for value in values):
+            return self.called(callee.func, [*callee.args, *arguments], {**callee.keywords, **keywords})
+        if hashable(callee) and callee in self.atoms:
+            return self.atom(values)
+        if hashable(callee) and callee in _NUMBERS:
+            if any(value is not NUMBER and type(value) not in (int, float) for value in values):
                 raise ImpureError("takes a tensor for a number")
-            return _NUMBER
+            return NUMBER
         function = _function_applied(callee)
         if function is not None:
-            return self._autograd(function, values)
+            return self.autograd(function, values)
         if isinstance(callee, types.MethodType) and callee.__self__ is owner is not None:
             method: Any = callee.__func__
-            return self._walk.function(method, owner, [owner, *arguments], keywords)
+            return self.walk.function(method, owner, [owner, *arguments], keywords)
         if isinstance(callee, types.FunctionType):
-            self._pin_code(callee)
-            return self._walk.function(callee, None, arguments, keywords)
-        raise _UnknownCallee
+            self.pin_code(callee)
+            return self.walk.function(callee, None, arguments, keywords)
+        raise UnknownCalleeError
 
-    def _pin_code(self, function: types.FunctionType) -> None:
+    def pin_code(self, function: types.FunctionType) -> None:
         for part in ("__code__", "__defaults__", "__kwdefaults__"):
             value = getattr(function, part)
-            self._pin(function, (part,), dict(value) if isinstance(value, dict) else value)
+            self.pin(function, (part,), dict(value) if isinstance(value, dict) else value)
 
-    def _atom(self, values: list[Any]) -> Any:
+    def atom(self, values: list[Any]) -> Any:
         """An element-wise operation of torch. Options such as ``approximate`` are constants."""
-        if any(value is not _TENSOR and value is not _NUMBER and not isinstance(value, _SCALARS) for value in values):
+        if any(value is not TENSOR and value is not NUMBER and not isinstance(value, SCALARS) for value in values):
             raise ImpureError("computes with what is neither tensor nor number")
-        if any(value is _TENSOR for value in values):
-            return _TENSOR
+        if any(value is TENSOR for value in values):
+            return TENSOR
         raise ImpureError("computes with tensors that do not depend on its argument")
 
-    def _autograd(self, function: type[torch.autograd.Function], values: list[Any]) -> Any:
+    def autograd(self, function: type[torch.autograd.Function], values: list[Any]) -> Any:
         """``Function.apply(x)``, of one that saves its input and differentiates it in plain arithmetic."""
-        if values != [_TENSOR]:
+        if values != [TENSOR]:
             raise ImpureError("calls an autograd Function of more than one tensor")
         for name in ("forward", "backward"):
             method = inspect.getattr_static(function, name)
             if not isinstance(method, staticmethod) or not isinstance(method.__func__, types.FunctionType):
                 raise ImpureError("calls an autograd Function of unknown form")
-            self._pin(function, (name,), method.__func__)
+            self.pin(function, (name,), method.__func__)
             inner: types.FunctionType = method.__func__
-            self._pin_code(inner)
-            if self._walk.function(inner, None, [_CONTEXT, _TENSOR], {}) is not _TENSOR:
+            self.pin_code(inner)
+            if self.walk.function(inner, None, [_CONTEXT, TENSOR], {}) is not TENSOR:
                 raise ImpureError("calls an autograd Function of unknown form")
-        return _TENSOR
+        return TENSOR
 
-    def _is_tensor(self, node: ast.expr) -> bool:
+    def is_tensor(self, node: ast.expr) -> bool:
         if isinstance(node, ast.Name):
-            return self._local.get(node.id) is _TENSOR
-        return isinstance(node, (ast.Call, ast.BinOp, ast.UnaryOp)) and self.value(node) is _TENSOR
+            return self.local.get(node.id) is TENSOR
+        return isinstance(node, (ast.Call, ast.BinOp, ast.UnaryOp)) and self.value(node) is TENSOR
 
 
-_ENDLESS = object()  # no return so far
+ENDLESS = object()  # no return so far
 _GONE = object()  # what is not there any more
 OWNER = object()  # as a pinned value: the module itself
 
@@ -349,7 +359,7 @@ def _root(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def _hashable(value: Any) -> bool:
+def hashable(value: Any) -> bool:
     return isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)) or type(value).__module__ in (
         "torch._ops",
         "builtins",

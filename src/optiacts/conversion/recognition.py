@@ -97,10 +97,10 @@ def recognise_partial(partial: functools.partial[Any]) -> Recognised:
         raise ImpureError("depends on what encloses it")
     own = (Pin(None, ("func",), function), Pin(None, ("args",), partial.args))
     options = Pin(None, ("keywords",), dict(partial.keywords))  # a copy: theirs may change
-    return _recognised(partial, (*own, options, *_of(function), *inner), function)
+    return _recognised(partial, (*own, options, *definition(function), *inner), function)
 
 
-def _of(function: types.FunctionType) -> Iterator[Pin]:
+def definition(function: types.FunctionType) -> Iterator[Pin]:
     """That a function stays what it is."""
     yield Pin(function, ("__code__",), function.__code__)
     yield from _defaults(function, function)
@@ -117,9 +117,8 @@ def recognise_module(module: Module) -> Recognised:
     forward = kind.forward
     if not isinstance(forward, types.FunctionType):
         raise ImpureError("its code is not seen")
-    pins = (Pin(kind, ("forward",), forward), *_of(forward), *pins_of(forward, module))
-    alone = _alone(module, pins)
-    return _recognised(functools.partial(forward, alone), pins, forward)
+    pins = (Pin(kind, ("forward",), forward), *definition(forward), *pins_of(forward, module))
+    return _recognised(functools.partial(forward, alone(module, pins)), pins, forward)
 
 
 def recognise_expression(scope: Scope, expression: ast.expr, variable: str) -> Recognised:
@@ -138,20 +137,20 @@ def recognise_expression(scope: Scope, expression: ast.expr, variable: str) -> R
 
     run: Callable[..., Any] = rebuilt(function, edit, {"_optiacts_unused": None})
     if name is not None and owner is not None:
-        run = functools.partial(run, _alone(owner, pins))
+        run = functools.partial(run, alone(owner, pins))
     return _recognised(run, pins, function, position(expression))
 
 
-def _alone(module: Module, pins: tuple[Pin, ...]) -> Module:
+def alone(module: Module, pins: tuple[Pin, ...]) -> Module:
     """An object with the attributes that the forward reads, and nothing else of the user's."""
-    alone = copy.copy(module)
-    alone.__dict__ = dict(alone.__dict__)
+    copied = copy.copy(module)
+    copied.__dict__ = dict(copied.__dict__)
     for root, path, _ in pins:
         if root is None and path[1:] == ("__self__",):
             method = module_attribute(module, path[0])
             if method is not MISSING:
-                alone.__dict__[path[0]] = types.MethodType(method.__func__, alone)
-    return alone
+                copied.__dict__[path[0]] = types.MethodType(method.__func__, copied)
+    return copied
 
 
 def _recognised(
@@ -159,12 +158,12 @@ def _recognised(
 ) -> Recognised:
     """The result for a function, or for the expression ``part`` of it, that depends on ``pins``."""
     pins = tuple({(id(pin.root), pin.path): pin for pin in pins}.values())
-    key = (part, *curves.CURVES, *((id(pin.root), pin.path, _identity(pin.value)) for pin in pins))
+    key = (part, *curves.CURVES, *((id(pin.root), pin.path, identity(pin.value)) for pin in pins))
     with _lock:
         met = _met.setdefault(function.__code__, {})
     if key not in met:
         try:
-            with _undisturbed():
+            with undisturbed():
                 curve, base, inplace, steps = _compared(run)
             found: Recognised | str = Recognised(curve, base, inplace, pins, steps, _traceable(pins))
         except ImpureError as error:
@@ -188,11 +187,11 @@ def _traceable(pins: tuple[Pin, ...]) -> bool:
     return not any(isinstance(pin.root, (int, types.CellType, type(torch.autograd.Function))) for pin in pins)
 
 
-def _identity(value: Any) -> Any:
+def identity(value: Any) -> Any:
     if isinstance(value, tuple):
-        return tuple(map(_identity, value))
+        return tuple(map(identity, value))
     if isinstance(value, dict):
-        return tuple((key, _identity(value[key])) for key in sorted(value))
+        return tuple((key, identity(value[key])) for key in sorted(value))
     return (type(value), value) if isinstance(value, (int, float, str)) else id(value)
 
 
@@ -308,7 +307,7 @@ class _Trial:
 
 def _tried(run: Callable[[Tensor], Any]) -> _Trial | None:
     """Runs a pure callable; None if it fails or returns something else than a tensor like its input."""
-    with _undisturbed():
+    with undisturbed():
         plain = _points().clone()
         recorder = _Recorder(plain)
         try:
@@ -332,7 +331,7 @@ _NEAR = 80.0  # exp does not overflow before, in float32 either
 
 @functools.cache
 def _points() -> Tensor:
-    with _undisturbed():
+    with undisturbed():
         dense = torch.linspace(-12, 12, 4001, dtype=torch.float64, device="cpu")
         far = torch.logspace(math.log10(12), 6, 400, dtype=torch.float64, device="cpu")
         return torch.cat([dense, far, -far])
@@ -350,7 +349,7 @@ def _no_modes() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Real tensors, gradients and no autocast, whatever convert is called in."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch._C.DisableTorchFunction())

@@ -20,10 +20,11 @@ from torch.nn import Module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from optiacts.conversion.norm_recognition import norm_of
 from optiacts.conversion.sites import curve_of
 from optiacts.held.fake import fake_copy, mode_of, one_sequence_per_row
 from optiacts.held.memory import saved_memory
-from optiacts.held.sharing import sharing, without_gain
+from optiacts.held.sharing import sharing, unkept, without_gain
 from optiacts.overwritten import OverwrittenError
 
 _MOST = 100  # rounds of finding one more output that is changed in place
@@ -31,19 +32,21 @@ _MOST = 100  # rounds of finding one more output that is changed in place
 
 @dataclass
 class Rehearsal:
-    """What came out: why to leave which modules, by path, and the bytes held before and after."""
+    """What came out: why to leave which modules, by path; of each norm, why nobody keeps its output, or an empty text
+    if somebody does; and the bytes held before and after."""
 
     reasons: dict[str, str] = field(default_factory=dict)
+    norms: dict[str, str] = field(default_factory=dict)
     saved_bytes: tuple[int, int] = (0, 0)
 
 
-def rehearse(model: Module, example_inputs: Any, convert: Callable[[Module, dict[str, str]], object]) -> Rehearsal:
+def rehearse(model: Module, example_inputs: Any, convert: Callable[[Module, Rehearsal], object]) -> Rehearsal:
     """Runs and converts a fake copy of ``model``.
 
     Args:
         model: the model; it is not touched.
         example_inputs: a tensor, a tuple of positional inputs, or a mapping of keyword inputs.
-        convert: converts a copy, leaving alone the modules of the given paths for the given reasons.
+        convert: converts a copy, with what was found so far.
 
     Raises:
         ValueError: the model does not run on ``example_inputs``, or not on fake tensors.
@@ -56,7 +59,9 @@ def rehearse(model: Module, example_inputs: Any, convert: Callable[[Module, dict
             copied, args, kwargs = fake_copy(model, positional, keywords)
             with torch.enable_grad(), mode_of(copied, (args, kwargs)), one_sequence_per_row():
                 with _OneDtype():
-                    found.reasons = without_gain(sharing(curve_of, copied, *args, **kwargs))
+                    sites = sharing(_followed, copied, *args, **kwargs)
+                found.reasons = without_gain(tuple(site for site in sites if site.activation != _NORM))
+                found.norms = unkept(tuple(site for site in sites if site.activation == _NORM))
                 before = saved_memory(copied, *args, **kwargs)
                 _backward(before.output)
         except Exception as error:
@@ -64,7 +69,7 @@ def rehearse(model: Module, example_inputs: Any, convert: Callable[[Module, dict
         for _ in range(_MOST):
             copied, args, kwargs = fake_copy(model, positional, keywords)
             with torch.enable_grad(), mode_of(copied, (args, kwargs)), one_sequence_per_row():
-                convert(copied, found.reasons)
+                convert(copied, found)
                 try:
                     after = saved_memory(copied, *args, **kwargs)
                     _backward(after.output)
@@ -77,6 +82,14 @@ def rehearse(model: Module, example_inputs: Any, convert: Callable[[Module, dict
                     break
         found.saved_bytes = before.bytes, after.bytes
     return found
+
+
+_NORM = "norm"
+
+
+def _followed(module: Module) -> str | None:
+    """What is followed: the curve of an activation, or that it is a norm."""
+    return curve_of(module) or (_NORM if norm_of(module) is not None else None)
 
 
 class _OneDtype(TorchDispatchMode):

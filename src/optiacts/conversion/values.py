@@ -42,10 +42,14 @@ NOTHING: Value = frozenset()
 
 @dataclass(frozen=True)
 class Follower:
-    """Somebody who takes an activation's output. ``keeps`` is False if it surely does not keep it for backward."""
+    """Somebody who takes an activation's output. ``keeps`` is False if it surely does not keep it for backward.
+
+    ``frozen``: it does not as long as its weight is frozen.
+    """
 
     description: str
     keeps: bool
+    frozen: bool = False
 
 
 @dataclass
@@ -59,7 +63,7 @@ class Effect:
     changes: dict[str, str] = field(default_factory=dict)  # parameter -> what changes it
     returns: Value = NOTHING
     names: tuple[str, ...] = ()
-    drops: dict[str, str] = field(default_factory=dict)
+    drops: dict[str, Follower] = field(default_factory=dict)
 
 
 def substituted(returns: Value, arguments: dict[str, Value]) -> Value:

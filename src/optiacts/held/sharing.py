@@ -76,6 +76,15 @@ def without_gain(found: tuple[ActivationSite, ...]) -> dict[str, str]:
     return {path: reasons[path] for path, gain in gains.items() if gain <= 0}
 
 
+def unkept(found: tuple[ActivationSite, ...]) -> dict[str, str]:
+    """For each of the modules why nobody else keeps its output; an empty text if somebody does, once at least."""
+    reasons: dict[str, str] = {}
+    for site in found:
+        if site.is_module:
+            reasons[site.path] = "" if site.kept_by else reasons.get(site.path, site.reason)
+    return reasons
+
+
 def sites(traced: Trace) -> tuple[ActivationSite, ...]:
     """The same for a forward that has been traced."""
     found = (_site(activated, traced) for activated in traced.activated)

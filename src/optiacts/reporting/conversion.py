@@ -12,13 +12,13 @@ from optiacts.held.sharing import ActivationSite, without_gain
 
 def convert_activations(model: torch.nn.Module, sites: tuple[ActivationSite, ...]) -> None:
     """Converts the activations for which it pays, and no gated products."""
-    convert(model, exclude=_no_gain(sites), gated=False)
+    convert(model, exclude=_no_gain(sites), gated=False, norms=False)
 
 
 def convert_gated(model: torch.nn.Module, sites: tuple[ActivationSite, ...]) -> None:
     """Converts the activations for which it pays, and the gated products with them."""
     revert(model)
-    convert(model, exclude=_no_gain(sites))
+    convert(model, exclude=_no_gain(sites), norms=False)
 
 
 def _no_gain(sites: tuple[ActivationSite, ...]) -> Callable[[str, torch.nn.Module], bool]:
