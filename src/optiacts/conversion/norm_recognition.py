@@ -44,6 +44,7 @@ _PROBED = 1 << 14  # elements of a probe
 _EXACT = 3e-6  # of values: many norms compute in float32 whatever they get
 _GRADIENTS = 3e-5  # likewise
 _ROUNDINGS = 4  # of the output's dtype, between the norm and a norm that rounds in between
+_ONCE = 0.95  # of the outputs; where a norm rounds in between, hardly more than half of them
 _COARSE = 0.1  # of the gradients of norms that compute in 16 bits
 
 
@@ -253,17 +254,19 @@ def _compared(trial: _Trial, fused: bool) -> RecognisedNorm:
                 continue
             ran = True
             for centered, role in itertools.product((False, True), _roles(trial.names)):
-                kind = Norm(centered, 0.0, len(layout.channels), layout.first, role.offset, fused)
+                kind = Norm(centered, 0.0, len(layout.channels), layout.first, role.offset)
                 eps = _eps_of(kind, role, trial, x, outcome.y, own)
                 if eps is not None and _agrees(replace(kind, eps=eps), role, trial, x, outcome, own):
-                    return _everywhere(replace(kind, eps=eps), role, trial, layout, own)
+                    return _everywhere(replace(kind, eps=eps), role, trial, layout, own, fused)
             break
     raise ImpureError("no norm has its values and gradients" if ran else "does not run on a tensor alone")
 
 
-def _everywhere(kind: Norm, role: _Role, trial: _Trial, layout: _Layout, own: torch.dtype) -> RecognisedNorm:
+def _everywhere(
+    kind: Norm, role: _Role, trial: _Trial, layout: _Layout, own: torch.dtype, fused: bool
+) -> RecognisedNorm:
     """What was found with one number of dimensions in float64, tried with all numbers and dtypes."""
-    ndims = set()
+    ndims, first = set(), kind.eps
     for ndim in range(1, 6):
         x = _probe(layout, ndim, torch.float64)
         outcome = None if x is None else trial.run(x, own, _upstream(x))
@@ -271,16 +274,18 @@ def _everywhere(kind: Norm, role: _Role, trial: _Trial, layout: _Layout, own: to
             ndims.add(ndim)
     kinds: dict[Dtypes, Norm] = {}
     pairs: Iterable[Dtypes] = _PAIRS if trial.names else ((dtype, None) for dtype in _DTYPES)
-    if kind.remainder and not kind.centered:  # PyTorch's op warns of two dtypes
+    if fused and not kind.centered:  # PyTorch's op warns of two dtypes
         pairs = (pair for pair in pairs if pair[1] in (pair[0], None))
     for dtype, parameters in pairs:
         x = _probe(layout, min(ndims & {3, 4} or ndims), dtype)
         outcome = None if x is None else trial.run(x, parameters, _upstream(x))
         if x is None or outcome is None:
             continue
-        for eps in dict.fromkeys((kind.eps, torch.finfo(arithmetic(dtype)).eps)):
+        for eps in dict.fromkeys((first, torch.finfo(arithmetic(dtype)).eps)):
             if _agrees(replace(kind, eps=eps), role, trial, x, outcome, parameters):
-                kinds[dtype, parameters] = replace(kind, eps=eps)
+                kind = replace(kind, eps=eps)
+                once = _rounds_once(kind, role, trial, x, outcome.y, parameters)
+                kinds[dtype, parameters] = replace(kind, remainder=once)
                 break
     if not kinds:
         raise ImpureError("no norm has its values and gradients")
@@ -358,6 +363,13 @@ def _agrees(kind: Norm, role: _Role, trial: _Trial, x: Tensor, got: _Outcome, dt
         return False
     pairs = zip(got.by_parameter.values(), by_parameter, strict=True)
     return all(_close(a.double().flatten()[None], b.flatten()[None], gradients) for a, b in pairs)
+
+
+def _rounds_once(kind: Norm, role: _Role, trial: _Trial, x: Tensor, y: Tensor, dtype: torch.dtype | None) -> bool:
+    """Whether a 16-bit output is nearly everywhere the exact one, rounded: then remainder bits tell more of x̂."""
+    given = {name: parameter.double() for name, parameter in trial.substitutes(dtype).items()}
+    exact = kind.reference(x.double(), given.get(role.weight), given.get(role.bias)).to(y.dtype)
+    return y.element_size() == 2 and bool((exact == y).double().mean() > _ONCE)
 
 
 def _rows(kind: Norm, tensor: Tensor) -> Tensor:
