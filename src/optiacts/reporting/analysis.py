@@ -21,7 +21,7 @@ from optiacts.reporting.errors import ReportError
 from optiacts.reporting.known import trace
 from optiacts.reporting.states import states
 
-NOW, ACTIVATIONS, GATED = "now", "activations converted", "gated MLPs converted"
+NOW = "now"
 
 
 def report(
@@ -67,13 +67,11 @@ def report(
     del traced
     stages = [now]
     try:
-        say("tracing it with its activations converted")
-        conversion.convert_activations(model, found)
-        stages.append(run.stage(ACTIVATIONS)[0])
-        if now.kinds[kinds.GATED]:
-            say("tracing it with its gated MLPs converted")
-            conversion.convert_gated(model, found)
-            stages.append(run.stage(GATED)[0])
+        for stage, how in conversion.CONVERSIONS.items():
+            if how.shrinks is None or now.kinds[how.shrinks]:
+                say(f"tracing it with its {stage}")
+                conversion.convert_stage(model, stage, found)
+                stages.append(run.stage(stage)[0])
     finally:
         conversion.revert(model)
     return MemoryReport(

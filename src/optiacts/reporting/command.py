@@ -16,7 +16,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from optiacts.reporting import conversion
-from optiacts.reporting.analysis import ACTIVATIONS, GATED, NOW
 from optiacts.reporting.analysis import report as make_report
 from optiacts.reporting.build import ATTENTIONS, DTYPES, Setting, build
 from optiacts.reporting.data import Measured, MemoryReport
@@ -159,11 +158,8 @@ def _measured(name: str, setting: Setting, made: MemoryReport) -> tuple[Measured
         built = build(name, setting)
         results = []
         for stage in made.stages:
-            convert = {NOW: None, ACTIVATIONS: conversion.convert_activations, GATED: conversion.convert_gated}[
-                stage.name
-            ]
-            if convert is not None:
-                convert(built.model, made.sites)
+            if stage.name in conversion.CONVERSIONS:
+                conversion.convert_stage(built.model, stage.name, made.sites)
             results.append(measure_step(stage.name, built.model, built.args, built.kwargs))
     return tuple(results)
 

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from optiacts.conversion import convert, revert
 from optiacts.held.sharing import ActivationSite, without_gain
+from optiacts.reporting import kinds
 
 
-def convert_activations(model: torch.nn.Module, sites: tuple[ActivationSite, ...]) -> None:
-    """Converts the activations for which it pays, and no gated products."""
-    convert(model, exclude=_no_gain(sites), gated=False, norms=False)
+@dataclass(frozen=True)
+class Conversion:
+    """One stage: the arguments of ``convert``, and the kind of storage without which there is nothing to show."""
+
+    options: dict[str, Any]
+    shrinks: str | None = None
 
 
-def convert_gated(model: torch.nn.Module, sites: tuple[ActivationSite, ...]) -> None:
-    """Converts the activations for which it pays, and the gated products with them."""
-    revert(model)
-    convert(model, exclude=_no_gain(sites), norms=False)
+CONVERSIONS: dict[str, Conversion] = {
+    "activations converted": Conversion({"gated": False, "norms": False}),
+    "gated MLPs converted": Conversion({"norms": False}, kinds.GATED),
+    "norms converted": Conversion({}, kinds.NORMS),
+}
+"""By name, each with all that the ones before it convert."""
 
 
-def _no_gain(sites: tuple[ActivationSite, ...]) -> Callable[[str, torch.nn.Module], bool]:
+def convert_stage(model: torch.nn.Module, stage: str, sites: tuple[ActivationSite, ...]) -> None:
+    """Converts what the stage says, of the activations those for which it pays."""
     paths = without_gain(sites)
-    return lambda path, module: path in paths
+    revert(model)
+    convert(model, exclude=lambda path, module: path in paths, **CONVERSIONS[stage].options)
 
 
-__all__ = ["convert_activations", "convert_gated", "revert"]
+__all__ = ["CONVERSIONS", "Conversion", "convert_stage", "revert"]

@@ -42,7 +42,7 @@ class MemoryReport:
     name: str
     setting: dict[str, str]
     states: States
-    stages: tuple[Stage, ...]  # "now", "activations converted", and, if the model has them, "gated MLPs converted"
+    stages: tuple[Stage, ...]  # "now", and those of reporting.conversion that the model has something for
     sites: tuple[ActivationSite, ...]
     gpu_memory: int | None = None
     measured: tuple[Measured, ...] = field(default=())

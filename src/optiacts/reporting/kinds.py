@@ -21,7 +21,14 @@ ACTIVATIONS = "activation functions"
 KINDS = (LINEARS, ATTENTION, NORMS, MASKS, LOSS, OTHER, GATED, ACTIVATIONS)
 
 _LINEAR_NODES = ("Addmm", "Mm", "Bmm", "Baddbmm", "Convolution", "Linear")
-_NORM_NODES = ("NativeLayerNorm", "NativeGroupNorm", "NativeBatchNorm", "CudnnBatchNorm", "FusedRmsNorm")
+_NORM_NODES = (
+    "NativeLayerNorm",
+    "NativeGroupNorm",
+    "NativeBatchNorm",
+    "CudnnBatchNorm",
+    "FusedRmsNorm",
+    "OptiActsNorm",
+)
 _LOSS_NODES = ("LogSoftmax", "NllLoss", "CrossEntropyLoss", "MseLoss", "BinaryCrossEntropyWithLogits")
 
 
