@@ -146,11 +146,11 @@ class OptiActsNorm(torch.autograd.Function):
         remainder = kind.remainder and keep_output and y.element_size() <= 2
         if known and not remainder and known[1].dtype is arithmetic(x.dtype):
             mean, rstd = (statistic.reshape(*rows.shape[:-1], 1) for statistic in known)
-            bits: Tensor | None = None
+            bits = None
         else:
             given = (rows, out_rows, scale, shift, kind.eps, kind.centered, remainder)
-            mean, rstd, bits = library.call(norm_statistics, *given)
-            bits = bits if remainder else None
+            mean, rstd, packed = library.call(norm_statistics, *given)
+            bits = packed if remainder else None
         if not keep_output:
             remember(ctx, x)
             ctx.save_for_backward(x, weight, bias, mean if kind.centered else None, rstd)
