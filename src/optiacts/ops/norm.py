@@ -144,9 +144,10 @@ class OptiActsNorm(torch.autograd.Function):
         keep_output, columns, ctx.known = look(kind, weight, bias, y.dtype) if keep_output else Channels(False)
         ctx.output = keep_output
         remainder = kind.remainder and keep_output and y.element_size() <= 2
+        mean: Tensor | None
+        bits: Tensor | None = None
         if known and not remainder and known[1].dtype is arithmetic(x.dtype):
             mean, rstd = (statistic.reshape(*rows.shape[:-1], 1) for statistic in known)
-            bits = None
         else:
             given = (rows, out_rows, scale, shift, kind.eps, kind.centered, remainder)
             mean, rstd, packed = library.call(norm_statistics, *given)
