@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import optiacts
-from benchmarks import block, operations
+from benchmarks import block, norms, operations
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -26,18 +26,23 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="per line of the tables")
     parser.add_argument("--sizes", type=int, nargs="+", default=operations.SIZES, help="elements")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out: no C++ compiler needed")
+    parser.add_argument("--only", choices=("operations", "norms", "block"), help="one of the tables")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     console = Console(width=160)
     console.print(str(optiacts.doctor()))
-    _publish(
-        console,
-        "cpu_operations",
-        "forward + backward, µs; ratios: ours / theirs",
-        operations.rows(arguments.sizes, not arguments.no_compile, arguments.seconds),
-    )
-    _publish(console, "cpu_block", "training step of a BERT-base layer, ms", block.rows(5 * arguments.seconds))
+    tables: dict[str, tuple[str, Iterable[Any]]] = {
+        "operations": (
+            "forward + backward, µs; ratios: ours / theirs",
+            operations.rows(arguments.sizes, not arguments.no_compile, arguments.seconds),
+        ),
+        "norms": ("norms, forward + backward, µs; ratios: ours / theirs", norms.rows(arguments.seconds)),
+        "block": ("training step of a BERT-base layer, ms", block.rows(5 * arguments.seconds)),
+    }
+    for name, (title, rows) in tables.items():
+        if arguments.only in (None, name):
+            _publish(console, f"cpu_{name}", title, rows)
 
 
 def _publish(console: Console, name: str, title: str, rows: Iterable[Any]) -> None:

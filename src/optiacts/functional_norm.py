@@ -17,7 +17,7 @@ not support the call *is* PyTorch's function.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -84,11 +84,15 @@ def layer_norm(
         The tensor ``torch.nn.functional.layer_norm`` returns. Saved for backward: see the head of this module.
     """
 
-    def forward(x: Tensor) -> Tensor:
-        return functional.layer_norm(x, normalized_shape, weight, bias, eps)
-
     if not saves_memory(input, weight, bias):
-        return forward(input)
+        return functional.layer_norm(input, normalized_shape, weight, bias, eps)
+
+    def forward(x: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        if x.element_size() <= 2 or torch.is_autocast_enabled(x.device.type):
+            return functional.layer_norm(x, normalized_shape, weight, bias, eps)
+        # the op that layer_norm calls, which tells the statistics too: one pass less over x
+        return torch.native_layer_norm(x, normalized_shape, weight, bias, eps)
+
     return norm(input, weight, bias, Norm(True, eps, len(normalized_shape), remainder=True), forward, keep_output)
 
 
@@ -97,10 +101,12 @@ def norm(
     weight: Tensor | None,
     bias: Tensor | None,
     kind: Norm,
-    forward: Callable[[Tensor], Tensor],
+    forward: ops.Forward,
     keep_output: bool = True,
 ) -> Tensor:
     """``forward(input)``, which must be the norm ``kind`` of it, kept for backward as this module's head says.
+
+    It may return its mean and rstd as well: see ``optiacts.ops.norm.Forward``.
 
     Only for tensors of which ``saves_memory`` holds.
     """

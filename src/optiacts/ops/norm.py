@@ -32,7 +32,8 @@ from optiacts.ops.norm_channels import Channels, guard, look
 from optiacts.overwritten import remember, saved_tensors
 from optiacts.packing import packed_shape
 
-Forward = Callable[[Tensor], Tensor]
+# Returns y; or y and the mean and rstd of each row, as ``norm_statistics`` would make them, where it knows them.
+Forward = Callable[[Tensor], Tensor | tuple[Tensor, Tensor, Tensor]]
 
 
 def norm(
@@ -133,7 +134,8 @@ class OptiActsNorm(torch.autograd.Function):
         forward: Forward,
         keep_output: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        y = forward(x)
+        made = forward(x)
+        y, *known = made if isinstance(made, tuple) else (made,)
         ctx.kind, ctx.dtype = kind, x.dtype
         ctx.set_materialize_grads(False)
         scale, shift = kind.scale(weight), kind.shift(bias)
@@ -141,8 +143,15 @@ class OptiActsNorm(torch.autograd.Function):
         keep_output = keep_output and out_rows.shape == rows.shape and y.element_size() <= x.element_size()
         keep_output, columns, ctx.known = look(kind, weight, bias, y.dtype) if keep_output else Channels(False)
         ctx.output = keep_output
-        given = (rows, out_rows, scale, shift, kind.eps, kind.centered, kind.remainder and keep_output)
-        mean, rstd, bits = library.call(norm_statistics, *given)
+        remainder = kind.remainder and keep_output and y.element_size() <= 2
+        mean: Tensor | None
+        bits: Tensor | None = None
+        if known and not remainder and known[1].dtype is arithmetic(x.dtype):
+            mean, rstd = (statistic.reshape(*rows.shape[:-1], 1) for statistic in known)
+        else:
+            given = (rows, out_rows, scale, shift, kind.eps, kind.centered, remainder)
+            mean, rstd, packed = library.call(norm_statistics, *given)
+            bits = packed if remainder else None
         if not keep_output:
             remember(ctx, x)
             ctx.save_for_backward(x, weight, bias, mean if kind.centered else None, rstd)
@@ -152,7 +161,7 @@ class OptiActsNorm(torch.autograd.Function):
         remember(ctx, y)
         # copies: the parameters themselves may be changed unseen before backward, by a fused optimizer for one
         now = tuple(None if parameter is None else parameter.clone() for parameter in (weight, bias))
-        ctx.save_for_backward(y, weight, bias, mean, rstd, *now, columns, rescued, bits if bits.numel() else None)
+        ctx.save_for_backward(y, weight, bias, mean, rstd, *now, columns, rescued, bits)
         return y, mean, rstd, rescued
 
     @staticmethod
