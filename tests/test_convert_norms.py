@@ -302,6 +302,33 @@ def test_overwritten_names_the_module() -> None:
         output.sum().backward()
 
 
+@pytest.mark.parametrize("example", [False, True], ids=["read", "rehearsed"])
+def test_channels_first_is_no_view(example: bool) -> None:
+    """A view that comes out of a Function could not be changed in place, where PyTorch's own result can."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = ConvNextLayerNorm(8, data_format="channels_first")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x)
+
+    model, original = Net(), Net()
+    x = torch.randn(2, 8, 3, 5)
+    optiacts.convert(model, **({"example_inputs": x} if example else {}))  # type: ignore[arg-type]
+    y, expected = model(x), original(x)
+    assert torch.equal(y, expected)
+    assert y.stride() == expected.stride()
+    with torch.no_grad():
+        y.add_(1)
+    if example:  # nobody takes the output: the norm keeps its input
+        y.sum().backward()
+        return
+    with pytest.raises(optiacts.OverwrittenError, match=r"norm \(ConvNextLayerNorm\)"):
+        y.sum().backward()
+
+
 def test_changes_found_by_rehearsal() -> None:
     class Unseen(Block):
         def forward(self, x: Tensor) -> Tensor:
