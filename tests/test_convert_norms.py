@@ -158,17 +158,17 @@ def _faults(module: nn.Module) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("module", "expected"),
     [
-        (nn.LayerNorm(8), Norm(True, 1e-5, remainder=True)),
-        (nn.LayerNorm((4, 8), eps=0.5), Norm(True, 0.5, 2, remainder=True)),
-        (nn.LayerNorm(8, eps=1e-12, elementwise_affine=False), Norm(True, 1e-12, remainder=True)),
-        (nn.RMSNorm(8), Norm(False, torch.finfo(torch.float32).eps, remainder=True)),
+        (nn.LayerNorm(8), Norm(True, 1e-5)),
+        (nn.LayerNorm((4, 8), eps=0.5), Norm(True, 0.5, 2)),
+        (nn.LayerNorm(8, eps=1e-12, elementwise_affine=False), Norm(True, 1e-12)),
+        (nn.RMSNorm(8), Norm(False, torch.finfo(torch.float32).eps)),
         (LlamaRMSNorm(8, eps=1e-6), Norm(False, 1e-6)),
         (LlamaRMSNorm(8, eps=1e-30), None),  # no row of a probe is that small
         (T5LayerNorm(8), Norm(False, 1e-6)),
         (Gemma3RMSNorm(8), Norm(False, 1e-6, offset=1.0)),
         (NanoChatRMSNorm(), Norm(False, 1e-6)),
         (DiffusersRMSNorm(8, eps=1e-5, bias=True), Norm(False, 1e-5)),
-        (ConvNextLayerNorm(8, data_format="channels_first"), Norm(True, 1e-6, 1, True, remainder=True)),
+        (ConvNextLayerNorm(8, data_format="channels_first"), Norm(True, 1e-6, 1, True)),
         (nn.LayerNorm(2), None),  # too few channels to tell anything
         (nn.GroupNorm(2, 8), None),
         (nn.BatchNorm1d(8), None),
@@ -194,6 +194,16 @@ def test_dtypes_are_those_that_agree() -> None:
     assert (torch.float32, torch.float32) in recognise_norm(nn.LayerNorm(WIDTH)).kinds
     assert found.ndims == {1, 2, 3, 4, 5}
     assert recognise_norm(ConvNextLayerNorm(8, data_format="channels_first")).ndims == {4}
+
+
+def test_remainder_bits_where_a_norm_rounds_once() -> None:
+    def remainder(module: nn.Module, dtype: torch.dtype) -> bool:
+        return _kind(module, dtype).remainder
+
+    assert remainder(nn.RMSNorm(WIDTH), torch.bfloat16)
+    assert not remainder(nn.RMSNorm(WIDTH), torch.float32)  # nothing to tell: 32 bits are enough
+    assert not remainder(LlamaRMSNorm(WIDTH), torch.bfloat16)
+    assert remainder(Gemma3RMSNorm(WIDTH), torch.bfloat16)
 
 
 def test_own_norms_are_left_as_they_are() -> None:
