@@ -41,7 +41,7 @@ def observe(model: nn.Module, case: Case, world: World, dtype: torch.dtype | Non
     LOG.clear()
     model.zero_grad()
     given = world.inputs(case.inputs())
-    leaves = tree_map(lambda v: _leaf(v, dtype or world.dtype), given)
+    leaves = tree_map(lambda v: _leaf(_leaf(v, world.dtype), dtype or world.dtype), given)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -237,9 +237,14 @@ def _norm_forward(original: type[Module], recognised: RecognisedNorm, keep_outpu
         if given is not None and functional_norm.saves_memory(x, *given) and holds(pins, self) and not intercepted():
             kind = recognised.kind(x, *given)
             if kind is not None:
-                # the module's own forward, with no gradient: backward knows what it computes
-                y = functional_norm.norm(x, *given, kind, functools.partial(original.forward, self), keep_output)
-                return made_by(y, self)  # type: ignore[arg-type]
+
+                def own(x: Tensor) -> Tensor:
+                    """The module's own forward, with no gradient: backward knows what it computes."""
+                    y: Tensor = original.forward(self, x)
+                    # PyTorch forbids changing a view in place that comes out of a Function
+                    return y.new_empty(0).set_(y) if y._is_view() else y  # type: ignore[call-overload]
+
+                return made_by(functional_norm.norm(x, *given, kind, own, keep_output), self)  # type: ignore[arg-type]
         return original.forward(self, *args, **kwargs)
 
     return norm

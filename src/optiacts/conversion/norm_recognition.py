@@ -385,7 +385,7 @@ def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
 
 def norm_of(module: Module) -> RecognisedNorm | None:
     """Which norm a module computes; None for any other module."""
-    if module._modules or module._buffers or "forward" in module.__dict__:
+    if module._modules or "forward" in module.__dict__:
         return None
     with contextlib.suppress(ImpureError):
         return recognise_norm(module)
@@ -403,7 +403,8 @@ _OTHER_NORMS = (
 def why_no_norm(module: Module) -> str:
     """Why a module that is called a norm is none that we know; empty for one of ours or one with another name."""
     kind = type(module)
-    if "norm" not in kind.__name__.lower() or kind.__module__ == "optiacts.nn_norm" or module._modules:
+    elsewhere = kind.__module__.startswith(("torch.nn.utils.", "optiacts."))  # norms of weights, and our own
+    if "norm" not in kind.__name__.lower() or elsewhere or module._modules:
         return ""
     if "forward" in module.__dict__:
         return "its forward was replaced on the instance"
@@ -414,4 +415,4 @@ def why_no_norm(module: Module) -> str:
         recognise_norm(module)
     except ImpureError as error:
         return f"no norm that we know: {error}"
-    return "it has buffers" if module._buffers else ""
+    return ""
