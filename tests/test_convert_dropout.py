@@ -156,3 +156,13 @@ def test_training_goes_as_with_pytorch() -> None:
             optimizer.step()
         losses.append(loss.item())
     assert losses[0] < 1.0 and abs(losses[0] - losses[1]) < 2e-4 * losses[0], losses
+
+
+def test_a_dry_run_and_reports_see_every_layer() -> None:
+    """Layers of a kind are read once; what dropouts take is told of each."""
+    for act, own in ((nn.GELU(), 2), (nn.ReLU(), 0)):
+        model = nn.Sequential(MLP(copy.deepcopy(act)), MLP(copy.deepcopy(act)))
+        report = optiacts.convert(model, example_inputs=sample())
+        assert not report.left
+        assert sum("+ dropout" in entry.what for entry in report.converted) == 2
+        assert sum(entry.path.endswith("act") for entry in report.converted) == own

@@ -110,8 +110,6 @@ class Planner:
             find_products(scope, found, self)
             if self._dropout:
                 find_dropouts(scope, found, self, self._gated)
-                acts = filter(None, map(act_of, found.drops.values()))
-                self.taken |= {id(m) for act in acts for m in _callees(scope, act)}
         return self._sites[key]
 
     def contains(self, module: Module) -> bool:
@@ -251,6 +249,9 @@ class _Planning:
         for at, drop in met.drops.items():
             if self._take(scope, at, drop, where):
                 actions[at] = "drop"
+                act = act_of(drop)
+                if act is not None:
+                    self._planner.taken |= {id(callee) for callee in _callees(scope, act)}
                 if isinstance(drop.source, Product):
                     actions[drop.source.at] = f"later_{drop.source.form}"
                     use(drop.source.act, "begin")
