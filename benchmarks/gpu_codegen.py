@@ -28,7 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from optiacts.backends.triton import gated_kernels, gated_launch, launch
-from optiacts.backends.triton.kernels import backward_kernel, forward_kernel
+from optiacts.backends.triton.kernels import backward_kernel, forward_kernel, scale_kept_kernel
 from optiacts.curves import CURVES, get
 
 TARGETS = {
@@ -38,8 +38,14 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
-KERNELS = ("forward", "pack", "backward", "gated_forward", "gated_backward")
-CURVES_OF = {"pack": ["gelu"], "gated_forward": ["gelu", "silu"], "gated_backward": ["gelu", "silu"]}
+KERNELS = (
+    *("forward", "pack", "backward", "gated_forward", "gated_backward"),
+    *("dropped_backward", "dropped_gated_backward", "scale_kept"),
+)
+CURVES_OF = {kernel: ["gelu", "silu"] for kernel in KERNELS if "gated" in kernel or "dropped" in kernel}
+CURVES_OF |= {"pack": ["gelu"], "scale_kept": ["gelu"]}
+# What kernels take besides, for a dropout; not there, it is None.
+FACTORS = ("scale", "inverse")
 # How bits are stored, by the size of the last dimension: (bits per word, rows end within a byte).
 VARIANTS = {"words": (32, False), "bytes": (8, False), "padded": (8, True)}
 Figures = dict[str, Any]
@@ -56,30 +62,35 @@ def compile_kernel(kernel: str, curve: str, dtype: torch.dtype, target: str, var
             gated_kernels.gated_forward_kernel,
             gated_launch.gated_forward_constants(known, dtype, True, vendor),
         ),
+        "scale_kept": lambda: (scale_kept_kernel, {}),
         "gated_backward": lambda: (
             gated_kernels.gated_backward_kernel,
             gated_launch.gated_backward_constants(known, dtype, vendor),
         ),
-    }[kernel]()
+    }[kernel.removeprefix("dropped_")]()
     constants |= _tile(kernel, dtype, variant) | {"PADDED": VARIANTS[variant][1]}
     names = function.arg_names
+    if not kernel.startswith(("dropped", "scale")):
+        constants |= {name: None for name in FACTORS if name in names}
     options = {name: constants.pop(name) for name in list(constants) if name not in names}
     signature = {name: "constexpr" if name in constants else _type_of(name, dtype) for name in names}
     source = ASTSource(
         fn=function,
         signature=signature,
         constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name not in constants},
+        attrs={(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n not in {*constants, *FACTORS}},
     )
     return triton.compile(source, target=TARGETS[target], options=options)
 
 
 def _tile(kernel: str, dtype: torch.dtype, variant: str) -> dict[str, Any]:
-    tile = gated_launch.gated_tile if kernel.startswith("gated") else launch.tile
+    tile = gated_launch.gated_tile if "gated" in kernel else launch.tile
     return tile(VARIANTS[variant][0], dtype.itemsize)
 
 
 def _type_of(name: str, dtype: torch.dtype) -> str:
+    if name in FACTORS:
+        return "fp32"
     if not name.endswith("_pointer"):
         return "i32"
     return "*u8" if name == "bits_pointer" else POINTERS[dtype]

@@ -165,8 +165,8 @@ def _gradient_text(gradients: dict[str, list[LayerGradient]], clamped: list[Laye
         "Of the fine-tuning loss on 16 held-out sentences, all parameters of a layer as one vector. 1 - cosine is",
         "between OptiActs' gradient and PyTorch's; the errors are distances from the gradient in float64, relative",
         "to its length. *From outputs*: PyTorch, but with the slopes of GELUs got from their outputs by exact",
-        "inversion. That is what the outputs allow: PyTorch's float32 GELU is off near its minimum, with AVX2 more than",
-        "elsewhere. OptiActs' error may be 1.1 times the larger of the two plus what the accuracy contract grants (fp32:",
+        "inversion. That is what the outputs allow: PyTorch's float32 GELU is off near its minimum, with AVX2 more",
+        "than elsewhere. OptiActs' error may be 1.1 times the larger of the two plus what the contract grants (fp32:",
         "2e-6, bf16: one rounding).",
         "",
         "| layer | fp32: 1 - cosine | PyTorch's error | from outputs | OptiActs' "

@@ -8,11 +8,17 @@ struct Kernels {
     void (*pack)(const void* x, uint8_t* bits, int64_t count, uint32_t first, uint32_t span);
     void (*backward)(const void* grad, const void* y, const uint8_t* bits, void* out, int64_t count,
                      const void* decoder);
+    void (*dropped_backward)(const void* grad, const void* y, const uint8_t* bits, void* out, int64_t count,
+                             const void* decoder, float scale, float inverse);
     void (*gated_forward)(const void* gate, const void* up, void* h, void* slot, uint8_t* left_bits,
                           uint8_t* holds_up_bits, int64_t count, float threshold, float low, float high);
     void (*gated_backward)(const void* grad, const void* h, const void* slot, const uint8_t* left_bits,
                            const uint8_t* holds_up_bits, void* grad_gate, void* grad_up, int64_t count,
                            const void* decoder);
+    void (*dropped_gated_backward)(const void* grad, const void* y, const void* slot, const uint8_t* left_bits,
+                                   const uint8_t* holds_up_bits, void* grad_gate, void* grad_up, int64_t count,
+                                   const void* decoder, float scale, float inverse);
+    void (*scale_kept)(const void* x, const uint8_t* dropped, void* out, int64_t count, float scale);
 };
 
 extern const Kernels kernels_portable[];

@@ -3,6 +3,7 @@
 #include "optiacts.h"
 
 #include <atomic>
+#include <cstring>
 
 #include "kernels.h"
 #include "parallel.h"
@@ -143,5 +144,51 @@ void optiacts_gated_backward(int dtype, const void* grad, const void* h, const v
         of.gated_backward(at(grad, dense), at(h, dense), at(slot, dense), left, left + octets,
                           at(grad_gate, (row * gate_stride + col) * size),
                           at(grad_up, (row * up_stride + col) * size), count, decoder);
+    });
+}
+
+void optiacts_pack_dropped(const uint8_t* kept, uint8_t* bits, int64_t rows, int64_t cols, int threads) {
+    for_contiguous(rows, cols, threads, PACKED_PER_THREAD, [&](int64_t element, int64_t byte, int64_t count) {
+        for (int64_t i = 0; i < count; i += 8) {
+            uint64_t eight = 0x0101010101010101;  // what is not there counts as kept
+            memcpy(&eight, kept + element + i, count - i < 8 ? count - i : 8);
+            // byte k, times the (7 - k)th bit of the factor, comes to stand at bit 56 + k
+            bits[byte + i / 8] = uint8_t(((eight ^ 0x0101010101010101) * 0x0102040810204080) >> 56);
+        }
+    });
+}
+
+void optiacts_scale_kept(int dtype, const void* x, const uint8_t* bits, void* out, int64_t rows, int64_t cols,
+                         float scale, int threads) {
+    const Kernels& of = kernels(dtype);
+    for_contiguous(rows, cols, threads, DECODED_PER_THREAD, [&](int64_t element, int64_t byte, int64_t count) {
+        const int64_t offset = element * of.element_size;
+        of.scale_kept(at(x, offset), bits + byte, at(out, offset), count, scale);
+    });
+}
+
+void optiacts_dropped_backward(int dtype, const void* grad, const void* y, const uint8_t* bits, void* out,
+                               int64_t rows, int64_t cols, const void* decoder, float scale, float inverse,
+                               int threads) {
+    const Kernels& of = kernels(dtype);
+    for_contiguous(rows, cols, threads, DECODED_PER_THREAD, [&](int64_t element, int64_t byte, int64_t count) {
+        const int64_t offset = element * of.element_size;
+        of.dropped_backward(at(grad, offset), at(y, offset), bits + byte, at(out, offset), count, decoder, scale,
+                            inverse);
+    });
+}
+
+void optiacts_dropped_gated_backward(int dtype, const void* grad, const void* y, const void* slot,
+                                     const uint8_t* bits, void* grad_gate, int64_t gate_stride, void* grad_up,
+                                     int64_t up_stride, int64_t rows, int64_t cols, const void* decoder, float scale,
+                                     float inverse, int threads) {
+    const Kernels& of = kernels(dtype);
+    const int64_t size = of.element_size, octets = (cols + 7) / 8;
+    for_segments(rows, cols, threads, DECODED_PER_THREAD, [=, &of](int64_t row, int64_t octet, int64_t count) {
+        const int64_t col = 8 * octet, dense = (row * cols + col) * size;
+        const uint8_t* const left = bits + 2 * row * octets + octet;
+        of.dropped_gated_backward(at(grad, dense), at(y, dense), at(slot, dense), left, left + octets,
+                                  at(grad_gate, (row * gate_stride + col) * size),
+                                  at(grad_up, (row * up_stride + col) * size), count, decoder, scale, inverse);
     });
 }

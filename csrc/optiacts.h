@@ -106,6 +106,26 @@ OPTIACTS_API int optiacts_norm_backward(int grad_dtype, const void* grad, int ke
                                         int result_dtype, void* grad_x, float* grad_scale, float* grad_shift,
                                         int64_t rows, int64_t cols, double* workspace, int threads);
 
+/* Dropout. Bits tell what was dropped; `scale` is the factor of what was kept, `inverse` is 1 / scale. */
+
+/* Packs the bits of `kept`, bytes that are 0 or 1: a bit is set where the byte is 0. */
+OPTIACTS_API void optiacts_pack_dropped(const uint8_t* kept, uint8_t* bits, int64_t rows, int64_t cols, int threads);
+
+/* out = x * scale, and x * 0 where the bit is set. `out` may be `x`. */
+OPTIACTS_API void optiacts_scale_kept(int dtype, const void* x, const uint8_t* bits, void* out, int64_t rows,
+                                      int64_t cols, float scale, int threads);
+
+/* optiacts_backward behind a dropout: y = scale * f(x), or 0 with the bit set where it was dropped. */
+OPTIACTS_API void optiacts_dropped_backward(int dtype, const void* grad, const void* y, const uint8_t* bits,
+                                            void* out, int64_t rows, int64_t cols, const void* decoder, float scale,
+                                            float inverse, int threads);
+
+/* optiacts_gated_backward behind a dropout: y = scale * h, or y and the slot 0 where it was dropped. */
+OPTIACTS_API void optiacts_dropped_gated_backward(int dtype, const void* grad, const void* y, const void* slot,
+                                                  const uint8_t* bits, void* grad_gate, int64_t gate_stride,
+                                                  void* grad_up, int64_t up_stride, int64_t rows, int64_t cols,
+                                                  const void* decoder, float scale, float inverse, int threads);
+
 #ifdef __cplusplus
 }
 #endif

@@ -35,7 +35,7 @@ class TestFaithfulness:
 
         original = self._model(forward)
         model = copy.deepcopy(original)
-        assert optiacts.convert(model).converted[0].what == "silu gate"
+        assert optiacts.convert(model).converted[0].what == "silu gate + dropout"
         for mode in (True, False, True):
             agrees(model.train(mode), original.train(mode), sample())
 

@@ -28,8 +28,8 @@ def kernels() -> list[dict[str, Any]]:
 
 def test_every_kernel_is_compiled_for_every_target(kernels: list[dict[str, Any]]) -> None:
     words = [k for k in kernels if k["variant"] == "words"]
-    assert len(words) == len(TARGETS) * 2 * (5 + 5 + 1 + 2 + 2)
-    assert len(kernels) - len(words) == len(TARGETS) * 5 * 2  # rows of whole bytes, and rows that end within one
+    assert len(words) == len(TARGETS) * 2 * (5 + 5 + 1 + 2 + 2 + 2 + 2 + 1)
+    assert len(kernels) - len(words) == len(TARGETS) * 8 * 2  # rows of whole bytes, and rows that end within one
 
 
 def test_no_registers_are_spilled(kernels: list[dict[str, Any]]) -> None:
@@ -44,6 +44,9 @@ def test_tensors_move_16_bytes_at_a_time_and_bits_in_words(kernels: list[dict[st
         "backward": (4, 2),
         "gated_forward": (2, 2),
         "gated_backward": (3, 2),
+        "dropped_backward": (4, 2),
+        "dropped_gated_backward": (3, 2),
+        "scale_kept": (2, 2),
     }
     for kernel in (k for k in kernels if k["variant"] == "words"):
         loads, stores = tensors[kernel["kernel"]]

@@ -93,7 +93,7 @@ def activation(input: Tensor, name: str, inplace: bool = False) -> Tensor:
         CurveError: a ``ValueError`` that lists the known names.
     """
     curve = curves.get(name)
-    unseen = inplace and not _may_be_overwritten(input)
+    unseen = inplace and not may_be_overwritten(input)
     if curve.keeps_output or unseen or not saves_memory(input) or compiles_autocast(curve, input):
         return curve.forward_(input) if inplace else curve.forward(input)
     return ops.activation_(input, curve.name) if inplace else ops.activation(input, curve.name)
@@ -111,7 +111,7 @@ def gelu_curve(input: Tensor, approximate: str) -> str:
     return "gelu_tanh" if approximate == "tanh" else "gelu"
 
 
-def _may_be_overwritten(input: Tensor) -> bool:
+def may_be_overwritten(input: Tensor) -> bool:
     """Whether PyTorch allows changing ``input`` in place. If not, its own op says so before it overwrites it."""
     if torch.compiler.is_compiling():
         return True

@@ -13,7 +13,18 @@ pytestmark = [  # PyTorch about itself
     pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
 ]
 
-for home in ("tracing", "calls", "classes", "gated", "recognised", "unrecognised", "inplace", "stock", "norms"):
+for home in (
+    "tracing",
+    "calls",
+    "classes",
+    "gated",
+    "recognised",
+    "unrecognised",
+    "inplace",
+    "dropout",
+    "stock",
+    "norms",
+):
     importlib.import_module(f"tests.behaviour.cases_{home}")
 
 

@@ -35,8 +35,14 @@ class Backend(Protocol):
     def activation_forward_(self, x: Tensor, curve: Curve, order: Order) -> Tensor:
         """Overwrites ``x`` with the output; the packed side bits."""
 
-    def activation_backward(self, grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> Tensor:
-        """``grad`` * f'(x) from the output and the side bits."""
+    def activation_backward(
+        self, grad: Tensor, y: Tensor, bits: Tensor, curve: Curve, scale: float | None = None
+    ) -> Tensor:
+        """``grad`` * f'(x) from the output and the side bits.
+
+        With a ``scale`` a dropout came after: where it kept the output, ``y`` is that times ``scale``; where not,
+        ``y`` is 0 with the bit set, as infinitely far left, and the result is 0.
+        """
 
     def gated_forward(
         self, gate: Tensor, up: Tensor, curve: Curve, order: Order = ()
@@ -47,9 +53,27 @@ class Backend(Protocol):
         """
 
     def gated_backward(
-        self, grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, curve: Curve, grad_gate: Tensor, grad_up: Tensor
+        self,
+        grad: Tensor,
+        h: Tensor,
+        slot: Tensor,
+        bits: Tensor,
+        curve: Curve,
+        grad_gate: Tensor,
+        grad_up: Tensor,
+        scale: float | None = None,
     ) -> None:
-        """Writes the gradients into ``grad_gate`` and ``grad_up``, whose rows may be halves of longer ones."""
+        """Writes the gradients into ``grad_gate`` and ``grad_up``, whose rows may be halves of longer ones.
+
+        With a ``scale`` a dropout came after, and ``h`` is the product times it; where that is dropped, ``h`` and the
+        slot are 0.
+        """
+
+    def pack_dropped(self, kept: Tensor) -> Tensor:
+        """The packed bits of what a dropout did not keep, from the bools of what it kept."""
+
+    def scale_kept(self, x: Tensor, dropped: Tensor, scale: float) -> Tensor:
+        """``x * scale``, and ``x * 0`` where the packed bit is set: a dropout and its gradient."""
 
 
 BACKENDS: tuple[Backend, ...] = (native, triton, eager)  # fastest first
@@ -61,10 +85,15 @@ def select(x: Tensor, curve: Curve) -> Backend:
     return _select(x.device, x.dtype, kind)
 
 
+def select_for_dropout(x: Tensor) -> Backend:
+    """The fastest backend that serves the device and dtype of ``x``, or of bools, by itself."""
+    return _select(x.device, x.dtype, None)
+
+
 @functools.cache
-def _select(device: torch.device, dtype: torch.dtype, kind: type) -> Backend:
+def _select(device: torch.device, dtype: torch.dtype, kind: type | None) -> Backend:
     fast: Backend = native if device.type == "cpu" else triton
-    able = dtype in fast.dtypes and kind in fast.kinds
+    able = (dtype in fast.dtypes and kind in fast.kinds) if kind else dtype in (*fast.dtypes, torch.bool)
     return fast if able and fast.unavailable(device) is None else eager
 
 
@@ -109,4 +138,4 @@ def _select_norm(device: torch.device, *dtypes: torch.dtype) -> NormBackend:
     return kernels if able else eager_norm
 
 
-__all__ = ["BACKENDS", "Backend", "NormBackend", "select", "select_norm"]
+__all__ = ["BACKENDS", "Backend", "NormBackend", "select", "select_for_dropout", "select_norm"]

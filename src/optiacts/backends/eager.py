@@ -13,7 +13,7 @@ from optiacts import decoders
 from optiacts.curves import ClosedForm, Curve, Unimodal
 from optiacts.decoders import branch, decode, valley
 from optiacts.layouts import Order, permute, restore
-from optiacts.packing import pack, packed_shape
+from optiacts.packing import pack, packed_shape, unpack
 
 name = "eager"
 dtypes = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
@@ -44,9 +44,22 @@ def _side_bits(x: Tensor, curve: Curve, order: Order) -> Tensor:
     return pack(curve.left(x))
 
 
-def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> Tensor:
+def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve, scale: float | None = None) -> Tensor:
     """``grad`` * f'(x), in the dtype of ``y``."""
-    return (grad * decode(y, branch(y, bits, curve), curve)).to(y.dtype)
+    if isinstance(curve.decoder, ClosedForm) and curve.decoder.backward is not None and grad.dtype == y.dtype:
+        product = curve.decoder.backward(grad, y)
+        return product if scale is None else product.mul_(scale)
+    left = branch(y, bits, curve)
+    if scale is None:
+        return (grad * decode(y, left, curve)).to(y.dtype)
+    output = unscaled(y, scale)
+    slope = torch.where((y == 0) & left, 0.0, decode(output.to(y.dtype), left, curve))
+    return (grad.to(output.dtype) * scale * slope).to(y.dtype)
+
+
+def unscaled(y: Tensor, scale: float) -> Tensor:
+    """What a dropout has multiplied by ``scale``, in float32 or float64."""
+    return y.to(torch.promote_types(y.dtype, torch.float32)) * (1 / scale)
 
 
 def gated_forward(gate: Tensor, up: Tensor, curve: Curve, order: Order = ()) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,12 +81,32 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve, order: Order = ()) -> 
 
 
 def gated_backward(
-    grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, curve: Curve, grad_gate: Tensor, grad_up: Tensor
+    grad: Tensor,
+    h: Tensor,
+    slot: Tensor,
+    bits: Tensor,
+    curve: Curve,
+    grad_gate: Tensor,
+    grad_up: Tensor,
+    scale: float | None = None,
 ) -> None:
     """Writes grad * up * f'(gate) and grad * act(gate), each computed in float32 (float64) and rounded once."""
-    s, up, left, in_valley = decoders.read(h, slot, bits, curve)
+    s, up, left, in_valley = decoders.read(h, slot, bits, curve, scale)
+    if scale is not None:
+        grad = grad.to(s.dtype) * scale
     slope = decode(s.to(h.dtype), left, curve)
     if isinstance(curve.decoder, Unimodal):
         slope = torch.where(in_valley, curve.derivative(slot.double(), torch).to(slope.dtype), slope)
     grad_up.copy_(grad * s)
     grad_gate.copy_(grad * up * slope)
+
+
+def pack_dropped(kept: Tensor) -> Tensor:
+    """The packed bits of what a dropout did not keep, from the bools of what it kept."""
+    return pack(~kept)
+
+
+def scale_kept(x: Tensor, dropped: Tensor, scale: float) -> Tensor:
+    """``x * scale``, and ``x * 0`` where the packed bit is set."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * (~unpack(dropped, x.shape)).to(wide.dtype).mul_(scale)).to(x.dtype)

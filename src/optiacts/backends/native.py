@@ -70,14 +70,15 @@ def activation_forward_(x: Tensor, curve: Curve, order: Order) -> Tensor:
     return bits
 
 
-def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> Tensor:
+def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve, scale: float | None = None) -> Tensor:
     """``grad`` * f'(x), in the dtype of ``y``."""
     if grad.dtype != y.dtype:
-        return eager.activation_backward(grad, y, bits, curve)
+        return eager.activation_backward(grad, y, bits, curve, scale)
     constants = _constants(curve.name, y.dtype)
     grad, y_read, bits = grad.contiguous(), y.contiguous(), bits.contiguous()
     out = _result_like(y_read)
-    library().optiacts_backward(
+    function, factors = _for_scale("backward", scale)
+    function(
         constants.dtype,
         grad.data_ptr(),
         y_read.data_ptr(),
@@ -85,6 +86,7 @@ def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> 
         out.data_ptr(),
         *rows_and_columns(y),
         constants.decoder,
+        *factors,
         threads(),
     )
     return out if y_read is y else torch.empty_like(y).copy_(out)
@@ -112,7 +114,14 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve, order: Order = ()) -> 
 
 
 def gated_backward(
-    grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, curve: Curve, grad_gate: Tensor, grad_up: Tensor
+    grad: Tensor,
+    h: Tensor,
+    slot: Tensor,
+    bits: Tensor,
+    curve: Curve,
+    grad_gate: Tensor,
+    grad_up: Tensor,
+    scale: float | None = None,
 ) -> None:
     """Writes grad * up * f'(gate) and grad * act(gate), in place into the halves of a fused projection's gradient."""
     constants = _constants(curve.name, h.dtype)
@@ -122,13 +131,39 @@ def gated_backward(
     rows, cols = rows_and_columns(h)
     for result, stride in ((gate_out, gate_stride), (up_out, up_stride)):
         ask_for_huge_pages(result, rows * stride * result.itemsize)
-    library().optiacts_gated_backward(
+    function, factors = _for_scale("gated_backward", scale)
+    function(
         constants.dtype, grad.data_ptr(), h.data_ptr(), slot.data_ptr(), bits.data_ptr(),
-        gate_out.data_ptr(), gate_stride, up_out.data_ptr(), up_stride, rows, cols, constants.decoder, threads(),
+        gate_out.data_ptr(), gate_stride, up_out.data_ptr(), up_stride, rows, cols, constants.decoder, *factors,
+        threads(),
     )  # fmt: skip
     for result, wanted in ((gate_out, grad_gate), (up_out, grad_up)):
         if result is not wanted:
             wanted.copy_(result)
+
+
+def pack_dropped(kept: Tensor) -> Tensor:
+    """The packed bits of what a dropout did not keep, from the bools of what it kept."""
+    bits = kept.new_empty(packed_shape(kept.shape), dtype=torch.uint8)
+    kept = kept.contiguous()
+    library().optiacts_pack_dropped(kept.data_ptr(), bits.data_ptr(), *rows_and_columns(kept), threads())
+    return bits
+
+
+def scale_kept(x: Tensor, dropped: Tensor, scale: float) -> Tensor:
+    """``x * scale``, and ``x * 0`` where the packed bit is set."""
+    read, dropped = x.contiguous(), dropped.contiguous()
+    out = _result_like(read)
+    library().optiacts_scale_kept(
+        DTYPES.index(x.dtype),
+        read.data_ptr(),
+        dropped.data_ptr(),
+        out.data_ptr(),
+        *rows_and_columns(x),
+        scale,
+        threads(),
+    )
+    return out
 
 
 def threads() -> int:
@@ -154,6 +189,13 @@ def use_level(wanted: str) -> None:
 def has_threads() -> bool:
     """Whether torch's OpenMP runtime was found, so that large tensors are shared out to threads."""
     return bool(library().optiacts_has_threads())
+
+
+def _for_scale(name: str, scale: float | None) -> tuple[Any, tuple[float, ...]]:
+    """The function called so, and what it takes besides: behind a dropout the scale and its inverse."""
+    if scale is None:
+        return getattr(library(), f"optiacts_{name}"), ()
+    return getattr(library(), f"optiacts_dropped_{name}"), (scale, 1 / scale)
 
 
 def rows_and_columns(x: Tensor) -> tuple[int, int]:
@@ -311,6 +353,13 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
             *[count, address, address, size, address],
             *[count, count, address, address, address],
             *[size, size, address, count],
+        ],
+        "optiacts_pack_dropped": [address, address, size, size, count],
+        "optiacts_scale_kept": [count, *3 * [address], size, size, number, count],
+        "optiacts_dropped_backward": [count, *4 * [address], size, size, address, number, number, count],
+        "optiacts_dropped_gated_backward": [
+            *[count, *4 * [address], *rows, *rows],
+            *[size, size, address, number, number, count],
         ],
     }
     telling = {"optiacts_norm_backward", *(name for name, arguments in signatures.items() if len(arguments) < 2)}

@@ -2,6 +2,7 @@
 
 model.py                                  convert and revert: all modules of a model
 planning.py  sites.py  products.py        what to replace in a function, and why not the rest
+dropouts.py  sequences.py                 dropouts in functions, and in a Sequential behind activations
 flow.py  interpretation.py  values.py     where an activation's output goes: changed in place, kept by nobody
 followers.py                              what torch's own modules do with it
 callees.py  lookup.py  interest.py        what a name in a function stands for; whether to read a function at all

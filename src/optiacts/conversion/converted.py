@@ -20,11 +20,12 @@ from torch import Tensor
 from torch.nn import Module
 
 from optiacts import curves, functional, functional_norm
-from optiacts.conversion.known import intercepted
+from optiacts.conversion.known import Known, intercepted
 from optiacts.conversion.norm_recognition import RecognisedNorm
 from optiacts.conversion.purity import holds
 from optiacts.conversion.recognition import Recognised
-from optiacts.conversion.rewriting import Plan, build, place_of
+from optiacts.conversion.rewriting import Place, Plan, build, place_of
+from optiacts.conversion.sequences import forward_of
 from optiacts.conversion.subclass import quiet_subclass
 from optiacts.overwritten import made_by
 
@@ -42,6 +43,8 @@ class KeptNorm(NamedTuple):
 class Recipe:
     """How to make the subclass of ``original``: methods by name, or what its forward computes: an activation, a norm.
 
+    ``sequence``, of a ``Sequential``, are the activations that dropouts take.
+
     ``wrappers`` are the names of what is a static or class method or a property, with that type. Copies share a
     recipe; a pickle holds only the class and what was chosen, and the module is converted anew when it is loaded.
     """
@@ -52,6 +55,8 @@ class Recipe:
     wrappers: tuple[tuple[str, type], ...] = ()
     gated: bool = True
     norm: KeptNorm | None = None
+    dropout: bool = True
+    sequence: tuple[Known, ...] = ()
 
     def __deepcopy__(self, memo: Any) -> Recipe:
         return self
@@ -59,7 +64,8 @@ class Recipe:
     def __reduce__(self) -> Any:
         chosen = frozenset(spot for _, plan in self.methods for spot in spots(plan))
         norm = None if self.norm is None else self.norm.keep_output
-        return Request, (self.original, chosen, self.activation is not None, self.gated, norm)
+        one = self.activation is not None
+        return Request, (self.original, chosen, one, bool(self.sequence), self.gated, self.dropout, norm)
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,9 @@ class Request:
     original: type[Module]
     spots: frozenset[Any]
     activation: bool
+    sequence: bool
     gated: bool
+    dropout: bool
     norm: bool | None = None
 
 
@@ -133,6 +141,14 @@ def note_paths(module: Module, recipe: Recipe, path: str) -> None:
     _paths[module] = path
     for _, plan in recipe.methods:
         _note_path(plan, module, path)
+    if recipe.sequence:
+        place_of_sequence(recipe).modules[module] = path
+
+
+@functools.cache
+def place_of_sequence(recipe: Recipe) -> Place:
+    """What errors name for the modules of a recipe with a ``sequence``."""
+    return Place(recipe.original.forward)  # type: ignore[arg-type]
 
 
 def _note_path(plan: Plan, module: Module, path: str) -> None:
@@ -167,6 +183,10 @@ def converted_class(recipe: Recipe) -> type[Module]:
         else:
             method = _unless_replaced(original, name, build(plan))
             methods[name] = method if wrapper is None else wrapper(method)
+    if recipe.sequence:
+        methods["forward"] = _unless_replaced(
+            original, "forward", forward_of(recipe.sequence, place_of_sequence(recipe))
+        )
     if recipe.activation is not None:
         methods["forward"] = _activation_forward(original, recipe.activation)
     if recipe.norm is not None:

@@ -28,6 +28,7 @@ from optiacts.conversion.values import (
     Origin,
     Param,
     Value,
+    behind_dropout,
     substituted,
 )
 
@@ -42,6 +43,7 @@ class Flow:
         origins: for a scope, the expressions whose values are to be followed.
         activation: whether a module is an activation whose output is to be followed.
         worth: whether a function may evaluate an activation. Others are looked at if they are small.
+        takes: whether, of two modules in a ``Sequential``, the second is a dropout that takes the first's output.
     """
 
     def __init__(
@@ -49,8 +51,9 @@ class Flow:
         origins: Callable[[Scope], dict[Position, Origin]],
         activation: Callable[[Module], bool],
         worth: Callable[[types.FunctionType], bool],
+        takes: Callable[[Module, Module], bool],
     ) -> None:
-        self._origins, self._activation = origins, activation
+        self._origins, self._activation, self._takes = origins, activation, takes
         self.worth = lambda function: len(function.__code__.co_code) < _SMALL or worth(function)
         self.changed: dict[Origin, str] = {}
         self.called: set[int] = set()  # modules, by their identity, that a function seen calls
@@ -201,9 +204,15 @@ class Flow:
     def _sequence(self, sequence: Sequential) -> Effect:
         value: Value = frozenset((Param("0"),))
         changes: dict[str, str] = {}
+        before: Module | None = None
         for child in sequence:
             effect = self.module(child)
             self.call(child)
+            taken = before is not None and self._takes(before, child)
+            before = child
+            if taken:
+                value = behind_dropout(value)
+                continue
             self.follow(value, follower_of(child))
             for what in effect.changes.values():
                 self.change(value, what)

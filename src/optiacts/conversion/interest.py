@@ -49,10 +49,11 @@ class Interest:
     """What one conversion has found out about functions.
 
     Args:
-        activations: the names of the attributes of a module that are, or hold, activations.
+        dropout: whether dropouts are of interest, too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: bool) -> None:
+        self._names = _CURVED | ({"dropout"} if dropout else set())
         self._met: dict[int, tuple[types.FunctionType, bool]] = {}
 
     def of(self, function: types.FunctionType, attributes: frozenset[str] = frozenset()) -> bool:
@@ -69,11 +70,11 @@ class Interest:
 
     def directly(self, function: types.FunctionType, attributes: frozenset[str] = frozenset()) -> bool:
         """Whether ``function`` itself looks like it, whatever it calls."""
-        return bool((attributes | _CURVED) & names_in(function.__code__))
+        return bool((attributes | self._names) & names_in(function.__code__))
 
     def _look(self, function: types.FunctionType) -> bool:
         names = names_in(function.__code__)
-        if names & _CURVED:
+        if names & self._names:
             return True
         defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         values = [function.__globals__.get(name) for name in names] + _cells(function) + defaults

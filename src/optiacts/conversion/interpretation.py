@@ -11,6 +11,7 @@ from torch.nn import Module
 from optiacts.conversion.callees import Scope
 from optiacts.conversion.followers import follower_of
 from optiacts.conversion.interest import foreign, wrapped_in
+from optiacts.conversion.known import is_dropout
 from optiacts.conversion.source import Position, position
 from optiacts.conversion.values import (
     NOTHING,
@@ -22,6 +23,7 @@ from optiacts.conversion.values import (
     Origin,
     Param,
     Value,
+    behind_dropout,
     enclosed,
     opened,
     substituted,
@@ -219,7 +221,9 @@ class Run:
     def _value(self, node: ast.expr) -> Value:
         value = self._evaluated(node)
         origin = self._origins.get(position(node))
-        return value if origin is None else frozenset((origin,))
+        if origin is None:
+            return value
+        return frozenset((origin, *(o for o in value if isinstance(o, Dropped))))  # behind a dropout: the undropped
 
     def _evaluated(self, node: ast.expr) -> Value:
         match node:
@@ -289,6 +293,11 @@ class Run:
         arguments |= {str(k.arg): self._value(k.value) for k in node.keywords}
         everything: Value = frozenset().union(*arguments.values())
         callees = self._scope.objects(node.func)
+        if position(node) in self._origins and any(map(is_dropout, callees)):
+            for callee in callees:
+                if isinstance(callee, Module):
+                    self._flow.call(callee)
+            return behind_dropout(opened(everything))
         base = NOTHING
         name = node.func.id if isinstance(node.func, ast.Name) else ""
         if isinstance(node.func, ast.Attribute):

@@ -96,6 +96,38 @@ def _recognised(
     return None
 
 
+class Dropping(NamedTuple):
+    """A dropout as it is called."""
+
+    p: float
+    training: bool
+    inplace: bool
+
+
+def is_dropout(callee: Any) -> bool:
+    """Whether ``callee`` is PyTorch's dropout: the function, or a module that has its forward."""
+    if isinstance(callee, Module):
+        return getattr(original_class(callee), "forward", None) is torch.nn.Dropout.forward  # TorchScript has none
+    return callee is torch.nn.functional.dropout
+
+
+def original_class(module: Module) -> type[Module]:
+    """The class that a module had before it was converted."""
+    return getattr(type(module), "optiacts_original", type(module))
+
+
+def dropping(callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Dropping | None:
+    """How ``callee(input, *args, **kwargs)`` drops; None if it is anything else, or somebody sees or changes it."""
+    if not is_dropout(callee) or intercepted():
+        return None
+    if isinstance(callee, Module):
+        module: Any = callee
+        return None if args or kwargs or watched(callee) else Dropping(module.p, module.training, module.inplace)
+    given = {**dict(zip(("p", "training", "inplace"), args, strict=False)), **kwargs}
+    valid = len(args) <= 3 and not kwargs.keys() - {"p", "training", "inplace"}
+    return Dropping(given.get("p", 0.5), given.get("training", True), given.get("inplace", False)) if valid else None
+
+
 def watched(module: Module) -> bool:
     """Whether somebody sees a call of ``module``, or replaced what it does: then it has to be called."""
     return bool(

@@ -24,7 +24,8 @@ from optiacts.conversion.rehearsal import Rehearsal, rehearse
 from optiacts.conversion.report import Conversion, ConversionReport
 from optiacts.conversion.rewriting import Plan
 from optiacts.conversion.selection import Selection, Selector
-from optiacts.conversion.sites import Product, Site
+from optiacts.conversion.sequences import pairs_in, taken_in
+from optiacts.conversion.sites import Drop, Product, Site, act_of
 from optiacts.conversion.source import Position
 from optiacts.conversion.values import Origin
 
@@ -36,6 +37,7 @@ def convert(
     include: Selector | Iterable[Selector] | None = None,
     exclude: Selector | Iterable[Selector] | None = None,
     gated: bool = True,
+    dropout: bool = True,
     example_inputs: Any = None,
     norms: bool = True,
 ) -> ConversionReport:
@@ -55,6 +57,7 @@ def convert(
             ``*`` also matches dots), a module class, a function of (name, module), or several of these.
         exclude: leave these and what they contain alone; wins over ``include``.
         gated: convert products with an activation's output as well, not the activations in them alone.
+        dropout: convert dropouts as well: to one bit per element, and to none behind an activation or a product.
         example_inputs: inputs of a training step: a tensor, a tuple of positional ones or a mapping of keyword ones.
             With them, activation modules are left alone whose output nobody else keeps, so that nothing would be
             saved, such norms keep their input, and whatever makes an output that is changed in place later is left
@@ -75,14 +78,23 @@ def convert(
     with _one_at_a_time:
         selection = Selection(model, include, exclude)
         if example_inputs is None:
-            return _Conversion(model, selection, gated, norms).run()
+            return _Conversion(model, selection, gated, dropout, norms).run()
 
         def rehearsed(copy: Module, found: Rehearsal) -> object:
-            return _Conversion(copy, selection, gated, norms, found).run()
+            return _Conversion(copy, selection, gated, dropout, norms, found).run()
 
         rehearsal = rehearse(model, example_inputs, rehearsed)
-        report = _Conversion(model, selection, gated, norms, rehearsal).run()
+        report = _Conversion(model, selection, gated, dropout, norms, rehearsal).run()
         return dataclasses.replace(report, saved_bytes=rehearsal.saved_bytes)
+
+
+def convert_where_it_pays(
+    model: Module, no_gain: dict[str, str], gated: bool = True, dropout: bool = True, norms: bool = True
+) -> ConversionReport:
+    """``convert``, but for the activations of the paths ``no_gain``, unless a dropout takes their outputs."""
+    with _one_at_a_time:
+        rehearsal = Rehearsal(no_gain=no_gain)
+        return _Conversion(model, Selection(model, None, None), gated, dropout, norms, rehearsal).run()
 
 
 def revert(model: Module) -> None:
@@ -113,17 +125,22 @@ def convert_loaded(module: Module, request: Request) -> None:
             if norm is not None:
                 install(module, Recipe(type(module), gated=request.gated, norm=KeptNorm(norm, request.norm)))
             return
+        if request.sequence:
+            install(module, Recipe(type(module), sequence=taken_in(module), gated=request.gated))
+            return
 
-        def choose(function: types.FunctionType, at: Position, site: Site | Product, scope: Scope) -> str | None:
+        def choose(
+            function: types.FunctionType, at: Position, site: Site | Product | Drop, scope: Scope
+        ) -> str | None:
             return "" if (function.__module__, function.__qualname__, at) in request.spots else None
 
-        planner = Planner([module, *module.modules()], request.gated)
-        recipe = _recipe(planner, module, choose, Found(), request.gated)
+        planner = Planner([module, *module.modules()], request.gated, dropout=request.dropout)
+        recipe = _recipe(planner, module, choose, Found(), request.gated, request.dropout)
         if recipe is not None:
             install(module, recipe)
 
 
-def _recipe(planner: Planner, module: Module, choose: Any, found: Found, gated: bool) -> Recipe | None:
+def _recipe(planner: Planner, module: Module, choose: Any, found: Found, gated: bool, dropout: bool) -> Recipe | None:
     methods: list[tuple[str, Plan]] = []
     wrappers: list[tuple[str, type]] = []
     for method in planner.methods(module):
@@ -138,7 +155,7 @@ def _recipe(planner: Planner, module: Module, choose: Any, found: Found, gated: 
         if plan is not None:
             methods.append((name, plan))
             wrappers += [] if method.wrapper is None else [(name, method.wrapper)]
-    return Recipe(type(module), tuple(methods), None, tuple(wrappers), gated) if methods else None
+    return Recipe(type(module), tuple(methods), None, tuple(wrappers), gated, dropout=dropout) if methods else None
 
 
 def _with_place(text: str, where: str) -> str:
@@ -150,17 +167,24 @@ class _Conversion:
     """One run over a model. All functions are read before anything is changed."""
 
     def __init__(
-        self, model: Module, selection: Selection, gated: bool, norms: bool, rehearsal: Rehearsal | None = None
+        self,
+        model: Module,
+        selection: Selection,
+        gated: bool,
+        dropout: bool,
+        norms: bool,
+        rehearsal: Rehearsal | None = None,
     ) -> None:
         self._selection = selection
-        self._gated = gated
+        self._gated, self._dropout = gated, dropout
         self._model = model
         self._modules = [(path, module) for path, module in model.named_modules()]
         self._paths = {id(module): path for path, module in self._modules}
-        self._planner = Planner([module for _, module in self._modules], gated, norms)
+        self._planner = Planner([module for _, module in self._modules], gated, norms, dropout)
         self._norms = norms
         self._rehearsal = rehearsal
         self._reasons = rehearsal.reasons if rehearsal is not None else {}  # why a module must be left, by its path
+        self._no_gain = rehearsal.no_gain if rehearsal is not None else {}  # unless a dropout takes its output
 
     def run(self) -> ConversionReport:
         new = [(path, module) for path, module in self._modules if not is_converted(module)]
@@ -173,6 +197,7 @@ class _Conversion:
         entries: list[Conversion] = []
         for path, module in new:
             entries += self._functions(path, module, recipes)
+            entries += self._sequence(path, module, recipes)
         for path, module in new:
             entries += self._activation(path, module, recipes)
             if self._norms and path in self._selection:
@@ -210,10 +235,15 @@ class _Conversion:
         kind = type(module).__qualname__
         whole = path in self._selection
 
-        def choose(function: types.FunctionType, at: Position, site: Site | Product, scope: Scope) -> str | None:
-            act = site.act if isinstance(site, Product) else site
-            owned = [self._paths[id(m)] for m in self._callees(scope, act) if id(m) in self._paths]
+        def choose(
+            function: types.FunctionType, at: Position, site: Site | Product | Drop, scope: Scope
+        ) -> str | None:
+            act = act_of(site)
+            owned = [] if act is None else self._among(self._callees(scope, act))
             chosen = any(child in self._selection for child in owned) if owned else whole
+            if isinstance(site, Drop):
+                dropouts = self._among(scope.objects(site.call.func))
+                chosen = chosen and all(child in self._selection for child in dropouts)
             return self._reasons.get(path, "") if chosen else None
 
         if "forward" in module.__dict__:
@@ -221,7 +251,7 @@ class _Conversion:
                 yield Conversion(path, kind, reason="its forward was replaced on the instance")
             return
         found = Found()
-        recipe = _recipe(self._planner, module, choose, found, self._gated)
+        recipe = _recipe(self._planner, module, choose, found, self._gated, self._dropout)
         if recipe is not None:
             recipes.append((path, module, recipe))
             yield from (Conversion(path, kind, what) for what in dict.fromkeys(found.converted))
@@ -243,6 +273,29 @@ class _Conversion:
             elif torch.nn.functional.glu.__name__ in names_in(function.__code__):
                 yield Conversion(path, type(module).__qualname__, reason="glu: no curve for its sigmoid gate")
 
+    def _among(self, callees: Iterable[Any]) -> list[str]:
+        """The paths of those that are modules of the model."""
+        return [self._paths[id(callee)] for callee in callees if id(callee) in self._paths]
+
+    def _sequence(self, path: str, module: Module, recipes: list[tuple[str, Module, Recipe]]) -> Iterator[Conversion]:
+        """A ``Sequential`` with dropouts right behind activations."""
+        pairs = pairs_in(module) if self._dropout and path in self._selection else []
+        if not all(child in self._selection for pair in pairs for child in self._among(pair)):
+            return
+        found: dict[str, None] = {}
+        for act, _ in pairs:
+            recognised = sites.activation(act)
+            what = f"{recognised.base if recognised else ''} + dropout"
+            reason = why_not(self._planner.flow, Origin(id(act)), False)
+            if reason:
+                yield Conversion(path, type(module).__qualname__, reason=f"{what}: {reason}")
+                return
+            found[what] = None
+        if found:
+            self._planner.taken |= {id(act) for act, _ in pairs}
+            recipes.append((path, module, Recipe(type(module), sequence=taken_in(module), gated=self._gated)))
+            yield from (Conversion(path, type(module).__qualname__, what) for what in found)
+
     def _activation(
         self, path: str, module: Module, recipes: list[tuple[str, Module, Recipe]]
     ) -> Iterator[Conversion]:
@@ -252,7 +305,7 @@ class _Conversion:
         kind = type(module).__qualname__
         recognised, reason = _judged(module)
         if recognised is None:
-            if reason:
+            if reason and id(module) not in self._planner.taken:
                 yield Conversion(path, kind, reason=reason)
             return
         once = sites.kept_once(recognised.base) and not recognised.steps
@@ -290,7 +343,9 @@ class _Conversion:
 
     def _use(self, path: str, module: Module, kept_once: bool) -> tuple[str, str]:
         """Why a module is left because of who calls it or takes its output; if it is not, what to note of that."""
-        reason = self._reasons.get(path, "") or why_not(self._planner.flow, Origin(id(module)), kept_once)
+        no_gain = "" if id(module) in self._planner.taken else self._no_gain.get(path, "")
+        reason = self._reasons.get(path, "") or no_gain
+        reason = reason or why_not(self._planner.flow, Origin(id(module)), kept_once)
         unused = id(module) not in self._planner.flow.called and path != ""
         if not reason and unused and self._never_named(module):
             reason = "no forward calls it"

@@ -15,14 +15,15 @@ from torch.nn import functional as F
 from optiacts import curves
 from optiacts.conversion import sites
 from optiacts.conversion.callees import Scope, root_name
+from optiacts.conversion.dropouts import find_dropouts
 from optiacts.conversion.flow import Flow
 from optiacts.conversion.interest import Interest, foreign, names_in, wrapped_in
-from optiacts.conversion.known import Known
+from optiacts.conversion.known import Known, is_dropout
 from optiacts.conversion.norm_recognition import RecognisedNorm, norm_of
 from optiacts.conversion.products import find_products
 from optiacts.conversion.recognition import Recognised
 from optiacts.conversion.rewriting import Plan
-from optiacts.conversion.sites import Product, Site, Sites
+from optiacts.conversion.sites import Drop, Product, Site, Sites, act_of
 from optiacts.conversion.source import Position, UnseenError, position, source_of
 from optiacts.conversion.spelled import torch_curve
 from optiacts.conversion.values import Origin
@@ -51,7 +52,7 @@ class Method(NamedTuple):
 
 
 # None: not chosen; a text: to be left for that reason; the empty text: to be converted
-Choice = Callable[[types.FunctionType, Position, "Site | Product", Scope], str | None]
+Choice = Callable[[types.FunctionType, Position, "Site | Product | Drop", Scope], str | None]
 
 
 class Planner:
@@ -61,23 +62,29 @@ class Planner:
         modules: all modules of the model.
         gated: whether to convert products.
         norms: whether to follow norms.
+        dropout: whether to convert dropouts.
     """
 
-    def __init__(self, modules: list[Module], gated: bool, norms: bool = False) -> None:
+    def __init__(self, modules: list[Module], gated: bool, norms: bool = False, dropout: bool = False) -> None:
         self._modules = {id(module): module for module in modules}
-        self._gated = gated
+        self._gated, self._dropout = gated, dropout
         self._with_norms = norms
         self._norms: dict[int, RecognisedNorm | None] = {}
         self._sites: dict[tuple[types.FunctionType, int | None], Sites] = {}
         self._attributes: dict[int, frozenset[str]] = {}
-        self.interest = Interest()
-        self.flow = Flow(self._origins, self._followed, self.interest.of)
+        self.interest = Interest(dropout)
+        self.flow = Flow(self._origins, self._followed, self.interest.of, self._takes)
+        self.taken: set[int] = set()  # activation modules, by identity, whose outputs dropouts take
 
     # what the flow asks
 
     def _followed(self, module: Module) -> bool:
         recognised = sites.activation(module)
-        return (recognised is not None and recognised.keeps_input) or self.norm(module) is not None
+        return recognised is not None or self.norm(module) is not None
+
+    def _takes(self, first: Module, second: Module) -> bool:
+        """Whether ``second`` is a dropout that takes the activation ``first`` where they follow each other."""
+        return self._dropout and is_dropout(second) and sites.activation(first) is not None
 
     def norm(self, module: Module) -> RecognisedNorm | None:
         """Which norm a module computes, if norms are followed."""
@@ -88,7 +95,8 @@ class Planner:
     def _origins(self, scope: Scope) -> dict[Position, Origin]:
         found = self.sites(scope)
         functions = [at for at, act in found.acts.items() if act.alone]
-        return {at: _origin(scope, at) for at in (*functions, *found.products)}
+        waiting = [at for at, drop in found.drops.items() if drop.source is not None]
+        return {at: _origin(scope, at) for at in (*functions, *found.products, *waiting)}
 
     def sites(self, scope: Scope) -> Sites:
         """The sites of a function; none if nothing in it looks like one."""
@@ -100,6 +108,8 @@ class Planner:
             self._sites[key] = Sites()  # while it is looked at: functions that call each other
             self._sites[key] = found = sites.find(scope, self) if worth else Sites()
             find_products(scope, found, self)
+            if self._dropout:
+                find_dropouts(scope, found, self, self._gated)
         return self._sites[key]
 
     def contains(self, module: Module) -> bool:
@@ -236,8 +246,19 @@ class _Planning:
                 plans = quiet.function(inner, inner_owner, ""), quiet.function(inner, inner_owner, "", pending=True)
                 waiting.append((plans[0], plans[1]))
 
+        for at, drop in met.drops.items():
+            if self._take(scope, at, drop, where):
+                actions[at] = "drop"
+                act = act_of(drop)
+                if act is not None:
+                    self._planner.taken |= {id(callee) for callee in _callees(scope, act)}
+                if isinstance(drop.source, Product):
+                    actions[drop.source.at] = f"later_{drop.source.form}"
+                    use(drop.source.act, "begin")
+                elif drop.source is not None:
+                    use(drop.source, "begin")
         for at, product in met.products.items():
-            if self._planner._gated and self._take(scope, at, product, where):
+            if at not in actions and self._planner._gated and self._take(scope, at, product, where):
                 actions[at] = product.form
                 use(product.act, "begin")
         open_act = returned if returned is not None and returned.at not in actions else None
@@ -272,14 +293,17 @@ class _Planning:
                     plans += [] if plan in plans else [plan]
         return plans
 
-    def _take(self, scope: Scope, at: Position, site: Site | Product, where: str) -> bool:
+    def _take(self, scope: Scope, at: Position, site: Site | Product | Drop, where: str) -> bool:
         """Whether to convert a site; notes the outcome."""
         reason = self._choose(scope.function, at, site, scope)
         if reason is None:
             return False
-        act = site.act if isinstance(site, Product) else site
         what = site.what + where
-        once = curves.get(act.base).keeps_output if isinstance(site, Product) else act.kept_once
+        once = (
+            site.kept_once
+            if isinstance(site, Site)
+            else isinstance(site, Product) and curves.get(site.act.base).keeps_output
+        )
         reason = reason or why_not(self._planner.flow, _origin(scope, at), once)
         if reason:
             self._found.left.append(f"{what}: {reason}")
@@ -316,6 +340,11 @@ def unseen(function: types.FunctionType, seen: frozenset[types.FunctionType] = f
         return str(error)
     inner = (unseen(other, seen | {function}) for other in wrapped_in(function) if other not in seen)
     return next(filter(None, inner), "") if hasattr(function, "__wrapped__") else ""
+
+
+def _callees(scope: Scope, act: Site) -> list[Any]:
+    calls = (call for call in scope.calls if position(call) == act.at)
+    return [callee for call in calls for callee in scope.objects(call.func)]
 
 
 def _origin(scope: Scope, at: Position) -> Origin:

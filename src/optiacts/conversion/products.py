@@ -6,7 +6,8 @@ It may if nobody else sees its output, and if nothing in between could change it
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 
@@ -20,14 +21,14 @@ _PRODUCTS = (torch.mul, torch.multiply, torch.ops.aten.mul, torch.ops.aten.mul.T
 def find_products(scope: Scope, sites: Sites, model: Model) -> None:
     used: set[Position] = set()
 
-    def add(at: Position, act: Site, form: str, gate: list[ast.expr], between: list[ast.AST]) -> bool:
-        if act.at in used or not _stays(scope, gate, between, model):
+    def add(at: Position, act: Site, form: str, gate: list[ast.expr], up: ast.expr, between: list[ast.AST]) -> bool:
+        if act.at in used or not stays(scope, gate, between, model):
             return False
         used.add(act.at)
-        sites.products[at] = Product(at, act, form)
+        sites.products[at] = Product(at, act, form, (*gate, up))
         return True
 
-    waiting = _waiting(scope, sites)
+    waiting = waiting_in(scope, sites.acts)
     for node in ast.walk(scope.node):
         for factor, up, form in _factors(scope, node):
             if _number(scope, up):
@@ -36,11 +37,11 @@ def find_products(scope: Scope, sites: Sites, model: Model) -> None:
             act = sites.acts.get(position(factor))
             if act is not None and form != "into":
                 later: list[ast.AST] = [up] if form in ("product", "product_by", "product_method") else []
-                if add(at, act, form, _gate(act, factor), later):
+                if add(at, act, form, gate_of(act, factor), up, later):
                     break
             elif isinstance(factor, ast.Name) and (factor.id, position(factor)) in waiting:
                 act, call, between = waiting[factor.id, position(factor)]
-                if add(at, act, form, _gate(act, call), [*between, up]):
+                if add(at, act, form, gate_of(act, call), up, [*between, up]):
                     break
 
 
@@ -49,7 +50,7 @@ def _number(scope: Scope, node: ast.expr) -> bool:
     return isinstance(value, (bool, int, float))
 
 
-def _gate(act: Site, node: ast.expr) -> list[ast.expr]:
+def gate_of(act: Site, node: ast.expr) -> list[ast.expr]:
     """What the activation is evaluated of."""
     if act.written is not None:
         return [ast.Name(act.variable, ast.Load())]
@@ -83,11 +84,11 @@ def factors_of(call: ast.Call) -> list[ast.expr]:
     return given if len(given) == 2 and names == ["input", "other"][len(call.args) :] else []
 
 
-Waiting = dict[tuple[str, Position], tuple[Site, ast.expr, list[ast.AST]]]
+Waiting = dict[tuple[str, Position], tuple[Any, ast.expr, list[ast.AST]]]
 
 
-def _waiting(scope: Scope, sites: Sites) -> Waiting:
-    """Variables that hold an activation's output for one product and nothing else.
+def waiting_in(scope: Scope, sources: Mapping[Position, Any]) -> Waiting:
+    """Variables that hold the value of one of the expressions ``sources`` for one use and nothing else.
 
     The variable is bound and used in one block of statements, without a branch in between, and is not read anywhere
     else before it is bound again. What the key tells is the use: the name, and where it stands.
@@ -103,7 +104,7 @@ def _waiting(scope: Scope, sites: Sites) -> Waiting:
             if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
                 continue
             target = statement.targets[0]
-            act = sites.acts.get(position(statement.value))
+            act = sources.get(position(statement.value))
             if act is None or not isinstance(target, ast.Name) or target.id in declared:
                 continue
             use = _only_use(scope.node, block, number, target.id)
@@ -214,7 +215,7 @@ def _blocks(function: Function) -> Iterator[list[ast.stmt]]:
                 yield block
 
 
-def _stays(scope: Scope, gate: list[ast.expr], between: list[ast.AST], model: Model) -> bool:
+def stays(scope: Scope, gate: list[ast.expr], between: list[ast.AST], model: Model) -> bool:
     """Whether nothing in ``between`` may change what the activation is evaluated of.
 
     What a call has just returned is nobody else's; a variable, and what is a view of it, could be changed.

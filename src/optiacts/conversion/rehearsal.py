@@ -32,10 +32,11 @@ _MOST = 100  # rounds of finding one more output that is changed in place
 
 @dataclass
 class Rehearsal:
-    """What came out: why to leave which modules, by path; of each norm, why nobody keeps its output, or an empty text
-    if somebody does; and the bytes held before and after."""
+    """What came out: why to leave which modules, by path; why which activations gain nothing alone; of each norm, why
+    nobody keeps its output, or an empty text if somebody does; and the bytes held before and after."""
 
     reasons: dict[str, str] = field(default_factory=dict)
+    no_gain: dict[str, str] = field(default_factory=dict)
     norms: dict[str, str] = field(default_factory=dict)
     saved_bytes: tuple[int, int] = (0, 0)
 
@@ -60,7 +61,7 @@ def rehearse(model: Module, example_inputs: Any, convert: Callable[[Module, Rehe
             with torch.enable_grad(), mode_of(copied, (args, kwargs)), one_sequence_per_row():
                 with _OneDtype():
                     sites = sharing(_followed, copied, *args, **kwargs)
-                found.reasons = without_gain(tuple(site for site in sites if site.activation != _NORM))
+                found.no_gain = without_gain(tuple(site for site in sites if site.activation != _NORM))
                 found.norms = unkept(tuple(site for site in sites if site.activation == _NORM))
                 before = saved_memory(copied, *args, **kwargs)
                 _backward(before.output)

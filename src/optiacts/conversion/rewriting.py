@@ -11,6 +11,7 @@ from typing import Any
 
 from torch.nn import Module
 
+from optiacts.conversion.dropouts import dropped_by
 from optiacts.conversion.known import Known
 from optiacts.conversion.products import factors_of
 from optiacts.conversion.recognition import Recognised
@@ -113,14 +114,21 @@ class _Edit(ast.NodeTransformer):
             called = _call(helper, node.func, *node.args)
             called.keywords = node.keywords
             return called
+        if helper == "drop":
+            dropped = dropped_by(node)
+            called = _call(helper, node.func, *([dropped] if dropped is not None else []), *node.args[1:])
+            called.keywords = [k for k in node.keywords if k.arg != "input"]
+            return called
+        later = "later_" if helper.startswith("later_") else ""
+        helper = helper.removeprefix(later)
         if helper in ("product", "product_right"):
-            return _call(helper, node.left, node.right)
+            return _call(later + helper, node.left, node.right)
         if helper == "into":
             target = ast.Name(node.target.id, ast.Store())
             return ast.Assign([target], _call("product_into", _name(node.target.id), node.value))
         if helper in ("product_by", "product_by_right"):
-            return _call("product_by", node.func, *factors_of(node))
-        return _call("product_method", node.func.value, ast.Constant(node.func.attr), node.args[0])
+            return _call(later + "product_by", node.func, *factors_of(node))
+        return _call(later + "product_method", node.func.value, ast.Constant(node.func.attr), node.args[0])
 
 
 def _name(name: str) -> ast.Name:

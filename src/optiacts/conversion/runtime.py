@@ -6,15 +6,17 @@ expression is evaluated as it stands. The order of evaluation is the user's.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
-from optiacts import curves, functional, functional_gated
-from optiacts.conversion.known import Known, Rewritten, activated, chosen, intercepted
+from optiacts import curves, functional, functional_dropout, functional_gated
+from optiacts.conversion.known import Dropping, Known, Rewritten, activated, chosen, dropping, intercepted
 from optiacts.conversion.purity import holds
 from optiacts.conversion.recognition import Recognised
 from optiacts.ops import gated as gated_ops
@@ -28,6 +30,15 @@ class Pending(NamedTuple):
     gate: Tensor
     version: int
     evaluate: Callable[[], Any]  # the user's own call
+
+
+class PendingProduct(NamedTuple):
+    """A product with a pending activation that waits for its dropout."""
+
+    act: Pending
+    up: Any
+    version: int
+    multiply: Callable[[Any, Any], Any]
 
 
 def helpers(
@@ -82,38 +93,29 @@ def helpers(
             return expression(x)
         return Pending(recognised.curve, x, _version(x), lambda: expression(x))
 
-    def product(act: Any, up: Any) -> Any:
-        return _product(act, up, place, operator.mul) if type(act) is Pending else act * up
-
-    def product_right(up: Any, act: Any) -> Any:
-        return _product(act, up, place, _swapped) if type(act) is Pending else up * act
-
     def product_into(act: Any, up: Any) -> Any:
         if type(act) is not Pending:
             act *= up
             return act
-        result = _product(act, up, place, operator.mul)
+        result = _product(act, up, operator.mul, place)
         if isinstance(result, Tensor) and (result.dtype, result.shape) == (act.gate.dtype, act.gate.shape):
             return result  # the values of the product in place, and backward keeps its factor
         value = curves.get(act.curve).forward(act.gate)
         value *= up
         return value
 
-    def product_by(function: Callable[..., Any], first: Any, second: Any) -> Any:
-        if type(first) is Pending:
-            return _product(first, second, place, function)
-        if type(second) is Pending:
-            return _product(second, first, place, lambda act, up: function(up, act))
-        return function(first, second)
-
-    def product_method(act: Any, name: str, up: Any) -> Any:
-        if type(up) is Pending and type(act) is not Pending:
-            return _product(up, act, place, lambda value, factor: getattr(factor, name)(value))
-        if type(act) is not Pending:
-            return getattr(act, name)(up)
-        if name == "mul_":
-            return product_into(act, up)
-        return _product(act, up, place, lambda value, factor: getattr(value, name)(factor))
+    def drop(callee: Any, value: Any, /, *args: Any, **kwargs: Any) -> Any:
+        how = dropping(callee, args, kwargs)
+        if type(value) is Pending or type(value) is PendingProduct:
+            if how is not None:
+                dropped = _dropped(value, how, place)
+                if dropped is not None:
+                    return dropped
+            inplace = how is not None and how.inplace
+            value = _finished(value, place, theirs=inplace)
+        if how is None or isinstance(callee, Module):
+            return callee(value, *args, **kwargs)
+        return functional_dropout.dropout(value, *how)
 
     def class_of(value: Any) -> type:
         """The class that the user knows ``value`` by."""
@@ -121,6 +123,8 @@ def helpers(
         return getattr(kind, "optiacts_original", kind)
 
     found = locals()
+    found |= _products(functools.partial(_product, place=place), product_into)
+    found |= {f"later_{name}": form for name, form in _products(_later, product_into).items()}
     return {PREFIX + name: found[name] for name in NAMES}
 
 
@@ -132,11 +136,44 @@ NAMES = (
     "begin_evaluate",
     "product",
     "product_right",
-    "product_into",
     "product_by",
     "product_method",
+    "later_product",
+    "later_product_right",
+    "later_product_by",
+    "later_product_method",
+    "product_into",
+    "drop",
     "class_of",
 )
+
+
+def _products(form: Callable[..., Any], into: Callable[[Any, Any], Any]) -> dict[str, Any]:
+    """The ways to write a product. ``form(act, up, multiply)`` gives that of a pending activation."""
+
+    def product(act: Any, up: Any) -> Any:
+        return form(act, up, operator.mul) if type(act) is Pending else act * up
+
+    def product_right(up: Any, act: Any) -> Any:
+        return form(act, up, _swapped) if type(act) is Pending else up * act
+
+    def product_by(function: Callable[..., Any], first: Any, second: Any) -> Any:
+        if type(first) is Pending:
+            return form(first, second, function)
+        if type(second) is Pending:
+            return form(second, first, lambda act, up: function(up, act))
+        return function(first, second)
+
+    def product_method(act: Any, name: str, up: Any) -> Any:
+        if type(up) is Pending and type(act) is not Pending:
+            return form(up, act, lambda value, factor: getattr(factor, name)(value))
+        if type(act) is not Pending:
+            return getattr(act, name)(up)
+        if name == "mul_":
+            return into(act, up)
+        return form(act, up, lambda value, factor: getattr(value, name)(factor))
+
+    return {f.__name__: f for f in (product, product_right, product_by, product_method)}
 
 
 def _version(x: Tensor) -> int:
@@ -144,26 +181,59 @@ def _version(x: Tensor) -> int:
     return 0 if torch.compiler.is_compiling() else x._version
 
 
-def _product(act: Pending, up: Any, place: Maker, multiply: Callable[[Any, Any], Any]) -> Any:
+def _product(act: Pending, up: Any, multiply: Callable[[Any, Any], Any], place: Maker) -> Any:
     """The gated product; where ``up`` does not fit, our activation and the user's product."""
-    fused = _fused(act, up, place)
-    if fused is not None:
-        return fused
-    if curves.get(act.curve).keeps_output:
-        return multiply(act.evaluate(), up)
-    return multiply(made_by(functional.apply(act.curve, act.gate), place), up)
+    _unchanged(act, place)
+    if _fits(act, up):  # what functional_gated.gated asks of the gate was asked when the activation was begun
+        return made_by(gated_ops.gated(act.gate, up, act.curve), place)
+    return multiply(_finished(act, place), up)
 
 
-def _fused(act: Pending, up: Any, place: Maker) -> Tensor | None:
-    if _version(act.gate) != act.version:
+def _later(act: Pending, up: Any, multiply: Callable[[Any, Any], Any]) -> PendingProduct:
+    return PendingProduct(act, up, _version(up) if isinstance(up, Tensor) else 0, multiply)
+
+
+def _fits(act: Pending, up: Any) -> bool:
+    return isinstance(up, Tensor) and functional_gated.matches(up, act.gate)
+
+
+def _unchanged(act: Pending | PendingProduct, place: Maker) -> None:
+    factor = act.gate if isinstance(act, Pending) else act.up
+    if isinstance(factor, Tensor) and _version(factor) != act.version:
         raise RuntimeError(
-            "optiacts: the input of the activation was changed in place before its product was formed, in "
+            "optiacts: the input of the activation was changed in place before its output was used, in "
             f"{place.optiacts_described()}. Leave the module alone: optiacts.convert(model, exclude=...)."
         )
-    if not isinstance(up, Tensor) or not functional_gated.matches(up, act.gate):
+
+
+def _dropped(value: Pending | PendingProduct, how: Dropping, place: Maker) -> Any:
+    """The dropout of what is pending, as one step; None where that cannot be."""
+    act = value if isinstance(value, Pending) else value.act
+    _unchanged(act, place)
+    _unchanged(value, place)
+    if not functional_dropout.drops(act.gate, how.p, how.training):
         return None
-    # what functional_gated.gated asks of the gate was asked when the activation was begun
-    return made_by(gated_ops.gated(act.gate, up, act.curve), place)
+    if isinstance(value, PendingProduct):
+        if not _fits(act, value.up):
+            return None
+        return made_by(functional_dropout.gated_dropout(act.gate, value.up, act.curve, *how), place)
+    if not curves.get(act.curve).survives_dropout:
+        return None
+    return made_by(functional_dropout.activation_dropout(act.gate, act.curve, *how), place)
+
+
+def _finished(value: Pending | PendingProduct, place: Maker, theirs: bool = False) -> Any:
+    """What is pending, evaluated; ``theirs``: by PyTorch alone, so that its result may be overwritten."""
+    _unchanged(value, place)
+    if isinstance(value, PendingProduct):
+        if theirs:
+            return value.multiply(_finished(value.act, place, theirs), value.up)
+        return _product(value.act, value.up, value.multiply, place)
+    if theirs:
+        return curves.get(value.curve).forward(value.gate)
+    if value.curve == "relu":
+        return value.evaluate()
+    return made_by(functional.apply(value.curve, value.gate), place)
 
 
 def _swapped(act: Any, up: Any) -> Any:

@@ -55,15 +55,36 @@ class Site:
 
 @dataclass(frozen=True)
 class Product:
-    """A product with the activation ``act`` as a factor. ``form`` says which helper forms it."""
+    """A product with the activation ``act`` as a factor. ``form`` says which helper forms it, of ``inputs``."""
 
     at: Position
     act: Site
     form: str
+    inputs: tuple[ast.expr, ...] = ()
 
     @property
     def what(self) -> str:
         return f"{self.act.what} gate"
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A call of a dropout: of what ``source`` evaluates, which waits for it, or of any tensor."""
+
+    at: Position
+    call: ast.Call
+    source: Site | Product | None
+
+    @property
+    def what(self) -> str:
+        return "dropout" if self.source is None else f"{self.source.what} + dropout"
+
+
+def act_of(site: Site | Product | Drop) -> Site | None:
+    """The activation in it, if there is one."""
+    if isinstance(site, Drop):
+        return None if site.source is None else act_of(site.source)
+    return site.act if isinstance(site, Product) else site
 
 
 @dataclass
@@ -72,6 +93,7 @@ class Sites:
 
     acts: dict[Position, Site] = field(default_factory=dict)
     products: dict[Position, Product] = field(default_factory=dict)
+    drops: dict[Position, Drop] = field(default_factory=dict)
 
 
 class Model(Protocol):

@@ -83,6 +83,11 @@ def opened(value: Value) -> Value:
     return frozenset(origin.element if isinstance(origin, Inside) else origin for origin in value)
 
 
+def behind_dropout(value: Value) -> Value:
+    """What the result of a dropout of ``value`` may share memory with, where it drops nothing."""
+    return frozenset(origin if isinstance(origin, Dropped) else Dropped(origin) for origin in value)
+
+
 def enclosed(values: Iterable[Value]) -> Value:
     return frozenset(o if isinstance(o, Inside) else Inside(o) for value in values for o in value)
 

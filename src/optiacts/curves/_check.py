@@ -96,6 +96,9 @@ def _check_closed_form(curve: Curve, decoder: ClosedForm, x: Tensor) -> None:
     y, slope = curve.function(x, torch), curve.derivative(x, torch)
     if decoder.side_bits not in (0, 1):
         raise CurveError(f"{curve.name}: a ClosedForm has 0 or 1 side bits; got {decoder.side_bits}")
+    zero = torch.zeros(1, dtype=torch.float64)
+    if decoder.zero_is_flat and bool(decoder.slope(zero, zero == 0) != 0):
+        raise CurveError(f"{curve.name}: zero_is_flat, but the slope at an output of 0 on the left is not 0")
     left = decoder.left(x) if decoder.side_bits else y == 0
     _same(curve, "the decoder's slope", decoder.slope(y, left).double(), "derivative", slope)
     seen = (slope.abs() > 1e-3) & (y.abs() < 1e3)  # elsewhere the output tells nothing about the input

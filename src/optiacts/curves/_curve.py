@@ -48,12 +48,17 @@ class ClosedForm:
         inverse: x from output and branch; float64. Anything where f' is 0.
         left: the branch of an input (bool).
         side_bits: 1 if the branch is kept. If 0, ``left`` is read off the output: where that is 0.
+        zero_is_flat: whether the slope is 0 wherever the output is 0 on the left. What a dropout drops can then be
+            taken for that.
+        backward: PyTorch's own ``grad * f'(x)`` from ``grad`` and a positive multiple of the output, if it has one.
     """
 
     slope: Callable[[Tensor, Tensor], Tensor]
     inverse: Callable[[Tensor, Tensor], Tensor]
     left: Callable[[Tensor], Tensor]
     side_bits: int = 0
+    zero_is_flat: bool = False
+    backward: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,11 @@ class Curve:
     def y_min(self) -> float:
         """The value at the minimum."""
         return float(self.function(self.x_min, math))
+
+    @property
+    def survives_dropout(self) -> bool:
+        """Whether what a dropout drops can be taken for an element infinitely far left."""
+        return isinstance(self.decoder, Unimodal) or self.decoder.zero_is_flat
 
     def threshold(self, dtype: torch.dtype) -> float:
         """``x_min`` rounded to ``dtype``: the side bit of an element is ``x < threshold``."""

@@ -22,12 +22,18 @@ def is_op(name: str) -> bool:
 
 def is_node(name: str) -> bool:
     """Whether the graph node called ``name`` differentiates an activation."""
-    return name.startswith(_OURS) or name in _nodes(curves.input_keeping_ops())
+    ours = name.startswith(_OURS) and not is_dropout_node(name)
+    return ours or name in _nodes(curves.input_keeping_ops())
 
 
 def is_gated_node(name: str) -> bool:
     """Whether the graph node called ``name`` differentiates a gated product of ours."""
     return name.startswith(_OURS) and "Gated" in name
+
+
+def is_dropout_node(name: str) -> bool:
+    """Whether the graph node called ``name`` differentiates a dropout of ours, and nothing else."""
+    return name.startswith(_OURS) and name.endswith("Dropout")
 
 
 @functools.cache

@@ -2,10 +2,12 @@
 
     optiacts::activation_forward(Tensor x, str curve, int[] order) -> (Tensor y, Tensor bits)
     optiacts::activation_forward_(Tensor(a!) x, str curve, int[] order) -> Tensor bits
-    optiacts::activation_backward(Tensor grad, Tensor y, Tensor bits, str curve, int[] order) -> Tensor
+    optiacts::activation_backward(Tensor grad, Tensor y, Tensor bits, str curve, int[] order, float? scale=None)
+        -> Tensor
 
 ``order`` is the memory order of the dimensions, empty if they are in it already; bits are packed along the last
 dimension in that order (see ``optiacts.layouts`` and ``optiacts.packing``). A curve without side bits has empty ones.
+``scale`` is that of a dropout behind the activation: see ``optiacts.ops.dropout``.
 """
 
 from __future__ import annotations
@@ -50,9 +52,9 @@ def _forward_(x: Tensor, name: str, order: Order) -> Tensor:
     return backends.select(x, curve).activation_forward_(x, curve, order)
 
 
-def _backward(grad: Tensor, y: Tensor, bits: Tensor, name: str, order: Order) -> Tensor:
+def _backward(grad: Tensor, y: Tensor, bits: Tensor, name: str, order: Order, scale: float | None = None) -> Tensor:
     curve, grad, y = curves.get(name), permute(grad, order), permute(y, order)
-    return restore(backends.select(y, curve).activation_backward(grad, y, bits, curve), order)
+    return restore(backends.select(y, curve).activation_backward(grad, y, bits, curve, scale), order)
 
 
 def _fake_forward(x: Tensor, name: str, order: Order) -> tuple[Tensor, Tensor]:
@@ -63,7 +65,7 @@ def _fake_forward_(x: Tensor, name: str, order: Order) -> Tensor:
     return x.new_empty(_bits_shape(x, name, order), dtype=torch.uint8)
 
 
-def _fake_backward(grad: Tensor, y: Tensor, bits: Tensor, name: str, order: Order) -> Tensor:
+def _fake_backward(grad: Tensor, y: Tensor, bits: Tensor, name: str, order: Order, *scale: float | None) -> Tensor:
     return restore(y.new_empty(permute(y, order).shape), order)
 
 
@@ -71,7 +73,7 @@ def _bits_shape(x: Tensor, name: str, order: Order) -> tuple[int, ...]:
     return packed_shape(permute(x, order).shape if order else x.shape, curves.get(name).decoder.side_bits)
 
 
-def _check_saved(grad: Tensor, y: Tensor, bits: Tensor, name: str, order: Order) -> None:
+def _check_saved(grad: Tensor, y: Tensor, bits: Tensor, name: str, order: Order, *scale: float | None) -> None:
     """A backend reads ``bits`` by address: nothing but the right shape may reach it."""
     shape = y.shape
     if grad.shape != shape:
@@ -95,11 +97,18 @@ def _vmap_forward(info: Any, in_dims: tuple[int | None, ...], x: Tensor, name: s
 
 
 def _vmap_backward(
-    info: Any, in_dims: tuple[int | None, ...], grad: Tensor, y: Tensor, bits: Tensor, name: str, order: Order
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    grad: Tensor,
+    y: Tensor,
+    bits: Tensor,
+    name: str,
+    order: Order,
+    *scale: Any,
 ) -> Any:
     scalars = y.ndim == (0 if in_dims[1] is None else 1)
     batched = library.batched((grad, y, bits), in_dims[:3], info.batch_size)
-    product = activation_backward(*batched, name, library.batched_order(order))
+    product = activation_backward(*batched, name, library.batched_order(order), *scale)
     return product.squeeze(-1) if scalars else product, 0
 
 
@@ -117,12 +126,14 @@ activation_forward_ = library.declare(
     sharding=lambda x, name, order: (((place,), (d,)) for d, place in library.places(x, order)),
 )
 activation_backward = library.declare(
-    "activation_backward(Tensor grad, Tensor y, Tensor bits, str curve, int[] order) -> Tensor",
+    "activation_backward(Tensor grad, Tensor y, Tensor bits, str curve, int[] order, float? scale=None) -> Tensor",
     _backward,
     check=_check_saved,
     fake=_fake_backward,
     vmap=_vmap_backward,
-    sharding=lambda grad, y, bits, name, order: (((d,), (d, d, place)) for d, place in library.places(y, order)),
+    sharding=lambda grad, y, bits, name, order, *scale: (
+        ((d,), (d, d, place)) for d, place in library.places(y, order)
+    ),
 )
 
 
@@ -153,7 +164,7 @@ class OptiActsActivation(torch.autograd.Function):
         if grad is None:
             return None, None
         y, bits = saved_tensors(ctx)
-        return _times_derivative(grad, y, bits, ctx.by), None
+        return times_derivative(grad, y, bits, ctx.by), None
 
 
 class OptiActsDualActivation(OptiActsActivation):
@@ -162,7 +173,7 @@ class OptiActsDualActivation(OptiActsActivation):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> tuple[Tensor, None]:
         y, bits = ctx.saved_tensors
-        return _times_derivative(tangent, y, bits, ctx.by), None
+        return times_derivative(tangent, y, bits, ctx.by), None
 
 
 class OptiActsInplaceActivation(torch.autograd.Function):
@@ -181,30 +192,33 @@ class OptiActsInplaceActivation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         y, bits = saved_tensors(ctx)
-        return _times_derivative(grad, y, bits, ctx.by), None
+        return times_derivative(grad, y, bits, ctx.by), None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         y, bits = ctx.saved_tensors
         # PyTorch wants it in place too
-        return tangent.copy_(_times_derivative(tangent, y, bits, ctx.by))
+        return tangent.copy_(times_derivative(tangent, y, bits, ctx.by))
 
 
-def _times_derivative(grad: Tensor, y: Tensor, bits: Tensor, by: Decoding) -> Tensor:
+def times_derivative(grad: Tensor, y: Tensor, bits: Tensor, by: Decoding) -> Tensor:
     """``grad`` * f'(x); through a Function only where someone may differentiate it again."""
     if differentiable():
         return OptiActsTimesDerivative.apply(grad, y, bits, by)
-    return library.call(activation_backward, grad, y, bits, by.name, by.order)
+    return library.call(activation_backward, grad, y, bits, by.name, by.order, by.scale)
 
 
 class OptiActsTimesDerivative(torch.autograd.Function):
-    """(grad, y) -> grad * f'(x). Its derivative by y is grad * f''(x) / f'(x), since dy = f'(x) dx."""
+    """(grad, y) -> grad * f'(x). Its derivative by y is grad * f''(x) / f'(x), since dy = f'(x) dx.
+
+    Behind a dropout that scales, grad * f'(x) and dy both have the scale as a factor more, and the same holds.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(grad: Tensor, y: Tensor, bits: Tensor, by: Decoding) -> Tensor:
-        return activation_backward(grad, y, bits, by.name, by.order)
+        return activation_backward(grad, y, bits, by.name, by.order, by.scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Decoding], output: Tensor) -> None:
@@ -240,10 +254,11 @@ class OptiActsBend(torch.autograd.Function):
 
     @staticmethod
     def forward(y: Tensor, bits: Tensor, by: Decoding) -> Tensor:
-        slope = activation_backward(torch.ones_like(y), y, bits, by.name, by.order).double()
+        slope = activation_backward(torch.ones_like(y), y, bits, by.name, by.order, by.scale).double()
         curve = curves.get(by.name)
         left = restore(branch(permute(y, by.order), bits, curve), by.order)
-        bend = curve.second_derivative(inverse(curve, y.double(), left), torch) / slope
+        scale = 1.0 if by.scale is None else by.scale
+        bend = curve.second_derivative(inverse(curve, y.double() / scale, left), torch) * scale / slope
         return torch.where(slope == 0, 0.0, bend).to(torch.promote_types(y.dtype, torch.float32))
 
     @staticmethod

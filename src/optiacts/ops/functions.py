@@ -13,6 +13,7 @@ class Decoding:
 
     name: str  # of the curve
     order: tuple[int, ...]  # the memory order of the dimensions: see ``optiacts.layouts``
+    scale: float | None = None  # by which a dropout after it has multiplied what it kept
 
 
 def differentiable() -> bool:

@@ -1,15 +1,16 @@
 """The gated product: (gate, up) -> (h, slot, bits), and from the last three and h's gradient those of gate and up.
 
     optiacts::gated_forward(Tensor gate, Tensor up, str curve, int[] order=[]) -> (Tensor h, Tensor slot, Tensor bits)
-    optiacts::gated_backward(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve, int[] order=[])
-        -> (Tensor grad_gate, Tensor grad_up)
-    optiacts::gated_backward_fused(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve, int[] order=[])
-        -> Tensor
+    optiacts::gated_backward(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve, int[] order=[],
+        float? scale=None) -> (Tensor grad_gate, Tensor grad_up)
+    optiacts::gated_backward_fused(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve, int[] order=[],
+        float? scale=None) -> Tensor
 
 The last one returns the two gradients as the halves of one tensor's last dimension. ``order`` is the memory order of
 gate's dimensions, as for an activation. h and the gradients have the layout that PyTorch gives to ``act(gate) * up``;
 slot and bits are contiguous with their dimensions in that order. Bits are two planes (see ``optiacts.packing``), the
 side bits of gate (none for ReLU) and the "slot holds up" bits. docs/gated.md says what the slot holds.
+``scale`` is that of a dropout behind the product, whose result stands in the place of h: see ops/dropout.py.
 
 Saved besides h, slot and bits are *edges*: zeros of one element, expanded to the shape of the inputs. They are
 outputs of the Function, and so the way on which a second derivative reaches gate and up, which are not saved
@@ -30,7 +31,7 @@ from optiacts.layouts import Order, memory_order, permute, restore
 from optiacts.ops import library, sharding
 from optiacts.ops.functions import Decoding, differentiable
 from optiacts.overwritten import remember, saved_tensors
-from optiacts.packing import packed_shape
+from optiacts.packing import packed_shape, unpack_planes
 
 
 def gated(gate: Tensor, up: Tensor, name: str) -> Tensor:
@@ -54,25 +55,40 @@ def _forward(gate: Tensor, up: Tensor, name: str, order: Order = ()) -> tuple[Te
 
 
 def _backward(
-    grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str, order: Order = ()
+    grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str, order: Order = (), scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
     grads = _fake_backward(grad, h, slot, bits, name, order)
-    _write_gradients(grad, h, slot, bits, name, order, grads)
+    _write_gradients(grad, h, slot, bits, name, order, grads, scale)
     return grads
 
 
-def _backward_fused(grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str, order: Order = ()) -> Tensor:
+def _backward_fused(
+    grad: Tensor,
+    h: Tensor,
+    slot: Tensor,
+    bits: Tensor,
+    name: str,
+    order: Order = (),
+    scale: float | None = None,
+) -> Tensor:
     both = _fake_backward_fused(grad, h, slot, bits, name, order)
-    _write_gradients(grad, h, slot, bits, name, order, _halves(both))
+    _write_gradients(grad, h, slot, bits, name, order, _halves(both), scale)
     return both
 
 
 def _write_gradients(
-    grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str, order: Order, into: tuple[Tensor, Tensor]
+    grad: Tensor,
+    h: Tensor,
+    slot: Tensor,
+    bits: Tensor,
+    name: str,
+    order: Order,
+    into: tuple[Tensor, Tensor],
+    scale: float | None,
 ) -> None:
     curve = curves.get(name)
     grad, h, by_gate, by_up = (permute(t, order) for t in (grad, h, *into))
-    backends.select(h, curve).gated_backward(grad, h, slot, bits, curve, by_gate, by_up)
+    backends.select(h, curve).gated_backward(grad, h, slot, bits, curve, by_gate, by_up, scale)
 
 
 def _fake_forward(gate: Tensor, up: Tensor, name: str, order: Order = ()) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,12 +97,14 @@ def _fake_forward(gate: Tensor, up: Tensor, name: str, order: Order = ()) -> tup
 
 
 def _fake_backward(
-    grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str, order: Order = ()
+    grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str, order: Order = (), *scale: float | None
 ) -> tuple[Tensor, Tensor]:
     return _empty(h, h.shape, order), _empty(h, h.shape, order)
 
 
-def _fake_backward_fused(grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str, order: Order = ()) -> Tensor:
+def _fake_backward_fused(
+    grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str, order: Order = (), *scale: float | None
+) -> Tensor:
     return _empty(h, (*h.shape[:-1], 2 * h.shape[-1]), order)
 
 
@@ -103,7 +121,9 @@ def _check_inputs(gate: Tensor, up: Tensor, name: str, order: Order = ()) -> Non
     _check_same("up", up, "gate", gate)
 
 
-def _check_saved(grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str, order: Order = ()) -> None:
+def _check_saved(
+    grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str, order: Order = (), *scale: float | None
+) -> None:
     """A backend reads all of them by address: nothing but the right shape may reach it."""
     _check_same("grad", grad, "h", h)
     ordered = permute(h, order)
@@ -142,10 +162,11 @@ def _vmap_backward(
     bits: Tensor,
     name: str,
     order: Order = (),
+    *scale: float | None,
 ) -> Any:
     scalars = h.ndim == (0 if in_dims[1] is None else 1)
     saved = library.batched((grad, h, slot, bits), in_dims[:4], info.batch_size)
-    grads = gated_backward(*saved, name, library.batched_order(order))
+    grads = gated_backward(*saved, name, library.batched_order(order), *scale)
     return tuple(g.squeeze(-1) if scalars else g for g in grads), (0, 0)
 
 
@@ -158,9 +179,10 @@ def _vmap_backward_fused(
     bits: Tensor,
     name: str,
     order: Order = (),
+    *scale: float | None,
 ) -> Any:
     saved = library.batched((grad, h, slot, bits), in_dims[:4], info.batch_size)
-    return gated_backward_fused(*saved, name, library.batched_order(order)), 0
+    return gated_backward_fused(*saved, name, library.batched_order(order), *scale), 0
 
 
 gated_forward = library.declare(
@@ -174,7 +196,8 @@ gated_forward = library.declare(
     ),
 )
 gated_backward = library.declare(
-    "gated_backward(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve, int[] order=[]) -> (Tensor, Tensor)",
+    "gated_backward(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve, int[] order=[], float? scale=None)"
+    " -> (Tensor, Tensor)",
     _backward,
     check=_check_saved,
     fake=_fake_backward,
@@ -184,7 +207,8 @@ gated_backward = library.declare(
     ),
 )
 gated_backward_fused = library.declare(
-    "gated_backward_fused(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve, int[] order=[]) -> Tensor",
+    "gated_backward_fused(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve, int[] order=[],"
+    " float? scale=None) -> Tensor",
     _backward_fused,
     check=_check_saved,
     fake=_fake_backward_fused,
@@ -205,20 +229,15 @@ class OptiActsGated(torch.autograd.Function):
 
     @staticmethod
     def forward(gate: Tensor, up: Tensor, name: str) -> tuple[Tensor, ...]:
-        return *_product(gate, up, name), _edge(gate), _edge(up)
+        return product(gate, up, name)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: tuple[Tensor, ...]) -> None:
-        _save(ctx, inputs[0], inputs[2], output)
+        save_product(ctx, inputs[0], inputs[2], output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *to_edges: Tensor | None) -> tuple[Tensor | None, ...]:
-        h, slot, bits, gate_edge, up_edge = saved_tensors(ctx)
-        by_gate, by_up = to_edges[-2:]
-        if grad is not None:
-            grads = _gradients(sharding.like(grad, h), h, slot, bits, gate_edge, up_edge, ctx.by)
-            by_gate, by_up = _sum(grads[0], by_gate), _sum(grads[1], by_up)
-        return by_gate, by_up, None
+        return *product_backward(ctx, grad, *to_edges[-2:]), None
 
 
 class OptiActsDualGated(OptiActsGated):
@@ -247,7 +266,7 @@ class OptiActsGatedFused(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: tuple[Tensor, ...]) -> None:
-        _save(ctx, inputs[0].chunk(2, dim=-1)[0], inputs[1], output)
+        save_product(ctx, inputs[0].chunk(2, dim=-1)[0], inputs[1], output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *to_edge: Tensor | None) -> tuple[Tensor | None, None]:
@@ -256,7 +275,7 @@ class OptiActsGatedFused(torch.autograd.Function):
             return to_edge[-1], None
         grad = sharding.like(grad, h)
         if not differentiable():
-            both = library.call(gated_backward_fused, grad, h, slot, bits, ctx.by.name, ctx.by.order)
+            both = library.call(gated_backward_fused, grad, h, slot, bits, ctx.by.name, ctx.by.order, ctx.by.scale)
         else:
             both = torch.cat(_gradients(grad, h, slot, bits, *edge.chunk(2, dim=-1), ctx.by), dim=-1)
         return _sum(both, to_edge[-1]), None
@@ -273,6 +292,11 @@ class OptiActsDualGatedFused(OptiActsGatedFused):
         return _tangent(tangent.chunk(2, dim=-1), h, slot, bits, edge.chunk(2, dim=-1), ctx), None, None, tangent
 
 
+def product(gate: Tensor, up: Tensor, name: str) -> tuple[Tensor, ...]:
+    """h, slot, bits and the edges."""
+    return *_product(gate, up, name), _edge(gate), _edge(up)
+
+
 def _product(gate: Tensor, up: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
     return library.call(gated_forward, gate, up, name, memory_order(gate))
 
@@ -286,13 +310,25 @@ def _edge(input: Tensor) -> Tensor:
     return input.new_zeros(()).expand(input.shape)
 
 
-def _save(ctx: Any, gate: Tensor, name: str, output: tuple[Tensor, ...]) -> None:
-    ctx.by = Decoding(name, tuple(memory_order(gate)))
+def save_product(ctx: Any, gate: Tensor, name: str, output: tuple[Tensor, ...], scale: float | None = None) -> None:
+    """Saves a product's outputs; with the ``scale`` of a dropout behind it, if there is one."""
+    ctx.by = Decoding(name, tuple(memory_order(gate)), scale)
     ctx.mark_non_differentiable(*output[1:3])
     ctx.set_materialize_grads(False)
     remember(ctx, output[0])
     ctx.save_for_backward(*output)
     ctx.save_for_forward(*output)
+
+
+def product_backward(
+    ctx: Any, grad: Tensor | None, by_gate: Tensor | None, by_up: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of gate and up from those of the product and of the edges."""
+    h, slot, bits, gate_edge, up_edge = saved_tensors(ctx)
+    if grad is None:
+        return by_gate, by_up
+    grads = _gradients(sharding.like(grad, h), h, slot, bits, gate_edge, up_edge, ctx.by)
+    return _sum(grads[0], by_gate), _sum(grads[1], by_up)
 
 
 def _sum(a: Tensor, b: Tensor | None) -> Tensor:
@@ -325,7 +361,7 @@ class OptiActsGradients(torch.autograd.Function):
         up_edge: Tensor,
         by: Decoding,
     ) -> tuple[Tensor, Tensor]:
-        return library.call(gated_backward, grad, h, slot, bits, by.name, by.order)
+        return library.call(gated_backward, grad, h, slot, bits, by.name, by.order, by.scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -337,6 +373,8 @@ class OptiActsGradients(torch.autograd.Function):
     def backward(ctx: Any, a: Tensor, b: Tensor) -> tuple[Tensor | None, ...]:
         grad, *point = ctx.saved_tensors
         s, up, slope, bend = OptiActsPoint.apply(*point, ctx.by)
+        if ctx.by.scale is not None:  # a factor of both gradients
+            a, b = a * ctx.by.scale, b * ctx.by.scale
         by_grad = a * up * slope + b * s
         by_gate = grad * (a * up * bend + b * slope)
         by_up = grad * a * slope
@@ -362,9 +400,13 @@ class OptiActsPoint(torch.autograd.Function):
         h: Tensor, slot: Tensor, bits: Tensor, gate_edge: Tensor, up_edge: Tensor, by: Decoding
     ) -> tuple[Tensor, ...]:
         curve = curves.get(by.name)
-        s, up, left, in_valley = decoders.read(permute(h, by.order), slot, bits, curve)
+        s, up, left, in_valley = decoders.read(permute(h, by.order), slot, bits, curve, by.scale)
         gate = torch.where(in_valley, slot.double(), decoders.inverse(curve, s.double(), left))
-        point = s, up, curve.derivative(gate, torch), curve.second_derivative(gate, torch)
+        slopes = curve.derivative(gate, torch), curve.second_derivative(gate, torch)
+        if by.scale is not None:
+            *_, holds_up = unpack_planes(bits, slot.shape, curve.decoder.side_bits + 1)
+            slopes = tuple(slope.masked_fill(holds_up & (slot == 0), 0.0) for slope in slopes)  # dropped
+        point = s, up, *slopes
         return tuple(restore(t.to(s.dtype), by.order) for t in point)
 
     @staticmethod

@@ -78,13 +78,13 @@ def activation_forward_(x: Tensor, curve: Curve, order: Order) -> Tensor:
     return bits
 
 
-def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve) -> Tensor:
+def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve, scale: float | None = None) -> Tensor:
     """``grad`` * f'(x), in the dtype of ``y``."""
     from optiacts.backends.triton import launch
 
     grad_x = torch.empty_like(y)
     target = grad_x if grad_x.is_contiguous() else torch.empty(y.shape, dtype=y.dtype, device=y.device)
-    launch.backward(grad.contiguous(), y.contiguous(), bits.contiguous(), target, curve)
+    launch.backward(grad.contiguous(), y.contiguous(), bits.contiguous(), target, curve, scale)
     return grad_x if target is grad_x else grad_x.copy_(target)
 
 
@@ -97,9 +97,30 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve, order: Order = ()) -> 
 
 
 def gated_backward(
-    grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, curve: Curve, grad_gate: Tensor, grad_up: Tensor
+    grad: Tensor,
+    h: Tensor,
+    slot: Tensor,
+    bits: Tensor,
+    curve: Curve,
+    grad_gate: Tensor,
+    grad_up: Tensor,
+    scale: float | None = None,
 ) -> None:
     """Writes the gradients into ``grad_gate`` and ``grad_up``, in place where they are halves of longer rows."""
     from optiacts.backends.triton import gated_launch
 
-    return gated_launch.gated_backward(grad, h, slot, bits, curve, grad_gate, grad_up)
+    return gated_launch.gated_backward(grad, h, slot, bits, curve, grad_gate, grad_up, scale)
+
+
+def pack_dropped(kept: Tensor) -> Tensor:
+    """The packed bits of what a dropout did not keep, from the bools of what it kept."""
+    from optiacts.backends.triton import launch
+
+    return launch.pack_dropped(kept.contiguous())
+
+
+def scale_kept(x: Tensor, dropped: Tensor, scale: float) -> Tensor:
+    """``x * scale``, and ``x * 0`` where the packed bit is set."""
+    from optiacts.backends.triton import launch
+
+    return launch.scale_kept(x.contiguous(), dropped.contiguous(), scale)

@@ -73,6 +73,8 @@ def gated_backward_kernel(
     units_per_row,
     grad_gate_stride,
     grad_up_stride,
+    scale,
+    inverse,
     SLOPE: tl.constexpr,
     VALLEY: tl.constexpr,
     BORDER: tl.constexpr,
@@ -81,7 +83,11 @@ def gated_backward_kernel(
     UNITS: tl.constexpr,
     PADDED: tl.constexpr,
 ):
-    """grad_gate = grad * up * f'(gate), grad_up = grad * s, with s or up = h / the other. float32, rounded once."""
+    """grad_gate = grad * up * f'(gate), grad_up = grad * s, with s or up = h / the other. float32, rounded once.
+
+    With a ``scale``, not None, h has gone through a dropout: it is ``scale`` times the product, or it and the slot
+    are 0.
+    """
     row, column, inside, word, word_inside = tiles.row_tile(units, columns, units_per_row, 2, UNIT, UNITS, PADDED)
     dense = row * columns + column
     words = tiles.words(bits_pointer, UNIT) + word
@@ -89,6 +95,9 @@ def gated_backward_kernel(
     holds_up = tiles.unpack(tl.load(words + units_per_row, mask=word_inside, other=0), UNIT, UNITS)
     grad = tl.load(grad_pointer + dense, mask=inside, other=0.0).to(tl.float32)
     h = clamp(tl.load(h_pointer + dense, mask=inside, other=0.0).to(tl.float32), -MOST, MOST)
+    if scale is not None:
+        grad = grad * scale
+        h = h * inverse
     slot = tl.load(slot_pointer + dense, mask=inside, other=0.0)
     kept = slot.to(tl.float32)
     in_valley = (kept <= BORDER) & (holds_up == 0)

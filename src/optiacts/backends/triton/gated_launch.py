@@ -40,7 +40,14 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tenso
 
 
 def gated_backward(
-    grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, curve: Curve, grad_gate: Tensor, grad_up: Tensor
+    grad: Tensor,
+    h: Tensor,
+    slot: Tensor,
+    bits: Tensor,
+    curve: Curve,
+    grad_gate: Tensor,
+    grad_up: Tensor,
+    scale: float | None = None,
 ) -> None:
     """Writes the gradients into ``grad_gate`` and ``grad_up``, which may be halves of longer rows."""
     if h.numel() == 0:
@@ -50,7 +57,7 @@ def gated_backward(
     grid, sizes, tiling = _tiling(h, inputs[3])
     with on_device(h.device):
         gated_backward_kernel[grid](
-            *(*inputs, gate_rows, up_rows, *sizes, gate_stride, up_stride),
+            *(*inputs, gate_rows, up_rows, *sizes, gate_stride, up_stride, scale, scale and 1 / scale),
             **tiling,
             **gated_backward_constants(curve, h.dtype),
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from optiacts.backends.triton.decode import slope
 from optiacts.backends.triton.elementary import VENDOR
-from optiacts.backends.triton.kernels import backward_kernel, forward_kernel
+from optiacts.backends.triton.kernels import backward_kernel, forward_kernel, scale_kept_kernel
 from optiacts.backends.triton.values import value
 from optiacts.curves import Curve
 from optiacts.decoders.table import every_value
@@ -89,13 +89,38 @@ def _forward(x: Tensor, y: Tensor, bits: Tensor, curve: Curve, fused: bool) -> N
         forward_kernel[grid](x, y, bits, *sizes, **tiling, **forward_constants(curve, x.dtype, fused))
 
 
-def backward(grad: Tensor, y: Tensor, bits: Tensor, grad_x: Tensor, curve: Curve) -> None:
-    """Writes ``grad`` * f'(x) to ``grad_x``. All contiguous."""
+def backward(grad: Tensor, y: Tensor, bits: Tensor, grad_x: Tensor, curve: Curve, scale: float | None = None) -> None:
+    """Writes ``grad`` * f'(x) to ``grad_x``; with a ``scale``, behind a dropout. All contiguous."""
     if bits.numel() == 0:
         return
     grid, sizes, tiling = _tiling(y, bits)
     with on_device(y.device):
-        backward_kernel[grid](grad, y, bits, grad_x, *sizes, **tiling, **backward_constants(curve, y.dtype))
+        backward_kernel[grid](
+            *(grad, y, bits, grad_x, *sizes, scale, scale and 1 / scale),
+            **tiling,
+            **backward_constants(curve, y.dtype),
+        )
+
+
+def pack_dropped(kept: Tensor) -> Tensor:
+    """The packed bits of what contiguous bools do not keep."""
+    bits = kept.new_empty(packed_shape(kept.shape), dtype=torch.uint8)
+    if bits.numel():
+        bytes_ = kept.view(torch.uint8)
+        grid, sizes, tiling = _tiling(bytes_, bits)
+        with on_device(kept.device):
+            forward_kernel[grid](bytes_, bytes_, bits, *sizes, **tiling, VALUE=None, THRESHOLD=0.5)
+    return bits
+
+
+def scale_kept(x: Tensor, dropped: Tensor, scale: float) -> Tensor:
+    """``x * scale``, and ``x * 0`` where the bit is set. All contiguous."""
+    out = torch.empty_like(x)
+    if x.numel():
+        grid, sizes, tiling = _tiling(x, dropped)
+        with on_device(x.device):
+            scale_kept_kernel[grid](x, dropped, out, *sizes, scale, **tiling)
+    return out
 
 
 def _tiling(x: Tensor, bits: Tensor) -> tuple[tuple[int], tuple[int, int, int], dict[str, Any]]:
