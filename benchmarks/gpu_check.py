@@ -86,6 +86,7 @@ def _parts(device: Any, arguments: argparse.Namespace) -> Iterator[tuple[str, st
         gpu_speed.steps,
         gpu_speed.sweep,
         gpu_models.models,
+        gpu_models.compiled_models,
     )
     for figure in figures:
         name = figure.__name__

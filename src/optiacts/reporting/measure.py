@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ def measure(stage: str, model: torch.nn.Module, args: tuple[Any, ...], kwargs: d
     A first step is run and forgotten: it allocates the gradients and the libraries' workspaces.
     """
     _step(model, args, kwargs)
+    gc.collect()  # whose tensors would be counted before, and not after
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
