@@ -495,6 +495,7 @@ def dropout_draws_as_pytorch(device: torch.device, dry: bool) -> Report:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
+        x = x.detach().clone().requires_grad_()  # a leaf that autograd has not met on the legacy stream
         y = optiacts.activation_dropout(x, "gelu", 0.3)
         torch.autograd.grad(y, x, torch.ones_like(y))
     torch.cuda.current_stream().wait_stream(side)

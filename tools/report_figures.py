@@ -71,7 +71,8 @@ def made(row: Row) -> MemoryReport:
 
 def table(made_rows: list[tuple[Row, MemoryReport]]) -> str:
     """One line for each report, one column for each stage that any of them has."""
-    stages = list(dict.fromkeys(stage.name for _, one in made_rows for stage in one.stages[1:]))
+    met = {stage.name for _, one in made_rows for stage in one.stages}
+    stages = [name for name in CONVERSIONS if name in met]
     lines = [
         "| " + " | ".join(("model", "setting", "held now", *stages)) + " |",
         "|---|---|" + "---:|" * (1 + len(stages)),
