@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from optiacts.reporting import MemoryReport, report
 from optiacts.reporting.build import Setting, build
+from optiacts.reporting.conversion import CONVERSIONS
 from optiacts.reporting.plot import plot
 from optiacts.reporting.table import GIB
 
