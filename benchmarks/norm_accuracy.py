@@ -151,17 +151,16 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     arguments = parser.parse_args()
-    columns = "norm|data|dtype|dx|ours / ideal|own / ideal|dw|ours / ideal|own / ideal|db|ours / own".split("|")
-    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+    gradients = [f"{name}, {gradient}" for name in arguments.dtypes for gradient in ("dx", "dw")]
+    print("| norm | data | " + " | ".join(gradients) + " |\n|---|---|" + "---:|" * len(gradients))
     for form in FORMS:
         for data in DATA:
+            cells = [form, data]
             for name in arguments.dtypes:
                 e = errors(form, data, DTYPES[name], arguments.device)
-                cells = [form, data, name]
                 for ours, ideal, own in zip(e.ours[:2], e.ideal, e.own, strict=False):
-                    cells += [f"{ours:.1e}", f"{ours / ideal:.2f}", f"{own / ideal:.2f}"]
-                cells += [f"{e.ours[2]:.1e}", f"{e.ours[2] / e.own[2]:.2f}"] if len(e.ours) > 2 else ["-", "-"]
-                print("| " + " | ".join(cells) + " |", flush=True)
+                    cells.append(f"{ours / ideal:.2f} ({own / ideal:.1f})")
+            print("| " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":
