@@ -278,7 +278,7 @@ def test_saved_bytes() -> None:
 
 def test_off_is_as_before() -> None:
     model = Block()
-    assert not optiacts.convert(model, norms=False).entries
+    assert not optiacts.convert(model, norms=False, dropout=False).entries
     x = torch.randn(2, 3, WIDTH)
     assert _held(model, x) == _held(Block(), x)
 

@@ -228,9 +228,9 @@ def test_without_a_library_eager_serves_and_doctor_says_why(monkeypatch):
     try:
         report = optiacts.doctor().devices[0]
         assert (report.device, report.backend) == ("cpu", "eager")
-        assert report.not_used["native"].startswith("_absent.so was not built")
+        assert "_absent.so was not built" in report.not_used["native"]
         assert backends.select(torch.empty(2), curves.get("gelu")).name == "eager"
-        with pytest.raises(RuntimeError, match=r"native CPU kernels are not available: _absent\.so was not built"):
+        with pytest.raises(RuntimeError, match=r"native CPU kernels are not available: .*_absent\.so was not built"):
             native.level()
     finally:
         native._load.cache_clear()
@@ -364,7 +364,7 @@ def test_no_instruction_beyond_the_baseline_outside_the_dispatched_kernels():
     kernels = [name for name, needs_more in builds.items() if any(needs_more)]
     # each function of Kernels and NormKernels once for every CPU, twice for better ones; nothing else needs more
     assert all(sorted(builds[name]) == [False, True, True] for name in kernels), kernels
-    assert len(kernels) == 29, kernels
+    assert len(kernels) == 38, kernels
 
 
 def test_ops_reach_the_native_kernels():

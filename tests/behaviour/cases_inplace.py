@@ -247,7 +247,7 @@ class HardtanhInPlace(Changed):
         return self.down(h)
 
 
-@case(left=IN_PLACE)
+@case(saves=1.9)  # the activation and the mask
 class DropoutInPlace(Changed):
     def forward(self, x):
         h = F.silu(self.gate(x))
@@ -605,7 +605,8 @@ for name, layers in {
         add(
             f"inplace: Sequential {act}, then {name}",
             lambda outer=outer, layers=layers: _sequence(outer(), *layers()),
-            left="" if name == "SiLU" else IN_PLACE,
+            left="" if name == "SiLU" or "Dropout" in name.split(", ") else IN_PLACE,
+            saves=0.9 if "Dropout" in name.split(", ") else 0,  # the dropout's mask at least
         )
 
 add(

@@ -44,6 +44,8 @@ def test_everywhere(case: Case) -> None:
 @pytest.mark.parametrize("world", TOOLS, ids=str)
 @pytest.mark.parametrize("case", [c for c in CASES if c.tools], ids=str)
 def test_tools(case: Case, world: World) -> None:
+    if str(case).startswith("dropout:") and str(world) == "two threads":
+        pytest.skip("threads share a generator: who draws first is a matter of chance, in PyTorch as well")
     told = _told(case, [world])
     assert not told, told
 

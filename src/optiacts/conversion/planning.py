@@ -18,11 +18,12 @@ from optiacts.conversion.callees import Scope, root_name
 from optiacts.conversion.dropouts import find_dropouts
 from optiacts.conversion.flow import Flow
 from optiacts.conversion.interest import Interest, foreign, names_in, wrapped_in
-from optiacts.conversion.known import Known, is_dropout
+from optiacts.conversion.known import Known
 from optiacts.conversion.norm_recognition import RecognisedNorm, norm_of
 from optiacts.conversion.products import find_products
 from optiacts.conversion.recognition import Recognised
 from optiacts.conversion.rewriting import Plan
+from optiacts.conversion.sequences import is_taken
 from optiacts.conversion.sites import Drop, Product, Site, Sites, act_of
 from optiacts.conversion.source import Position, UnseenError, position, source_of
 from optiacts.conversion.spelled import torch_curve
@@ -84,7 +85,7 @@ class Planner:
 
     def _takes(self, first: Module, second: Module) -> bool:
         """Whether ``second`` is a dropout that takes the activation ``first`` where they follow each other."""
-        return self._dropout and is_dropout(second) and sites.activation(first) is not None
+        return self._dropout and is_taken(first, second)
 
     def norm(self, module: Module) -> RecognisedNorm | None:
         """Which norm a module computes, if norms are followed."""
@@ -256,7 +257,7 @@ class _Planning:
                     actions[drop.source.at] = f"later_{drop.source.form}"
                     use(drop.source.act, "begin")
                 elif drop.source is not None:
-                    use(drop.source, "begin")
+                    use(drop.source, "begin_dropped")
         for at, product in met.products.items():
             if at not in actions and self._planner._gated and self._take(scope, at, product, where):
                 actions[at] = product.form

@@ -105,12 +105,12 @@ class _Edit(ast.NodeTransformer):
         values: list[ast.expr] = [ast.Constant(number), ast.Lambda(arguments, node), _name(variable)]
         if self._owner is not None:
             values.append(_name(self._owner))
-        return _call("begin_evaluate" if helper == "begin" else "evaluate", *values)
+        return _call("begin_evaluate" if helper.startswith("begin") else "evaluate", *values)
 
     def _replaced(self, node: Any, helper: str) -> ast.AST:
         if helper == "class_of":
             return _call(helper, node.args[0] if isinstance(node, ast.Call) else node.value)
-        if helper in ("call", "begin"):
+        if helper in ("call", "begin", "begin_dropped"):
             called = _call(helper, node.func, *node.args)
             called.keywords = node.keywords
             return called

@@ -71,6 +71,12 @@ def helpers(
             return call(callee, *args, **kwargs) if later is callee else later(*args, **kwargs)
         return Pending(found.curve, found.input, _version(found.input), lambda: callee(*args, **kwargs))
 
+    def begin_dropped(callee: Any, /, *args: Any, **kwargs: Any) -> Any:
+        found = activated(known, callee, args, kwargs)
+        if found is not None and found.inplace:  # its output is what the dropout may overwrite
+            return callee(*args, **kwargs)
+        return begin(callee, *args, **kwargs)
+
     def pure(number: int, x: Any, owner: Any) -> Recognised | None:
         recognised = written[number]
         if not isinstance(x, Tensor) or not functional.saves_memory(x) or intercepted():
@@ -132,6 +138,7 @@ PREFIX = "_optiacts_"
 NAMES = (
     "call",
     "begin",
+    "begin_dropped",
     "evaluate",
     "begin_evaluate",
     "product",

@@ -21,11 +21,13 @@ def pairs_in(module: Module) -> list[tuple[Module, Module]]:
         return []
     if "forward" in module.__dict__:
         return []
-    return [
-        (first, second)
-        for first, second in itertools.pairwise(module)
-        if is_dropout(second) and sites.activation(first) is not None
-    ]
+    return [(first, second) for first, second in itertools.pairwise(module) if is_taken(first, second)]
+
+
+def is_taken(first: Module, second: Module) -> bool:
+    """Whether ``second`` is a dropout that can take what the activation ``first`` makes, in a tensor of its own."""
+    recognised = sites.activation(first) if is_dropout(second) else None
+    return recognised is not None and not recognised.inplace
 
 
 def taken_in(module: Module) -> tuple[Known, ...]:
@@ -42,7 +44,7 @@ def taken_in(module: Module) -> tuple[Known, ...]:
 def forward_of(known: tuple[Known, ...], place: Maker) -> Callable[..., Any]:
     """The forward of a ``Sequential`` in which the activations ``known`` wait for their dropouts."""
     names = helpers(known, (), (), (), place)
-    begin, drop = names[f"{PREFIX}begin"], names[f"{PREFIX}drop"]
+    begin, drop = names[f"{PREFIX}begin_dropped"], names[f"{PREFIX}drop"]
 
     @functools.wraps(Sequential.forward)
     def forward(self: Sequential, input: Any) -> Any:

@@ -66,8 +66,12 @@ def rich_tables(report: MemoryReport) -> list[Any]:
     tables: list[Any] = [headline(report)]
     for section in sections(report):
         table = Table(title=section.title, title_justify="left")
-        for column in section.columns:
-            table.add_column(column, justify="left" if column in _WORDS else "right", overflow="fold")
+        for number, column in enumerate(section.columns):
+            named = (
+                number == 0 and len(section.columns) > 4
+            )  # of many columns the first names the rows: it stays whole
+            justify = "left" if column in _WORDS else "right"
+            table.add_column(column, justify=justify, overflow="fold", no_wrap=named)  # type: ignore[arg-type]
         for row in section.rows:
             table.add_row(*row)
         tables.append(table)
