@@ -64,9 +64,10 @@ def _bars(panel: Any, report: MemoryReport) -> None:
     for index, stage in enumerate(report.stages):
         change = "" if index == 0 else f"\n{report.change(stage):+.1%}"
         top = max(now, bottoms[index])
-        panel.text(index, top, f"{unit(stage.bytes)} {unit.name}{change}", ha="center", va="bottom")
+        panel.text(index, top, f"{unit(stage.bytes)} {unit.name}{change}", ha="center", va="bottom", fontsize="small")
     words = [report.setting[key] for key in ("batch", "dtype") if key in report.setting]
     panel.set_title(f"{report.name}\n{', '.join(words)}", fontsize=10)
+    panel.tick_params(axis="x", labelsize="small")  # four or five names side by side
     panel.set_ylabel(f"held for backward, {unit.name}")
     panel.margins(y=0.15)
     panel.spines[["top", "right"]].set_visible(False)
