@@ -24,7 +24,8 @@ def follower_of(module: Module) -> Follower | None:
         return Follower(name, False) if module.p > 0 else None
     if isinstance(module, PASSING):
         return None
-    weight = module._parameters.get("weight")  # the attribute of a parametrised module would run code
+    # not by its attribute, which of a parametrised module would run code
+    weight = module._parameters["weight"] if "weight" in module._parameters else None
     if isinstance(module, _WEIGHTED) and weight is not None and not weight.requires_grad:
         return Follower(f"a frozen {name}", False, frozen=True)
     return Follower(name, not isinstance(module, _LINEAR))
