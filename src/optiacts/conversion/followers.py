@@ -24,11 +24,16 @@ def follower_of(module: Module) -> Follower | None:
         return Follower(name, False) if module.p > 0 else None
     if isinstance(module, PASSING):
         return None
-    # not by its attribute, which of a parametrised module would run code
-    weight = module._parameters["weight"] if "weight" in module._parameters else None
-    if isinstance(module, _WEIGHTED) and weight is not None and not weight.requires_grad:
+    if isinstance(module, _WEIGHTED) and _frozen(module):
         return Follower(f"a frozen {name}", False, frozen=True)
     return Follower(name, not isinstance(module, _LINEAR))
+
+
+def _frozen(module: Module) -> bool:
+    """Whether a weight is no longer trained. That of a parametrised module is not asked for, since that runs code."""
+    own = dict(module._parameters.items())
+    weight = own.get("weight")
+    return weight is not None and not weight.requires_grad
 
 
 def described(module: Module) -> str:
