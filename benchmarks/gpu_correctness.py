@@ -24,7 +24,7 @@ from optiacts.backends import triton as backend
 from optiacts.curves import CURVES, Curve
 from optiacts.decoders.inverse import derivative_from_output
 from optiacts.decoders.table import every_value
-from optiacts.norms import Norm
+from optiacts.norms import Norm, Saved
 from optiacts.packing import pack
 
 SIXTEEN_BIT = (torch.bfloat16, torch.float16)
@@ -282,26 +282,10 @@ def norms(device: torch.device, dry: bool) -> Report:
         for output, rescued in ((True, None), (True, columns), (False, None)):
             needed = mean if centered and (rescued is not None or not output) else None
             columns_of = None if rescued is None else x.index_select(-1, rescued)
-            grad, kept, bits_of = torch.randn_like(x), y if output else x, expected[2] if output else None
-            due, got = (
-                backend_of.norm_backward(
-                    *(
-                        grad,
-                        kept,
-                        needed,
-                        rstd,
-                        scale,
-                        shift,
-                        rescued,
-                        columns_of,
-                        bits_of,
-                        kind,
-                        output,
-                        torch.float32,
-                    )
-                )
-                for backend_of in (eager_norm, triton_norm)
-            )
+            kept, bits_of = y if output else x, expected[2] if output else None
+            saved = Saved(kept, needed, rstd, scale, shift, rescued, columns_of, bits_of, centered, output)
+            grad = torch.randn_like(x)
+            due, got = (b.norm_backward(grad, saved, torch.float32) for b in (eager_norm, triton_norm))
             for label, ours, theirs in zip(("dx", "dw", "db"), got, due, strict=True):
                 errors[label] = max(errors.get(label, 0.0), _relative(ours, theirs))
         worst[name] = {k: max(v, worst.get(name, {}).get(k, 0.0)) for k, v in errors.items()}

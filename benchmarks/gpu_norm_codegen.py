@@ -42,7 +42,7 @@ def figures(kernel: str, name: str, dtype: torch.dtype, columns: int, target: st
         constants = norm_launch.statistics_constants(norm, dtype, True, biased)
         absent = set() if biased else {"shift_pointer"}
     else:
-        constants = norm_launch.backward_constants(norm, dtype, True, False, True, biased, False, bits)
+        constants = norm_launch.backward_constants(norm.centered, dtype, True, False, True, biased, False, bits)
         absent = {"mean_pointer", "slot_pointer", "rescued_pointer"} | (set() if biased else {"shift_pointer"})
     if not bits:
         absent = absent | {"bits_pointer"}

@@ -210,3 +210,35 @@ def test_it_returns_to_its_output_only_when_it_is_well_again(device: str) -> Non
     assert held[41] >= 2 * whole
     assert held[0] < held[20] < 1.1 * whole
     assert held[30] < 1.1 * whole if device == "looks in every forward" else held[30] == held[41]
+
+
+def test_unseen_changes_do_not_reach_second_derivatives_silently(device: str) -> None:
+    """There the parameters themselves take part: a change since the forward is an error, or NaN and then an error."""
+    for module in norms(torch.float32):
+        module(torch.randn(ROWS, CHANNELS))  # what is remembered, is so from now on
+        for change in (lambda m: m.weight.data.mul_(2), lambda m: m.weight.data.copy_(torch.ones(CHANNELS))):
+            x = torch.randn(ROWS, CHANNELS, requires_grad=True)
+            y = module(x)
+            change(module)
+            if device == "looks in every forward":
+                with pytest.raises(optiacts.UnseenChangeError):
+                    torch.autograd.grad(y.sum(), [x, module.weight], create_graph=True)
+                continue
+            gradients = torch.autograd.grad(y.square().sum(), [x, module.weight], create_graph=True)
+            assert all(gradient.isnan().all() for gradient in gradients)
+            torch.optim.SGD([nn.Parameter(torch.ones(1))]).step()
+            with pytest.raises(optiacts.UnseenChangeError):
+                module(x)
+
+
+def test_a_bad_channel_spoils_all_second_derivatives_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight killed unseen before the forward, on a device that remembers: nothing finite and wrong comes out."""
+    optiacts.norm_weights_changed()
+    monkeypatch.setattr(norm_channels, "waits", lambda device: True)
+    for module in norms(torch.float32):
+        module(torch.randn(ROWS, CHANNELS))
+        module.weight.data[3] = 0.0
+        x = torch.randn(ROWS, CHANNELS, requires_grad=True)
+        gradients = torch.autograd.grad(module(x).square().sum(), [x, module.weight], create_graph=True)
+        assert all(gradient.isnan().all() for gradient in gradients)
+    optiacts.norm_weights_changed()

@@ -6,6 +6,7 @@ Its backward needs x̂, and from the output it is x̂ = (y - bias) / (weight + o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,6 +96,30 @@ class Norm:
         largest = size * scale.shape[-1] ** 0.5  # that |x̂| * |weight| can be
         bad = (size < _SMALLEST_NORMALS * limits.tiny) | (largest > limits.max / 2)
         return bad if shift is None else bad | (shift.abs() > most * size)
+
+
+class Saved(NamedTuple):
+    """What the backward of a norm goes by. Tensors are ``(..., channels)``; what is None is 1, 0 or not there.
+
+    Args:
+        kept: the output, if ``output``, or the input.
+        mean: of each row, ``(..., 1)``: of a centred norm that keeps its input or has rescued channels.
+        rstd: of each row, ``(..., 1)``.
+        scale, shift: the weight (with its offset) and the bias, one number per channel.
+        columns, rescued: the numbers of the rescued channels, and the input's columns there.
+        bits: the output's remainder bits.
+    """
+
+    kept: Tensor
+    mean: Tensor | None
+    rstd: Tensor
+    scale: Tensor | None
+    shift: Tensor | None
+    columns: Tensor | None
+    rescued: Tensor | None
+    bits: Tensor | None
+    centered: bool
+    output: bool
 
 
 def most_rescued(channels: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from optiacts.backends import eager, eager_norm, native, native_norm, triton, triton_norm
 from optiacts.curves import Curve
 from optiacts.layouts import Order
-from optiacts.norms import Norm
+from optiacts.norms import Norm, Saved
 
 
 class Backend(Protocol):
@@ -107,21 +107,7 @@ class NormBackend(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """mean and rstd of x, and the remainder bits of y if it has some."""
 
-    def norm_backward(
-        self,
-        grad: Tensor,
-        kept: Tensor,
-        mean: Tensor | None,
-        rstd: Tensor,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        columns: Tensor | None,
-        rescued: Tensor | None,
-        bits: Tensor | None,
-        norm: Norm,
-        output: bool,
-        dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def norm_backward(self, grad: Tensor, saved: Saved, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of x, in ``dtype``, of scale and of shift."""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from optiacts.norms import Norm
+from optiacts.norms import Norm, Saved
 from optiacts.packing import pack, unpack_planes
 
 name = "eager"
@@ -55,57 +55,28 @@ def _unit(y: Tensor) -> Tensor:
     return torch.ldexp(torch.ones_like(y, dtype=torch.float32), exponent - mantissa)
 
 
-def norm_backward(
-    grad: Tensor,
-    kept: Tensor,
-    mean: Tensor | None,
-    rstd: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    columns: Tensor | None,
-    rescued: Tensor | None,
-    bits: Tensor | None,
-    norm: Norm,
-    output: bool,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dx in ``dtype`` and of the shape of ``grad``; dw and db in the precision of the arithmetic.
-
-    Args:
-        grad: of the output.
-        kept: the output, if ``output``, or the input.
-        mean: needed of a centered norm that keeps its input or has rescued channels.
-        columns, rescued: the numbers of the rescued channels, and the input's columns there.
-        bits: the output's remainder bits.
-    """
-    if output:
-        x_hat = normalised(kept, mean, rstd, scale, shift, columns, rescued, bits)
+def norm_backward(grad: Tensor, saved: Saved, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """dx in ``dtype`` and of the shape of ``grad``; dw and db in the precision of the arithmetic."""
+    if saved.output:
+        x_hat = normalised(saved)
     else:
-        x_hat = kept.to(rstd.dtype)
-        x_hat = (x_hat if mean is None else x_hat - mean) * rstd
-    dx, by_scale, by_shift = gradients(grad.to(rstd.dtype), x_hat, rstd, scale, norm.centered)
+        x_hat = saved.kept.to(saved.rstd.dtype)
+        x_hat = (x_hat if saved.mean is None else x_hat - saved.mean) * saved.rstd
+    dx, by_scale, by_shift = gradients(grad.to(saved.rstd.dtype), x_hat, saved.rstd, saved.scale, saved.centered)
     return dx.to(dtype), by_scale, by_shift
 
 
-def normalised(
-    y: Tensor,
-    mean: Tensor | None,
-    rstd: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    columns: Tensor | None,
-    rescued: Tensor | None,
-    bits: Tensor | None,
-) -> Tensor:
-    """x̂ = (y - shift) / scale, of the rescued channels (x - mean) * rstd."""
-    moved = refined(y, bits).to(rstd.dtype)
-    moved = moved if shift is None else moved - shift
+def normalised(saved: Saved) -> Tensor:
+    """From an output x̂ = (y - shift) / scale, of the rescued channels (x - mean) * rstd."""
+    scale, columns, rstd = saved.scale, saved.columns, saved.rstd
+    moved = refined(saved.kept, saved.bits).to(rstd.dtype)
+    moved = moved if saved.shift is None else moved - saved.shift
     if columns is None:
         return moved if scale is None else moved / scale
-    assert rescued is not None
+    assert saved.rescued is not None
     x_hat = moved if scale is None else moved / scale.index_fill(0, columns, 1.0)  # no 0 / 0, whose gradient is NaN
-    exact = rescued.to(rstd.dtype)
-    return x_hat.index_copy(-1, columns, (exact if mean is None else exact - mean) * rstd)
+    exact = saved.rescued.to(rstd.dtype)
+    return x_hat.index_copy(-1, columns, (exact if saved.mean is None else exact - saved.mean) * rstd)
 
 
 def gradients(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from optiacts.backends import eager_norm, native
-from optiacts.norms import Norm
+from optiacts.norms import Norm, Saved
 from optiacts.packing import packed_shape
 
 name = "native"
@@ -42,27 +42,13 @@ def norm_statistics(
     return mean, rstd, bits
 
 
-def norm_backward(
-    grad: Tensor,
-    kept: Tensor,
-    mean: Tensor | None,
-    rstd: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    columns: Tensor | None,
-    rescued: Tensor | None,
-    bits: Tensor | None,
-    norm: Norm,
-    output: bool,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """All three gradients in one pass over ``grad`` and ``kept``; see ``eager_norm.norm_backward``."""
+def norm_backward(grad: Tensor, saved: Saved, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """All three gradients in one pass over ``grad`` and what was kept; see ``eager_norm.norm_backward``."""
+    kept, mean, rstd, scale, shift, columns, rescued, bits, centered, output = saved
     formats = {grad.dtype, kept.dtype, dtype} | (set() if rescued is None else {rescued.dtype})
     fits = native.dtypes.issuperset(formats) and (bits is None or kept.element_size() == 2)
     if not fits or not kept.numel() or not _single(mean, rstd, scale, shift):
-        return eager_norm.norm_backward(
-            grad, kept, mean, rstd, scale, shift, columns, rescued, bits, norm, output, dtype
-        )
+        return eager_norm.norm_backward(grad, saved, dtype)
     rows, cols = native.rows_and_columns(kept)
     row = (*kept.shape[:-1], 1)
     _expect_shape("rstd", rstd, row)
@@ -89,7 +75,7 @@ def norm_backward(
         numbers(grad.dtype), grad.data_ptr(), numbers(kept.dtype), kept.data_ptr(), output,
         _address(mean), rstd.data_ptr(), scale.data_ptr(), shift.data_ptr(),
         numbers((kept if rescued is None else rescued).dtype), _address(rescued), _address(columns), rescues,
-        _address(bits if output else None), norm.centered, numbers(dtype), dx.data_ptr(),
+        _address(bits if output else None), centered, numbers(dtype), dx.data_ptr(),
         by_scale.data_ptr(), by_shift.data_ptr(), rows, cols, workspace.data_ptr(), threads,
     )  # fmt: skip
     if refused:

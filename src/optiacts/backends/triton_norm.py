@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from optiacts.norms import Norm
+from optiacts.norms import Norm, Saved
 
 name = "triton"
 LONGEST_ROW = 16384  # that a program keeps in registers
@@ -25,22 +25,8 @@ def norm_statistics(
     return norm_launch.statistics(x, y, scale, shift, norm)
 
 
-def norm_backward(
-    grad: Tensor,
-    kept: Tensor,
-    mean: Tensor | None,
-    rstd: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    columns: Tensor | None,
-    rescued: Tensor | None,
-    bits: Tensor | None,
-    norm: Norm,
-    output: bool,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, scale and shift."""
+def norm_backward(grad: Tensor, saved: Saved, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, in ``dtype``, of scale and of shift."""
     from optiacts.backends.triton import norm_launch
 
-    saved = (grad, kept, mean, rstd, scale, shift, columns, rescued, bits)
-    return norm_launch.backward(*saved, norm, output, dtype)
+    return norm_launch.backward(grad, saved, dtype)

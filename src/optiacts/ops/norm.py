@@ -25,10 +25,10 @@ from torch import Tensor
 
 from optiacts import backends
 from optiacts.backends import eager_norm
-from optiacts.norms import Norm, arithmetic
+from optiacts.norms import Norm, Saved, arithmetic
 from optiacts.ops import library
 from optiacts.ops.functions import differentiable
-from optiacts.ops.norm_channels import Channels, guard, look
+from optiacts.ops.norm_channels import Channels, changed, guard, look
 from optiacts.overwritten import remember, saved_tensors
 from optiacts.packing import packed_shape
 
@@ -64,32 +64,20 @@ def _fake_statistics(
     return mean, rstd, x.new_empty(bits, dtype=torch.uint8)
 
 
-def _backward(
-    grad: Tensor,
-    kept: Tensor,
-    mean: Tensor | None,
-    rstd: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    columns: Tensor | None,
-    rescued: Tensor | None,
-    bits: Tensor | None,
-    centered: bool,
-    output: bool,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    kind = Norm(centered, 0.0, remainder=bits is not None)
-    saved = (grad, kept, mean, rstd, scale, shift, columns, rescued, bits)
-    return backends.select_norm(kept, grad).norm_backward(*saved, kind, output, dtype)
+def _backward(grad: Tensor, *saved_and_dtype: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *fields, dtype = saved_and_dtype
+    saved = Saved(*fields)
+    return backends.select_norm(saved.kept, grad).norm_backward(grad, saved, dtype)
 
 
-def _fake_backward(grad: Tensor, kept: Tensor, *saved: Any) -> tuple[Tensor, Tensor, Tensor]:
-    rstd, dtype = saved[1], saved[-1]
-    by_channel = rstd.new_empty(kept.shape[-1:])
+def _fake_backward(grad: Tensor, *saved_and_dtype: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *fields, dtype = saved_and_dtype
+    saved = Saved(*fields)
+    by_channel = saved.rstd.new_empty(saved.kept.shape[-1:])
     return grad.new_empty(grad.shape, dtype=dtype), by_channel, torch.empty_like(by_channel)
 
 
-def _check_saved(grad: Tensor, kept: Tensor, *saved: Any) -> None:
+def _check_saved(grad: Tensor, kept: Tensor, *more: Any) -> None:
     """A backend reads what is saved by address: nothing but the right shape may reach it."""
     if grad.shape != kept.shape:
         raise ValueError(f"grad must have the shape of what was kept, {tuple(kept.shape)}; got {tuple(grad.shape)}")
@@ -188,8 +176,8 @@ def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> Gradients:
     if ctx.known is not None:
         poison = guard(ctx.known, *factors, columns, getattr(ctx, "maker", None))
         rstd = rstd.masked_fill(poison, torch.nan)
-    saved = (kind.rows(grad), kind.rows(kept), mean, rstd, *factors, columns, rescued, bits)
-    dx, by_scale, by_shift = library.call(norm_backward, *saved, kind.centered, ctx.output, ctx.dtype)
+    saved = Saved(kind.rows(kept), mean, rstd, *factors, columns, rescued, bits, kind.centered, ctx.output)
+    dx, by_scale, by_shift = library.call(norm_backward, kind.rows(grad), *saved, ctx.dtype)
     by_scale = by_scale if poison is None else by_scale.masked_fill(poison, torch.nan)
     return (
         kind.restored(dx, grad) if ctx.needs_input_grad[0] else None,
@@ -204,7 +192,7 @@ def _differentiable_gradients(
     """The same in operations that can be differentiated again, with the gradients of the other outputs.
 
     In output mode x̂ is a function of y, the weight and the bias, and rstd and the mean are outputs of the Function:
-    further derivatives find their way back to x.
+    further derivatives find their way back to x. The parameters themselves take part, so they must be what they were.
     """
     kind: Norm = ctx.kind
     kept, weight, bias, mean, rstd, *more = saved_tensors(ctx)
@@ -212,10 +200,16 @@ def _differentiable_gradients(
         return _recomputed(ctx, grad, by_rstd, kept, weight, bias)
     columns, rescued, bits = more[2:]
     rows, scale, shift = kind.rows(kept), kind.scale(weight), kind.shift(bias)
+    x_hat = eager_norm.normalised(
+        Saved(rows, mean, rstd, scale, shift, columns, rescued, bits, kind.centered, output=True)
+    )
+    poison = changed(ctx.known, [(weight, more[0]), (bias, more[1])], getattr(ctx, "maker", None))
     if ctx.known is not None:
-        poison = guard(ctx.known, kind.scale(more[0]), kind.shift(more[1]), columns, getattr(ctx, "maker", None))
-        rstd = rstd.masked_fill(poison, torch.nan)
-    x_hat = eager_norm.normalised(rows, mean, rstd, scale, shift, columns, rescued, bits)
+        factors = kind.scale(more[0]), kind.shift(more[1])
+        guarded = guard(ctx.known, *factors, columns, getattr(ctx, "maker", None))
+        poison = guarded if poison is None else poison | guarded
+    if poison is not None:
+        rstd, x_hat = rstd.masked_fill(poison, torch.nan), x_hat.masked_fill(poison, torch.nan)
     count = rows.shape[-1]
     dx = torch.zeros_like(x_hat)
     by_weight = by_bias = None

@@ -68,9 +68,44 @@ def guard(known: Known, scale: Tensor | None, shift: Tensor | None, rescued: Ten
     bad = known.kind.bad(scale, shift, known.dtype)
     assert bad is not None
     poison = (bad if rescued is None else bad.index_fill(0, rescued, False)).any()
-    known.poisoned = poison if known.poisoned is None else known.poisoned | poison
-    known.maker = maker
+    known.note(poison, maker)
     return poison
+
+
+def changed(known: Known | None, pairs: list[tuple[Tensor | None, Tensor | None]], maker: Any) -> Tensor | None:
+    """In backward: whether (bool) a parameter is no longer what it was in the forward; None if it surely is.
+
+    On a device that the host does not wait for it is noted, to be told later.
+
+    Raises:
+        UnseenChangeError: on a CPU, at once.
+    """
+    differing = [_differs(now, then) for now, then in pairs if now is not None and then is not None]
+    if not differing:
+        return None
+    found = torch.stack(differing).any()
+    if known is not None:
+        known.note(found, maker)
+        return found
+    if not waits(found.device):
+        if found:
+            raise UnseenChangeError(_explained([] if maker is None else [maker]))
+        return None
+    return found
+
+
+def _differs(now: Tensor, then: Tensor) -> Tensor:
+    now = now.detach()
+    return ~((now == then) | (now.isnan() & then.isnan())).all()
+
+
+def _explained(makers: list[Maker]) -> str:
+    names = ", ".join(maker.optiacts_described() for maker in makers)
+    return (
+        f"optiacts: the weight or bias of a norm{' of ' * bool(names)}{names} was changed in a way that PyTorch does "
+        "not count, and its output no longer told its input; there are no right gradients of that backward. Throw "
+        "that step away, and call optiacts.norm_weights_changed() after such a change."
+    )
 
 
 def norm_weights_changed() -> None:
@@ -118,6 +153,11 @@ class Known:
         bad = self.kind.bad(self.kind.scale(weight), self.kind.shift(bias), self.dtype)
         assert bad is not None
         return bad
+
+    def note(self, poison: Tensor, maker: Maker | None) -> None:
+        """Remembers, without a look, whether a backward has met what makes its gradients NaN."""
+        self.poisoned = poison if self.poisoned is None else self.poisoned | poison
+        self.maker = maker
 
     def learn(self, bad: Tensor, versions: tuple[int, ...]) -> None:
         """From which channels are bad, on the host.
@@ -230,9 +270,4 @@ def _collect() -> None:
                 known.poisoned = None
             known.learn(row[:-1], versions)
     if poisoned:
-        names = ", ".join(known.maker.optiacts_described() for known in poisoned if known.maker is not None)
-        raise UnseenChangeError(
-            f"optiacts: the weight or bias of a norm{' of ' * bool(names)}{names} was changed in a way that PyTorch "
-            "does not count, and its output no longer told its input; the gradients of the last backward are NaN. "
-            "Throw that step away, and call optiacts.norm_weights_changed() after such a change."
-        )
+        raise UnseenChangeError(_explained([known.maker for known in poisoned if known.maker is not None]))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from optiacts.backends.triton.launch import on_device
 from optiacts.backends.triton.norm_kernels import backward_kernel, statistics_kernel
-from optiacts.norms import Norm
+from optiacts.norms import Norm, Saved
 from optiacts.packing import packed_shape
 
 # Of a 16-bit dtype: the bits of its mantissa, and the exponent (of a float32) at which its units stop shrinking. For
@@ -42,21 +42,9 @@ def statistics(
     return mean, rstd, bits
 
 
-def backward(
-    grad: Tensor,
-    kept: Tensor,
-    mean: Tensor | None,
-    rstd: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    columns: Tensor | None,
-    rescued: Tensor | None,
-    bits: Tensor | None,
-    norm: Norm,
-    output: bool,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
+def backward(grad: Tensor, saved: Saved, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, in ``dtype``, of scale and of shift."""
+    kept, mean, rstd, scale, shift, columns, rescued, bits, centered, output = saved
     grad, kept = grad.contiguous(), kept.contiguous()
     rows, width = rstd.numel(), kept.shape[-1]
     grad_x = grad.new_empty(grad.shape, dtype=dtype)
@@ -76,7 +64,7 @@ def backward(
         backward_kernel[(programs,)](
             *(*given, rows, width, 0 if columns is None else len(columns)),
             **backward_constants(
-                norm, kept.dtype, output, *(t is not None for t in (mean, scale, shift, slots, bits))
+                centered, kept.dtype, output, *(t is not None for t in (mean, scale, shift, slots, bits))
             ),
             **tiling,
         )
@@ -91,10 +79,17 @@ def statistics_constants(norm: Norm, dtype: torch.dtype, scaled: bool, shifted: 
 
 
 def backward_constants(
-    norm: Norm, dtype: torch.dtype, output: bool, mean: bool, scaled: bool, shifted: bool, rescued: bool, bits: bool
+    centered: bool,
+    dtype: torch.dtype,
+    output: bool,
+    mean: bool,
+    scaled: bool,
+    shifted: bool,
+    rescued: bool,
+    bits: bool,
 ) -> dict[str, Any]:
     """The constants of the backward of a norm that keeps a tensor of ``dtype``."""
-    flags = {"CENTERED": norm.centered, "OUTPUT": output, "MEAN": mean, "SCALED": scaled, "SHIFTED": shifted}
+    flags = {"CENTERED": centered, "OUTPUT": output, "MEAN": mean, "SCALED": scaled, "SHIFTED": shifted}
     return flags | {"RESCUED": rescued, "REMAINDER": bits} | _units(dtype)
 
 
