@@ -12,10 +12,8 @@ import contextlib
 import functools
 import itertools
 import math
-import threading
 import types
 import warnings
-import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -26,7 +24,7 @@ from torch.nn import Module
 
 from optiacts.conversion.norm_purity import norm_pins
 from optiacts.conversion.purity import ImpureError, Pin
-from optiacts.conversion.recognition import alone, definition, identity, undisturbed
+from optiacts.conversion.recognition import Findings, alone, definition, distinct
 from optiacts.norms import Norm, arithmetic
 
 Dtypes = tuple[torch.dtype, torch.dtype | None]  # of the input, and of the parameters if there are any
@@ -110,31 +108,18 @@ def recognise_norm(module: Module) -> RecognisedNorm:
     if forward.__code__.co_argcount != 2 or forward.__code__.co_kwonlyargcount or forward.__code__.co_flags & 0x0C:
         raise ImpureError("it takes more than one input")
     inner, names, fused = norm_pins(forward, module)
-    pins = (Pin(kind, ("forward",), forward), *definition(forward), *inner)
-    pins = tuple({(id(pin.root), pin.path): pin for pin in pins}.values())
+    pins = distinct((Pin(kind, ("forward",), forward), *definition(forward), *inner))
     shapes = tuple(tuple(module._parameters[name].shape) for name in names)  # type: ignore[union-attr]
-    key = (shapes, *((id(pin.root), pin.path, identity(pin.value)) for pin in pins))
-    with _lock:
-        met = _met.setdefault(forward.__code__, {})
-    if key not in met:
-        try:
-            with undisturbed(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PyTorch's about dtypes that do not go together
-                found: RecognisedNorm | str = _compared(_Trial(module, kind, pins, names, shapes), fused)
-        except ImpureError as error:
-            found = str(error)
-        with _lock:
-            found, _ = met.setdefault(key, (found, pins))  # pins keep alive what the key tells by its identity
-    else:
-        found = met[key][0]
-    if isinstance(found, str):
-        raise ImpureError(found)
-    return found
+
+    def find() -> RecognisedNorm:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's about dtypes that do not go together
+            return _compared(_Trial(module, kind, pins, names, shapes), fused)
+
+    return _found.of(forward, pins, shapes, find)
 
 
-# what was found out for a forward's code, by the values of its pins: layers of a kind are tried once
-_met: weakref.WeakKeyDictionary[types.CodeType, dict[Any, Any]] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
+_found: Findings[RecognisedNorm] = Findings()
 
 
 class _Layout(NamedTuple):

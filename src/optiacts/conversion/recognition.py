@@ -18,7 +18,7 @@ import types
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -157,29 +157,50 @@ def _recognised(
     run: Callable[[Tensor], Any], pins: tuple[Pin, ...], function: types.FunctionType, part: Any = None
 ) -> Recognised:
     """The result for a function, or for the expression ``part`` of it, that depends on ``pins``."""
-    pins = tuple({(id(pin.root), pin.path): pin for pin in pins}.values())
-    key = (part, *curves.CURVES, *((id(pin.root), pin.path, identity(pin.value)) for pin in pins))
-    with _lock:
-        met = _met.setdefault(function.__code__, {})
-    if key not in met:
-        try:
-            with undisturbed():
-                curve, base, inplace, steps = _compared(run)
-            found: Recognised | str = Recognised(curve, base, inplace, pins, steps, _traceable(pins))
-        except ImpureError as error:
-            found = str(error)
-        with _lock:
-            found, _ = met.setdefault(key, (found, pins))  # pins keep alive what the key tells by its identity
-    else:
+    pins = distinct(pins)
+
+    def find() -> Recognised:
+        curve, base, inplace, steps = _compared(run)
+        return Recognised(curve, base, inplace, pins, steps, _traceable(pins))
+
+    return _found.of(function, pins, (part, *curves.CURVES), find)
+
+
+T = TypeVar("T")
+
+
+class Findings(Generic[T]):
+    """What was found out for functions' code, by the values of their pins: layers of a kind are tried once."""
+
+    def __init__(self) -> None:
+        self._met: weakref.WeakKeyDictionary[types.CodeType, dict[Any, Any]] = weakref.WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    def of(self, function: types.FunctionType, pins: tuple[Pin, ...], more: Any, find: Callable[[], T]) -> T:
+        """What ``find`` returns, or the ``ImpureError`` that it raises, undisturbed, once for each ``more``."""
+        key = (more, *((id(pin.root), pin.path, identity(pin.value)) for pin in pins))
+        with self._lock:
+            met = self._met.setdefault(function.__code__, {})
+        if key not in met:
+            try:
+                with undisturbed():
+                    found: T | str = find()
+            except ImpureError as error:
+                found = str(error)
+            with self._lock:
+                met.setdefault(key, (found, pins))  # pins keep alive what the key tells by its identity
         found = met[key][0]
-    if isinstance(found, str):
-        raise ImpureError(found)
-    return found
+        if isinstance(found, str):
+            raise ImpureError(found)
+        return found
 
 
-# what was found out for a function's code, by the values of its pins: layers of a kind are tried once
-_met: weakref.WeakKeyDictionary[types.CodeType, dict[Any, Any]] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
+_found: Findings[Recognised] = Findings()
+
+
+def distinct(pins: tuple[Pin, ...]) -> tuple[Pin, ...]:
+    """One pin for each thing that is pinned."""
+    return tuple({(id(pin.root), pin.path): pin for pin in pins}.values())
 
 
 def _traceable(pins: tuple[Pin, ...]) -> bool:
