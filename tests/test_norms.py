@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -275,6 +276,16 @@ def test_an_input_changed_in_place_afterwards_is_fine() -> None:
             h.zero_()
         gradients.append(torch.autograd.grad(y.square().sum(), leaf)[0])
     assert torch.equal(*gradients)
+
+
+def test_second_derivatives_on_fake_tensors() -> None:
+    """As of a report: there are no values to look at."""
+    with FakeTensorMode():
+        module, x = optiacts.LayerNorm(CHANNELS), torch.randn(ROWS, CHANNELS, requires_grad=True)
+        (grad,) = torch.autograd.grad(module(x).square().sum(), x, create_graph=True)
+        grad.sum().backward()
+        assert x.grad is not None
+        assert x.grad.shape == x.shape
 
 
 def test_channels_first_and_offset() -> None:

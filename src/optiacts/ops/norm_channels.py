@@ -28,7 +28,8 @@ from optiacts.overwritten import Maker
 class UnseenChangeError(RuntimeError):
     """The weight or bias of a norm was changed unseen, so that its output no longer told its input.
 
-    The gradients of that backward are NaN. Call ``optiacts.norm_weights_changed()`` after such a change.
+    The gradients of that backward are NaN, or there are none. Change parameters between a backward and the next forward,
+    and call ``optiacts.norm_weights_changed()`` after a change that PyTorch does not count.
     """
 
 
@@ -80,7 +81,8 @@ def changed(known: Known | None, pairs: list[tuple[Tensor | None, Tensor | None]
     Raises:
         UnseenChangeError: on a CPU, at once.
     """
-    differing = [_differs(now, then) for now, then in pairs if now is not None and then is not None]
+    given = [(now, then) for now, then in pairs if now is not None and then is not None]
+    differing = [_differs(now, then) for now, then in given if not is_fake(now) and not now.is_meta]
     if not differing:
         return None
     found = torch.stack(differing).any()
@@ -104,7 +106,8 @@ def _explained(makers: list[Maker]) -> str:
     return (
         f"optiacts: the weight or bias of a norm{' of ' * bool(names)}{names} was changed in a way that PyTorch does "
         "not count, and its output no longer told its input; there are no right gradients of that backward. Throw "
-        "that step away, and call optiacts.norm_weights_changed() after such a change."
+        "that step away. Change parameters between a backward and the next forward, and call "
+        "optiacts.norm_weights_changed() after a change that PyTorch does not count."
     )
 
 
