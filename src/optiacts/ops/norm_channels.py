@@ -28,8 +28,8 @@ from optiacts.overwritten import Maker
 class UnseenChangeError(RuntimeError):
     """The weight or bias of a norm was changed unseen, so that its output no longer told its input.
 
-    The gradients of that backward are NaN, or there are none. Change parameters between a backward and the next forward,
-    and call ``optiacts.norm_weights_changed()`` after a change that PyTorch does not count.
+    The gradients of that backward are NaN, or there are none. Change parameters between a backward and the next
+    forward, and call ``optiacts.norm_weights_changed()`` after a change that PyTorch does not count.
     """
 
 
