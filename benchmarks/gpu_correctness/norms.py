@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import optiacts
 from optiacts.backends import eager_norm, triton_norm
@@ -15,7 +15,11 @@ from .common import DTYPES, BrokenPromiseError, Report, relative
 
 
 def norms(device: torch.device, dry: bool) -> Report:
-    """The kernels of norms against the eager backend: relative errors of dx, dw and db in the Euclidean norm."""
+    """The kernels of norms against the eager backend: relative errors of dx, dw and db in the Euclidean norm.
+
+    Of the remainder bits: how far the middle of the quarter that they name lies from the output in float64, beyond an
+    eighth of a unit in the last place, in roundings of float32.
+    """
     worst: Report = {}
     shapes = (
         [(37, 100), (5, 16), (3, 2, 768)] if dry else [(37, 100), (5, 16), (3, 2, 768), (4096, 4096), (70_000, 128)]
@@ -29,8 +33,9 @@ def norms(device: torch.device, dry: bool) -> Report:
         expected = eager_norm.norm_statistics(x, y, scale, shift, kind)
         found = triton_norm.norm_statistics(x, y, scale, shift, kind)
         name = f"{'layer' if centered else 'rms'} {dtype}"
-        bits = 0.0 if found[2] is None or expected[2] is None else float(found[2].ne(expected[2]).float().mean())
-        errors = {"rstd": relative(found[1], expected[1]), "bits": bits}
+        errors = {"rstd": relative(found[1], expected[1])}
+        if found[2] is not None:
+            errors["bits"] = _beyond_the_quarter(x, y, scale, shift, kind, found[2])
         columns = torch.tensor([3, 11], device=device)
         for output, rescued in ((True, None), (True, columns), (False, None)):
             needed = mean if centered and (rescued is not None or not output) else None
@@ -42,9 +47,18 @@ def norms(device: torch.device, dry: bool) -> Report:
             for label, ours, theirs in zip(("dx", "dw", "db"), got, due, strict=True):
                 errors[label] = max(errors.get(label, 0.0), relative(ours, theirs))
         worst[name] = {k: max(v, worst.get(name, {}).get(k, 0.0)) for k, v in errors.items()}
-    if any(v > (0.01 if k == "bits" else 2e-6) for found in worst.values() for k, v in found.items()):
+    if any(v > (4.0 if k == "bits" else 2e-6) for found in worst.values() for k, v in found.items()):
         raise BrokenPromiseError(worst)
     return worst
+
+
+def _beyond_the_quarter(x: Tensor, y: Tensor, scale: Tensor, shift: Tensor, kind: Norm, bits: Tensor) -> float:
+    mean, rstd = kind.statistics(x.double())
+    exact = (x.double() - mean) * rstd * scale + shift
+    eighth = (eager_norm.refined(y, torch.zeros_like(bits)).double() - y.double()).abs() / 3  # the lowest quarter
+    beyond = (eager_norm.refined(y, bits).double() - exact).abs() - eighth
+    rounding = torch.finfo(torch.float32).eps * ((x.double().abs() + mean.abs()) * rstd * scale.abs() + shift.abs())
+    return max(0.0, float((beyond / rounding).max()))
 
 
 def norms_are_exact_or_an_error(device: torch.device, dry: bool) -> Report:
