@@ -50,7 +50,7 @@ def main() -> int:
         for precision, bf16 in PRECISIONS.items()
     }
     clamped = layer_gradients(encoder.build(), encoder.loss, encoder.held_out[0], False, clamp_norms)
-    tasks = (training_tasks.gpt(), training_tasks.llama(), encoder)
+    tasks = (training_tasks.gpt(), training_tasks.llama(), training_tasks.dropouts(), encoder)
     results = {
         (task.name, precision): _compare(task, precision, optiacts.convert)
         for task in tasks
@@ -113,11 +113,12 @@ def _introduction(tasks: tuple[Task, ...]) -> str:
 
 <!-- Written by benchmarks/training.py: make training -->
 
-The same models trained as they are and after `optiacts.convert` (activations, gated products and norms), from the
-same seeds, on the same batches, {len(SEEDS)} seeds each, in float32 and under bfloat16 autocast, on a CPU.
+The same models trained as they are and after `optiacts.convert` (activations, gated products, norms and dropouts),
+from the same seeds, on the same batches, {len(SEEDS)} seeds each, in float32 and under bfloat16 autocast, on a CPU.
 
 - Text: the help texts that Python carries (`pydoc_data.topics`).
-- GPT: `optiacts.demo.gpt.GPT`; Llama: transformers' `LlamaForCausalLM`. Both over bytes: {model}, {windows}.
+- GPT: `optiacts.demo.gpt.GPT`; Llama: transformers' `LlamaForCausalLM`; torch.nn layers:
+  `torch.nn.TransformerEncoderLayer`, norms first, dropout everywhere. All over bytes: {model}, {windows}.
 - MiniLM: the pretrained all-MiniLM-L6-v2, a 6-layer BERT, fine-tuned with dropout to fill in masked words,
   {sentences}; its word embeddings serve as the head.
 - AdamW, the learning rate falling to zero. Steps and rates: {rates}.
@@ -216,7 +217,7 @@ def _draw(results: Results, tasks: tuple[Task, ...], control: Comparison, path: 
     """Above, the losses in fp32; below, how far ours are from PyTorch's. The last column is the failing control."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 5.6), layout="constrained")
+    figure = Figure(figsize=(16, 5.6), layout="constrained")
     columns = [(task.name, {precision: results[task.name, precision] for precision in PRECISIONS}) for task in tasks]
     columns.append(("control: GPT, side bits lost", {"fp32": control}))
     above, below = figure.subplots(2, len(columns), sharex="col", height_ratios=(1.2, 1))

@@ -1,4 +1,4 @@
-"""What is trained: a small GPT, a small Llama, and a pretrained BERT, all on the texts of `help()`."""
+"""What is trained: a small GPT, Llama and PyTorch's own layers, and a pretrained BERT, on the texts of `help()`."""
 
 from __future__ import annotations
 
@@ -64,6 +64,30 @@ def _llama() -> nn.Module:
         use_cache=False,
     )
     return LlamaForCausalLM(config)
+
+
+def dropouts(steps: int = 240) -> Task:
+    """torch.nn's own transformer layers, with a dropout after each activation and in every residual branch."""
+    return _language_model("torch.nn layers, GELU, dropout 0.1", steps, 1e-3, _Layers)
+
+
+class _Layers(nn.Module):
+    """Bytes (batch, context) to logits, through torch.nn.TransformerEncoderLayer with a causal mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(CONTEXT, WIDTH)
+        layer = nn.TransformerEncoderLayer(
+            WIDTH, HEADS, 4 * WIDTH, dropout=0.1, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, LAYERS, nn.LayerNorm(WIDTH), enable_nested_tensor=False)
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, window: Tensor) -> Tensor:
+        length = window.shape[-1]
+        mask = nn.Transformer.generate_square_subsequent_mask(length)
+        x = self.tokens(window) + self.positions(torch.arange(length))
+        return self.head(self.layers(x, mask=mask, is_causal=True))
 
 
 def _language_model(name: str, steps: int, learning_rate: float, build: Callable[[], nn.Module]) -> Task:
