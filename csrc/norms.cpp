@@ -27,6 +27,18 @@ char* row_of(void* tensor, int64_t row, int64_t row_bytes) { return static_cast<
 
 }  // namespace
 
+int optiacts_norm_any_bad(const float* scale, const float* shift, float smallest, float largest, float most,
+                          int64_t cols) {
+    int bad = 0;
+    for (int64_t i = 0; scale && i < cols; ++i) {
+        const float size = __builtin_fabsf(scale[i]);
+        bad |= (size < smallest) | (size > largest);
+    }
+    for (int64_t i = 0; shift && i < cols; ++i)
+        bad |= __builtin_fabsf(shift[i]) > most * (scale ? __builtin_fabsf(scale[i]) : 1.0f);
+    return bad;
+}
+
 void optiacts_norm_statistics(int x_dtype, const void* x, const void* y, const float* scale, const float* shift,
                               float eps, float* mean, float* rstd, uint8_t* bits, int64_t rows, int64_t cols,
                               int threads) {

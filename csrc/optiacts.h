@@ -88,6 +88,11 @@ OPTIACTS_API void optiacts_gated_backward(int dtype, const void* grad, const voi
  * numbers, mean and rstd one for each row. Arithmetic is in float32; what sums up many
  * terms goes on in double. */
 
+/* Whether a channel is such that y does not tell x_hat: |scale| below `smallest` or above `largest`, or |shift| above
+ * `most` * |scale|. A null scale is 1, a null shift is 0. */
+OPTIACTS_API int optiacts_norm_any_bad(const float* scale, const float* shift, float smallest, float largest,
+                                       float most, int64_t cols);
+
 /* mean and rstd = 1 / sqrt(mean((x - mean)^2) + eps); where `mean` is null it is 0 and not told. If `bits` is not
  * null, of a 16-bit y in the dtype of x: two planes of bits as above, the lower and the upper bit of the quarter of
  * y's rounding interval in which the unrounded value lies. y, scale and shift are read only then. */

@@ -271,7 +271,7 @@ def test_saved_bytes() -> None:
     shared = tensor  # of ``before`` with the linear
     inside = tensor  # the input of ``after``
     head = tensor
-    assert _held(model, x) == shared + inside + head + 2 * 4 * rows + 2 * width
+    assert _held(model, x) == shared + inside + head + 2 * 4 * rows + 4 * width
     before = _held(Block(width=width).bfloat16(), x)
     assert before > 2 * (shared + inside + head)
 

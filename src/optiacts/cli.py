@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor, parser=doctor)
 
     demo = commands.add_parser("demo", help="train small models with and without OptiActs, side by side")
-    demo.add_argument("--steps", type=_steps, default=200, help="training steps of each model (%(default)s)")
+    demo.add_argument("--steps", type=_steps, default=100, help="training steps of each model (%(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="seed of weights and batches (%(default)s)")
     demo.add_argument("--picture", type=Path, default=Path("out/demo.png"), help="where to draw (%(default)s)")
     demo.set_defaults(run=_demo, parser=demo)

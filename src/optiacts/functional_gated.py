@@ -4,6 +4,7 @@ The result is that of PyTorch's own expression ``act(gate) * up``, bit for bit. 
 wanted, saved are h, which a following Linear keeps anyway, one slot and two bits per element (ReGLU: one):
 
     saved bytes = h (shared with the next layer) + slot (as large as h) + 2 * ceil(n / 8) per row
+    with keep_output=False, where nobody keeps h:  gate + up
 
 PyTorch holds gate, act(gate), up and h. The gradients' errors and the few elements that are not exact are listed
 in docs/gated.md. Without a gradient of ``gate``, with tensors of different shapes or dtypes, and with tensors
@@ -13,15 +14,18 @@ afterwards makes autograd raise an error.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from optiacts import curves
+from optiacts._torch import forward_mode, transforms_active
 from optiacts.functional import compiles_autocast, gelu_curve, passes_our_ops, saves_memory
 from optiacts.ops import gated as ops
 from optiacts.ops import sharding
+from optiacts.ops.gated_inputs import gated_from_inputs
 
 
-def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
+def swiglu(gate: Tensor, up: Tensor | None = None, keep_output: bool = True) -> Tensor:
     """SwiGLU: silu(gate) * up, the gated product of Llama, Mistral, Qwen and Phi-3 (arXiv 2002.05202).
 
     Args:
@@ -29,64 +33,90 @@ def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
         up: a tensor of the same shape and dtype. If left out, ``gate`` is the output of one fused projection:
             its last dimension holds the gate first, up second, and its gradient is written in one piece,
             without the concatenation that follows a ``chunk``. (``torch.nn.functional.glu`` has the gate last.)
+        keep_output: False keeps gate and up instead, where nobody else keeps the product; see ``gated``.
 
     Returns:
         The tensor that ``silu(gate) * up`` is. Saved for backward: it, one slot of its size, two bits per element.
     """
-    return gated(gate, up, "silu")
+    return gated(gate, up, "silu", keep_output)
 
 
-def geglu(gate: Tensor, up: Tensor | None = None, approximate: str = "none") -> Tensor:
+def geglu(gate: Tensor, up: Tensor | None = None, approximate: str = "none", keep_output: bool = True) -> Tensor:
     """GEGLU: gelu(gate) * up, the gated product of T5 v1.1 and Gemma (arXiv 2002.05202).
 
     Args:
         gate: a tensor of any shape and layout; float64, float32, bfloat16 or float16 to save memory.
         up: a tensor of the same shape and dtype, or nothing: see ``swiglu``.
         approximate: ``"none"`` or ``"tanh"``; PyTorch raises ``RuntimeError`` on anything else.
+        keep_output: see ``gated``.
 
     Returns:
         The tensor that ``gelu(gate) * up`` is. Saved for backward: it, one slot of its size, two bits per element.
     """
-    return gated(gate, up, gelu_curve(gate, approximate))
+    return gated(gate, up, gelu_curve(gate, approximate), keep_output)
 
 
-def reglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
+def reglu(gate: Tensor, up: Tensor | None = None, keep_output: bool = True) -> Tensor:
     """ReGLU: relu(gate) * up (arXiv 2002.05202).
 
     Args:
         gate: a tensor of any shape and layout; float64, float32, bfloat16 or float16 to save memory.
         up: a tensor of the same shape and dtype, or nothing: see ``swiglu``.
+        keep_output: see ``gated``.
 
     Returns:
         The tensor that ``relu(gate) * up`` is. Saved for backward: it, one slot of its size, one bit per element.
     """
-    return gated(gate, up, "relu")
+    return gated(gate, up, "relu", keep_output)
 
 
-def gated(gate: Tensor, up: Tensor | None, name: str) -> Tensor:
+def gated(gate: Tensor, up: Tensor | None, name: str, keep_output: bool = True) -> Tensor:
     """act(gate) * up with the activation called ``name``.
 
     Args:
         gate: a tensor of any shape and layout; float64, float32, bfloat16 or float16 to save memory.
         up: a tensor of the same shape and dtype, or None: see ``swiglu``.
         name: that of any curve in ``optiacts.curves``: "gelu", "mish", "relu", ...
+        keep_output: whether somebody else keeps the product, such as a trained Linear. If not, gate and up are less,
+            with PyTorch's own gradients; their price is one more evaluation of the activation in backward.
 
     Returns:
-        The value of the expression. Saved for backward: it, one slot of its size, two bits per element.
+        The value of the expression. Saved for backward: it, one slot of its size, two bits per element; without
+        ``keep_output`` gate and up.
 
     Raises:
         CurveError: a ``ValueError`` that lists the known names.
     """
     curve = curves.get(name)
+    if not keep_output and keeps_inputs(gate):
+        halves = _halves(gate) if up is None else (gate, up)
+        if matches(halves[1], halves[0]):
+            return gated_from_inputs(*halves, curve.name)
     if up is None:
-        if gate.ndim == 0 or gate.shape[-1] % 2:
-            raise ValueError(f"gate without up must have an even last dimension; got shape {tuple(gate.shape)}")
+        halves = _halves(gate)
         if saves_memory(gate) and sharding.supports_gated(gate) and not compiles_autocast(curve, gate):
             return ops.gated_fused(gate, curve.name)
-        gate, up = gate.chunk(2, dim=-1)  # of a DTensor with sharded rows: gathered, and then two tensors to us
+        gate, up = halves  # of a DTensor with sharded rows: gathered, and then two tensors to us
     if saves_memory(gate) and matches(up, gate) and not compiles_autocast(curve, gate):
         return ops.gated(gate, up, curve.name)
     return curve.forward(gate) * up
+
+
+def _halves(gate_up: Tensor) -> tuple[Tensor, Tensor]:
+    if gate_up.ndim == 0 or gate_up.shape[-1] % 2:
+        raise ValueError(f"gate without up must have an even last dimension; got shape {tuple(gate_up.shape)}")
+    gate, up = gate_up.chunk(2, dim=-1)
+    return gate, up
+
+
+def keeps_inputs(gate: Tensor) -> bool:
+    """Whether a product can keep its inputs: not under transforms, and compilers find that out by themselves."""
+    return (
+        saves_memory(gate)
+        and not torch.compiler.is_compiling()
+        and not (transforms_active() or forward_mode())
+        and not sharding.is_dtensor_type(type(gate))
+    )
 
 
 def matches(up: Tensor, gate: Tensor) -> bool:

@@ -3,7 +3,7 @@
 The result is PyTorch's own, bit for bit. Where a gradient is wanted, saved are
 
     output mode:  y (shared with a following layer that keeps its input) + rstd, 4 bytes per row (float64: 8)
-                  + the weight and the bias as they are now
+                  + the weight and the bias as they are now, 4 bytes per channel each (float64: 8)
                   + 2 bits per element of a bfloat16 or float16 output: see ``optiacts.norms.Norm.remainder``
                   + of each rescued channel its column of the input; with any, 4 more bytes per row (LayerNorm)
     input mode:   the input, in its own dtype, and 4 or 8 bytes per row

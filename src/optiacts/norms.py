@@ -47,18 +47,20 @@ class Norm:
 
     def restored(self, rows: Tensor, like: Tensor) -> Tensor:
         """Undoes ``rows`` for a tensor of the shape of ``like``."""
-        return rows.movedim(-1, 1) if self.channels_first else rows.reshape(like.shape)
+        if self.channels_first:
+            return rows.movedim(-1, 1)
+        return rows.reshape(like.shape) if self.dims > 1 else rows
 
-    def scale(self, weight: Tensor | None) -> Tensor | None:
-        """weight + offset, flat and in the precision of the arithmetic; None is 1."""
+    def scale(self, weight: Tensor | None, copy: bool = False) -> Tensor | None:
+        """weight + offset, flat and in the precision of the arithmetic; None is 1. A ``copy`` shares no memory."""
         if weight is None:
             return None
-        wide = weight.flatten().to(arithmetic(weight.dtype))
+        wide = _flat(weight, copy and not self.offset)
         return wide + self.offset if self.offset else wide
 
-    def shift(self, bias: Tensor | None) -> Tensor | None:
+    def shift(self, bias: Tensor | None, copy: bool = False) -> Tensor | None:
         """The bias likewise; None is 0."""
-        return None if bias is None else bias.flatten().to(arithmetic(bias.dtype))
+        return None if bias is None else _flat(bias, copy)
 
     def statistics(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """mean and rstd of each row, of one element in the last dimension."""
@@ -84,18 +86,21 @@ class Norm:
         """
         if scale is None and shift is None:
             return None
-        limits = torch.finfo(dtype)
-        if dtype.itemsize > 2:
-            most = _MOST_BIAS["wide"]
-        else:
-            most = _MOST_BIAS["16 bits and remainder" if self.remainder else "16 bits"]
         if scale is None:
             assert shift is not None
-            return shift.abs() > most
+            return shift.abs() > self.limits(dtype, shift.shape[-1])[2]
+        smallest, largest, most = self.limits(dtype, scale.shape[-1])
         size = scale.abs()
-        largest = size * scale.shape[-1] ** 0.5  # that |x̂| * |weight| can be
-        bad = (size < _SMALLEST_NORMALS * limits.tiny) | (largest > limits.max / 2)
+        bad = (size < smallest) | (size > largest)
         return bad if shift is None else bad | (shift.abs() > most * size)
+
+    def limits(self, dtype: torch.dtype, channels: int) -> tuple[float, float, float]:
+        """The smallest and the largest |scale|, and the largest |shift| / |scale|, of a channel that is not bad."""
+        limits = torch.finfo(dtype)
+        precision = "16 bits and remainder" if self.remainder else "16 bits"
+        most = _MOST_BIAS["wide" if dtype.itemsize > 2 else precision]
+        largest = limits.max / 2 / channels**0.5  # |x̂| is at most the root of the channels
+        return _SMALLEST_NORMALS * limits.tiny, largest, most
 
 
 class Saved(NamedTuple):
@@ -120,6 +125,11 @@ class Saved(NamedTuple):
     bits: Tensor | None
     centered: bool
     output: bool
+
+
+def _flat(parameter: Tensor, copy: bool) -> Tensor:
+    flat = parameter.flatten() if parameter.ndim != 1 else parameter
+    return flat.to(arithmetic(parameter.dtype), copy=copy)
 
 
 def most_rescued(channels: int) -> int:

@@ -117,6 +117,15 @@ def select_norm(kept: Tensor, other: Tensor) -> NormBackend:
     return found if found is not triton_norm or triton_norm.serves(kept.shape[-1]) else eager_norm
 
 
+def any_bad(scale: Tensor | None, shift: Tensor | None, norm: Norm, dtype: torch.dtype) -> bool:
+    """Whether ``norm.bad`` holds of any channel, on a device where a look at values waits for nothing."""
+    given = scale if scale is not None else shift
+    if given is None:
+        return False
+    native_serves = _select_norm(given.device, given.dtype) is native_norm
+    return (native_norm if native_serves else eager_norm).any_bad(scale, shift, norm, dtype)
+
+
 @functools.cache
 def _select_norm(device: torch.device, *dtypes: torch.dtype) -> NormBackend:
     fast, kernels = (native, native_norm) if device.type == "cpu" else (triton, triton_norm)

@@ -55,6 +55,12 @@ def _unit(y: Tensor) -> Tensor:
     return torch.ldexp(torch.ones_like(y, dtype=torch.float32), exponent - mantissa)
 
 
+def any_bad(scale: Tensor | None, shift: Tensor | None, norm: Norm, dtype: torch.dtype) -> bool:
+    """Whether any channel is bad: see ``optiacts.norms.Norm.bad``."""
+    bad = norm.bad(scale, shift, dtype)
+    return bad is not None and bool(bad.any())
+
+
 def norm_backward(grad: Tensor, saved: Saved, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """dx in ``dtype`` and of the shape of ``grad``; dw and db in the precision of the arithmetic."""
     if saved.output:

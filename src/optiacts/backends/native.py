@@ -346,6 +346,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         "optiacts_backward": [count, *4 * [address], size, size, address, count],
         "optiacts_gated_forward": [count, *rows, *rows, *3 * [address], size, size, number, number, number, count],
         "optiacts_gated_backward": [count, *4 * [address], *rows, *rows, size, size, address, count],
+        "optiacts_norm_any_bad": [address, address, number, number, number, size],
         "optiacts_norm_statistics": [count, *4 * [address], number, *3 * [address], size, size, count],
         "optiacts_norm_backward": [
             *[count, address, count, address, count],
@@ -362,7 +363,8 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
             *[size, size, address, number, number, count],
         ],
     }
-    telling = {"optiacts_norm_backward", *(name for name, arguments in signatures.items() if len(arguments) < 2)}
+    telling = {"optiacts_norm_any_bad", "optiacts_norm_backward"}
+    telling.update(name for name, arguments in signatures.items() if len(arguments) < 2)
     for function, arguments in signatures.items():
         getattr(library, function).argtypes = arguments
         getattr(library, function).restype = count if function in telling else None

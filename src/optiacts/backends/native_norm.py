@@ -45,7 +45,7 @@ def norm_statistics(
 def norm_backward(grad: Tensor, saved: Saved, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """All three gradients in one pass over ``grad`` and what was kept; see ``eager_norm.norm_backward``."""
     kept, mean, rstd, scale, shift, columns, rescued, bits, centered, output = saved
-    formats = {grad.dtype, kept.dtype, dtype} | (set() if rescued is None else {rescued.dtype})
+    formats = [grad.dtype, kept.dtype, dtype] if rescued is None else [grad.dtype, kept.dtype, dtype, rescued.dtype]
     fits = native.dtypes.issuperset(formats) and (bits is None or kept.element_size() == 2)
     if not fits or not kept.numel() or not _single(mean, rstd, scale, shift):
         return eager_norm.norm_backward(grad, saved, dtype)
@@ -67,8 +67,8 @@ def norm_backward(grad: Tensor, saved: Saved, dtype: torch.dtype) -> tuple[Tenso
     scale, shift = _factors(scale, rstd, cols, 1.0), _factors(shift, rstd, cols, 0.0)
     threads = min(native.threads(), rows * cols // _ELEMENTS_PER_THREAD + 1, rows)
     workspace = rstd.new_empty((6 * threads + 1) * cols, dtype=torch.float64)
-    by_scale, by_shift = rstd.new_empty(2, cols)
-    dx = torch.empty(grad.shape, dtype=dtype)
+    by_scale, by_shift = rstd.new_empty(cols), rstd.new_empty(cols)
+    dx = grad.new_empty(grad.shape, dtype=dtype)
     native.ask_for_huge_pages(dx, dx.nbytes)
     numbers = native.DTYPES.index
     refused = native.library().optiacts_norm_backward(
@@ -81,6 +81,18 @@ def norm_backward(grad: Tensor, saved: Saved, dtype: torch.dtype) -> tuple[Tenso
     if refused:
         raise IndexError(f"columns must lie in 0 to {cols - 1}; got {columns}")
     return dx, by_scale, by_shift
+
+
+def any_bad(scale: Tensor | None, shift: Tensor | None, norm: Norm, dtype: torch.dtype) -> bool:
+    """Whether any channel is bad: see ``optiacts.norms.Norm.bad``."""
+    given = scale if scale is not None else shift
+    if given is None or not _single(scale, shift):
+        return eager_norm.any_bad(scale, shift, norm, dtype)
+    if scale is not None and shift is not None:
+        _expect_shape("shift", shift, scale.shape)
+    scale, shift = (None if each is None else each.contiguous() for each in (scale, shift))
+    limits = norm.limits(dtype, given.shape[-1])
+    return bool(native.library().optiacts_norm_any_bad(_address(scale), _address(shift), *limits, given.numel()))
 
 
 def _single(*tensors: Tensor | None) -> bool:

@@ -60,8 +60,8 @@ def convert(
         dropout: convert dropouts as well: to one bit per element, and to none behind an activation or a product.
         example_inputs: inputs of a training step: a tensor, a tuple of positional ones or a mapping of keyword ones.
             With them, activation modules are left alone whose output nobody else keeps, so that nothing would be
-            saved, such norms keep their input, and whatever makes an output that is changed in place later is left
-            alone; the report tells the saved bytes.
+            saved, such norms keep their input and such products their factors, and whatever makes an output that is
+            changed in place later is left alone; the report tells the saved bytes.
             This is found on fake tensors; ``model`` must be frozen where, and in the mode, it is trained in.
         norms: convert norms as well.
 
@@ -180,7 +180,10 @@ class _Conversion:
         self._model = model
         self._modules = [(path, module) for path, module in model.named_modules()]
         self._paths = {id(module): path for path, module in self._modules}
-        self._planner = Planner([module for _, module in self._modules], gated, norms, dropout)
+        settled = None
+        if rehearsal is not None:
+            settled = frozenset(id(module) for path, module in self._modules if path in rehearsal.products)
+        self._planner = Planner([module for _, module in self._modules], gated, norms, dropout, settled)
         self._norms = norms
         self._rehearsal = rehearsal
         self._reasons = rehearsal.reasons if rehearsal is not None else {}  # why a module must be left, by its path

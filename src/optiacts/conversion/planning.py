@@ -64,12 +64,21 @@ class Planner:
         gated: whether to convert products.
         norms: whether to follow norms.
         dropout: whether to convert dropouts.
+        settled: the modules whose gated products surely nobody keeps, by identity, if that was tried; then what is
+            frozen now counts as frozen, too.
     """
 
-    def __init__(self, modules: list[Module], gated: bool, norms: bool = False, dropout: bool = False) -> None:
+    def __init__(
+        self,
+        modules: list[Module],
+        gated: bool,
+        norms: bool = False,
+        dropout: bool = False,
+        settled: frozenset[int] | None = None,
+    ) -> None:
         self._modules = {id(module): module for module in modules}
         self._gated, self._dropout = gated, dropout
-        self._with_norms = norms
+        self._with_norms, self._settled = norms, settled
         self._norms: dict[int, RecognisedNorm | None] = {}
         self._sites: dict[tuple[types.FunctionType, int | None], Sites] = {}
         self._attributes: dict[int, frozenset[str]] = {}
@@ -187,6 +196,13 @@ class Planner:
         attributes = frozenset() if owner is None else self.attributes(owner)
         return (function, owner) if self.interest.of(function, attributes) else (None, None)
 
+    def unkept(self, product: Origin) -> bool:
+        """Whether surely nobody keeps a product, so that its factors are less than it and a slot."""
+        if self._settled is not None and product.owner in self._settled:
+            return True
+        frozen = any(follower.frozen for follower in self.flow.followers.get(product, ()))
+        return bool(why_unkept(self.flow, product)) and (self._settled is not None or not frozen)
+
     # plans
 
     def methods(self, module: Module) -> Iterator[Method]:
@@ -259,8 +275,10 @@ class _Planning:
                 elif drop.source is not None:
                     use(drop.source, "begin_dropped")
         for at, product in met.products.items():
-            if at not in actions and self._planner._gated and self._take(scope, at, product, where):
-                actions[at] = product.form
+            unkept = product.form != "into" and self._planner.unkept(_origin(scope, at))
+            note = " (keeps gate and up)" if unkept else ""
+            if at not in actions and self._planner._gated and self._take(scope, at, product, where, note):
+                actions[at] = f"unkept_{product.form}" if unkept else product.form
                 use(product.act, "begin")
         open_act = returned if returned is not None and returned.at not in actions else None
         if open_act is not None and self._choose(function, open_act.at, open_act, scope) == "":
@@ -294,8 +312,8 @@ class _Planning:
                     plans += [] if plan in plans else [plan]
         return plans
 
-    def _take(self, scope: Scope, at: Position, site: Site | Product | Drop, where: str) -> bool:
-        """Whether to convert a site; notes the outcome."""
+    def _take(self, scope: Scope, at: Position, site: Site | Product | Drop, where: str, note: str = "") -> bool:
+        """Whether to convert a site; notes the outcome, and ``note`` with it."""
         reason = self._choose(scope.function, at, site, scope)
         if reason is None:
             return False
@@ -309,7 +327,7 @@ class _Planning:
         if reason:
             self._found.left.append(f"{what}: {reason}")
         else:
-            self._found.converted.append(what)
+            self._found.converted.append(what + note)
         return not reason
 
 

@@ -24,7 +24,8 @@ from optiacts.conversion.norm_recognition import norm_of
 from optiacts.conversion.sites import curve_of
 from optiacts.held.fake import fake_copy, mode_of, one_sequence_per_row
 from optiacts.held.memory import saved_memory
-from optiacts.held.sharing import sharing, unkept, without_gain
+from optiacts.held.sharing import sharing, unkept, unkept_products, without_gain
+from optiacts.held.trace import trace
 from optiacts.overwritten import OverwrittenError
 
 _MOST = 100  # rounds of finding one more output that is changed in place
@@ -33,11 +34,13 @@ _MOST = 100  # rounds of finding one more output that is changed in place
 @dataclass
 class Rehearsal:
     """What came out: why to leave which modules, by path; why which activations gain nothing alone; of each norm, why
-    nobody keeps its output, or an empty text if somebody does; and the bytes held before and after."""
+    nobody keeps its output, or an empty text if somebody does; the modules whose gated products nobody keeps; and the
+    bytes held before and after."""
 
     reasons: dict[str, str] = field(default_factory=dict)
     no_gain: dict[str, str] = field(default_factory=dict)
     norms: dict[str, str] = field(default_factory=dict)
+    products: set[str] = field(default_factory=set)
     saved_bytes: tuple[int, int] = (0, 0)
 
 
@@ -72,7 +75,7 @@ def rehearse(model: Module, example_inputs: Any, convert: Callable[[Module, Rehe
             with torch.enable_grad(), mode_of(copied, (args, kwargs)), one_sequence_per_row():
                 convert(copied, found)
                 try:
-                    after = saved_memory(copied, *args, **kwargs)
+                    after = trace(_followed, copied, *args, **kwargs)
                     _backward(after.output)
                 except OverwrittenError as error:
                     paths = error.paths_in(copied) - found.reasons.keys()
@@ -80,7 +83,10 @@ def rehearse(model: Module, example_inputs: Any, convert: Callable[[Module, Rehe
                         raise
                     found.reasons |= dict.fromkeys(paths, "its output is changed in place by what runs later")
                 else:
-                    break
+                    more = unkept_products(after) - found.products
+                    if not more:
+                        break
+                    found.products |= more
         found.saved_bytes = before.bytes, after.bytes
     return found
 

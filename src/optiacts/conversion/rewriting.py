@@ -119,16 +119,16 @@ class _Edit(ast.NodeTransformer):
             called = _call(helper, node.func, *([dropped] if dropped is not None else []), *node.args[1:])
             called.keywords = [k for k in node.keywords if k.arg != "input"]
             return called
-        later = "later_" if helper.startswith("later_") else ""
-        helper = helper.removeprefix(later)
+        how = next((prefix for prefix in ("later_", "unkept_") if helper.startswith(prefix)), "")
+        helper = helper.removeprefix(how)
         if helper in ("product", "product_right"):
-            return _call(later + helper, node.left, node.right)
+            return _call(how + helper, node.left, node.right)
         if helper == "into":
             target = ast.Name(node.target.id, ast.Store())
             return ast.Assign([target], _call("product_into", _name(node.target.id), node.value))
         if helper in ("product_by", "product_by_right"):
-            return _call(later + "product_by", node.func, *factors_of(node))
-        return _call(later + "product_method", node.func.value, ast.Constant(node.func.attr), node.args[0])
+            return _call(how + "product_by", node.func, *factors_of(node))
+        return _call(how + "product_method", node.func.value, ast.Constant(node.func.attr), node.args[0])
 
 
 def _name(name: str) -> ast.Name:

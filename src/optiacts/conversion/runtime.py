@@ -20,6 +20,7 @@ from optiacts.conversion.known import Dropping, Known, Rewritten, activated, cho
 from optiacts.conversion.purity import holds
 from optiacts.conversion.recognition import Recognised
 from optiacts.ops import gated as gated_ops
+from optiacts.ops.gated_inputs import gated_from_inputs
 from optiacts.overwritten import Maker, made_by
 
 
@@ -130,6 +131,10 @@ def helpers(
 
     found = locals()
     found |= _products(functools.partial(_product, place=place), product_into)
+    found |= {
+        f"unkept_{name}": form
+        for name, form in _products(functools.partial(_product, place=place, kept=False), product_into).items()
+    }
     found |= {f"later_{name}": form for name, form in _products(_later, product_into).items()}
     return {PREFIX + name: found[name] for name in NAMES}
 
@@ -145,6 +150,10 @@ NAMES = (
     "product_right",
     "product_by",
     "product_method",
+    "unkept_product",
+    "unkept_product_right",
+    "unkept_product_by",
+    "unkept_product_method",
     "later_product",
     "later_product_right",
     "later_product_by",
@@ -188,10 +197,15 @@ def _version(x: Tensor) -> int:
     return 0 if torch.compiler.is_compiling() else x._version
 
 
-def _product(act: Pending, up: Any, multiply: Callable[[Any, Any], Any], place: Maker) -> Any:
-    """The gated product; where ``up`` does not fit, our activation and the user's product."""
+def _product(act: Pending, up: Any, multiply: Callable[[Any, Any], Any], place: Maker, kept: bool = True) -> Any:
+    """The gated product; where ``up`` does not fit, our activation and the user's product.
+
+    ``kept``: whether somebody else keeps the product.
+    """
     _unchanged(act, place)
     if _fits(act, up):  # what functional_gated.gated asks of the gate was asked when the activation was begun
+        if not kept and functional_gated.keeps_inputs(act.gate):
+            return gated_from_inputs(act.gate, up, act.curve)
         return made_by(gated_ops.gated(act.gate, up, act.curve), place)
     return multiply(_finished(act, place), up)
 

@@ -30,19 +30,21 @@ class Attention(nn.Module):
 class GatedMLP(nn.Module):
     """SwiGLU, as Llama has it."""
 
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, width: int, inner: int, dropout: float) -> None:
         super().__init__()
+        self.dropout = dropout
         self.gate, self.up, self.down = nn.Linear(width, inner), nn.Linear(width, inner), nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(functional.silu(self.gate(x)) * self.up(x))
+        inner = functional.silu(self.gate(x)) * self.up(x)
+        return self.down(functional.dropout(inner, self.dropout, self.training))
 
 
 class PlainMLP(nn.Sequential):
-    """Linear, activation, Linear."""
+    """Linear, activation, dropout, Linear."""
 
-    def __init__(self, width: int, activation: Callable[[], nn.Module]) -> None:
-        super().__init__(nn.Linear(width, 4 * width), activation(), nn.Linear(4 * width, width))
+    def __init__(self, width: int, activation: Callable[[], nn.Module], dropout: float) -> None:
+        super().__init__(nn.Linear(width, 4 * width), activation(), nn.Dropout(dropout), nn.Linear(4 * width, width))
 
 
 class Block(nn.Module):
@@ -60,7 +62,10 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Bytes (batch, context) to logits (batch, context, 256). ``gated``: every second block has a gated MLP."""
+    """Bytes (batch, context) to logits (batch, context, 256).
+
+    ``gated``: every second block has a gated MLP. ``dropout`` is that of the MLPs, behind activation or product.
+    """
 
     def __init__(
         self,
@@ -70,11 +75,12 @@ class GPT(nn.Module):
         heads: int = 4,
         context: int = 128,
         gated: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.tokens = nn.Embedding(VOCABULARY, width)
         self.positions = nn.Embedding(context, width)
-        plain, swiglu = partial(PlainMLP, width, activation), partial(GatedMLP, width, 3 * width)
+        plain, swiglu = partial(PlainMLP, width, activation, dropout), partial(GatedMLP, width, 3 * width, dropout)
         mlps = (swiglu if gated and layer % 2 else plain for layer in range(layers))
         self.blocks = nn.Sequential(*(Block(width, heads, mlp) for mlp in mlps))
         self.norm = nn.LayerNorm(width)

@@ -14,7 +14,7 @@ from optiacts.demo.gpt import GPT
 from optiacts.demo.text import batches, corpus
 from optiacts.held.memory import saved_memory
 
-BATCH, CONTEXT, LEARNING_RATE = 16, 128, 2e-3
+BATCH, CONTEXT, LEARNING_RATE, DROPOUT = 16, 128, 2e-3, 0.1
 Change = Callable[[nn.Module], object]  # done to a fresh model before it is trained
 
 
@@ -47,13 +47,14 @@ class Trainer:
     def __init__(self, name: str, change: Change, seed: int) -> None:
         torch.manual_seed(seed)
         self.run = Run(name)
-        self.model = GPT(nn.GELU, context=CONTEXT, gated=True)
+        self.model = GPT(nn.GELU, context=CONTEXT, gated=True, dropout=DROPOUT)
         change(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE)
 
     def step(self, window: torch.Tensor) -> None:
         start = time.perf_counter()
         self.optimizer.zero_grad()
+        torch.manual_seed(len(self.run.losses))  # both trainings draw the same dropouts
         loss = self.model.loss(window)
         loss.backward()
         self.optimizer.step()

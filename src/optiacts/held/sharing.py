@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from optiacts.held.activations import CurveOf
+from optiacts.held.activations import CurveOf, is_gated_node
 from optiacts.held.trace import Activated, Trace, describe, trace
 from optiacts.packing import packed_shape
 
@@ -83,6 +83,18 @@ def unkept(found: tuple[ActivationSite, ...]) -> dict[str, str]:
         if site.is_module:
             reasons[site.path] = "" if site.kept_by else reasons.get(site.path, site.reason)
     return reasons
+
+
+def unkept_products(traced: Trace) -> set[str]:
+    """The paths of the modules whose gated products, all of them, nobody else keeps; of a converted model."""
+    paths: dict[int, str] = {}
+    kept: set[int] = set()
+    for storage in traced.storages.values():
+        products = {holder.node for holder in storage.holders if is_gated_node(holder.op)}
+        paths |= {h.node: h.where[-1].path for h in storage.holders if h.node in products and h.where}
+        if len({holder.node for holder in storage.holders}) > 1:
+            kept |= products
+    return set(paths.values()) - {path for node, path in paths.items() if node in kept}
 
 
 def sites(traced: Trace) -> tuple[ActivationSite, ...]:

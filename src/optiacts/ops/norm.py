@@ -126,16 +126,19 @@ class OptiActsNorm(torch.autograd.Function):
         y, *known = made if isinstance(made, tuple) else (made,)
         ctx.kind, ctx.dtype = kind, x.dtype
         ctx.set_materialize_grads(False)
-        scale, shift = kind.scale(weight), kind.shift(bias)
+        # copies: the parameters themselves may be changed unseen before backward, by a fused optimizer for one
+        scale, shift = kind.scale(weight, copy=True), kind.shift(bias, copy=True)
         rows, out_rows = kind.rows(x), kind.rows(y)
         keep_output = keep_output and out_rows.shape == rows.shape and y.element_size() <= x.element_size()
-        keep_output, columns, ctx.known = look(kind, weight, bias, y.dtype) if keep_output else Channels(False)
+        keep_output, columns, ctx.known = (
+            look(kind, weight, bias, scale, shift, y.dtype) if keep_output else Channels(False)
+        )
         ctx.output = keep_output
         remainder = kind.remainder and keep_output and y.element_size() <= 2
         mean: Tensor | None
         bits: Tensor | None = None
         if known and not remainder and known[1].dtype is arithmetic(x.dtype):
-            mean, rstd = (statistic.reshape(*rows.shape[:-1], 1) for statistic in known)
+            mean, rstd = known if kind.dims == 1 else (each.reshape(*rows.shape[:-1], 1) for each in known)
         else:
             given = (rows, out_rows, scale, shift, kind.eps, kind.centered, remainder)
             mean, rstd, packed = library.call(norm_statistics, *given)
@@ -147,9 +150,7 @@ class OptiActsNorm(torch.autograd.Function):
         rescued = None if columns is None else rows.index_select(-1, columns)
         mean = mean if kind.centered and columns is not None else None
         remember(ctx, y)
-        # copies: the parameters themselves may be changed unseen before backward, by a fused optimizer for one
-        now = tuple(None if parameter is None else parameter.clone() for parameter in (weight, bias))
-        ctx.save_for_backward(y, weight, bias, mean, rstd, *now, columns, rescued, bits)
+        ctx.save_for_backward(y, weight, bias, mean, rstd, scale, shift, columns, rescued, bits)
         return y, mean, rstd, rescued
 
     @staticmethod
@@ -169,21 +170,25 @@ def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> Gradients:
         return None, None, None
     kind: Norm = ctx.kind
     kept, weight, bias, mean, rstd, *more = saved_tensors(ctx)
-    then = (weight, bias) if not more else more[:2]
-    columns, rescued, bits = more[2:] if more else (None, None, None)
-    factors = kind.scale(then[0]), kind.shift(then[1])
+    scale, shift, columns, rescued, bits = more or (kind.scale(weight), kind.shift(bias), None, None, None)
     poison = None
     if ctx.known is not None:
-        poison = guard(ctx.known, *factors, columns, getattr(ctx, "maker", None))
+        poison = guard(ctx.known, scale, shift, columns, getattr(ctx, "maker", None))
         rstd = rstd.masked_fill(poison, torch.nan)
-    saved = Saved(kind.rows(kept), mean, rstd, *factors, columns, rescued, bits, kind.centered, ctx.output)
+    saved = Saved(kind.rows(kept), mean, rstd, scale, shift, columns, rescued, bits, kind.centered, ctx.output)
     dx, by_scale, by_shift = library.call(norm_backward, kind.rows(grad), *saved, ctx.dtype)
     by_scale = by_scale if poison is None else by_scale.masked_fill(poison, torch.nan)
     return (
         kind.restored(dx, grad) if ctx.needs_input_grad[0] else None,
-        by_scale.view_as(weight).to(weight.dtype) if ctx.needs_input_grad[1] else None,
-        by_shift.view_as(bias).to(bias.dtype) if ctx.needs_input_grad[2] else None,
+        _as(weight, by_scale) if ctx.needs_input_grad[1] else None,
+        _as(bias, by_shift) if ctx.needs_input_grad[2] else None,
     )
+
+
+def _as(parameter: Tensor, flat: Tensor) -> Tensor:
+    """What is flat, in the shape and the dtype of the parameter."""
+    shaped = flat if parameter.ndim == 1 else flat.view_as(parameter)
+    return shaped.to(parameter.dtype)
 
 
 def _differentiable_gradients(
@@ -198,15 +203,14 @@ def _differentiable_gradients(
     kept, weight, bias, mean, rstd, *more = saved_tensors(ctx)
     if not ctx.output:
         return _recomputed(ctx, grad, by_rstd, kept, weight, bias)
-    columns, rescued, bits = more[2:]
+    then, columns, rescued, bits = more[:2], *more[2:]
     rows, scale, shift = kind.rows(kept), kind.scale(weight), kind.shift(bias)
     x_hat = eager_norm.normalised(
         Saved(rows, mean, rstd, scale, shift, columns, rescued, bits, kind.centered, output=True)
     )
-    poison = changed(ctx.known, [(weight, more[0]), (bias, more[1])], getattr(ctx, "maker", None))
+    poison = changed(ctx.known, [(scale, then[0]), (shift, then[1])], getattr(ctx, "maker", None))
     if ctx.known is not None:
-        factors = kind.scale(more[0]), kind.shift(more[1])
-        guarded = guard(ctx.known, *factors, columns, getattr(ctx, "maker", None))
+        guarded = guard(ctx.known, then[0], then[1], columns, getattr(ctx, "maker", None))
         poison = guarded if poison is None else poison | guarded
     if poison is not None:
         rstd, x_hat = rstd.masked_fill(poison, torch.nan), x_hat.masked_fill(poison, torch.nan)
@@ -216,8 +220,8 @@ def _differentiable_gradients(
     if grad is not None:
         g = kind.rows(grad).to(rstd.dtype)
         dx, by_scale, by_shift = eager_norm.gradients(g, x_hat, rstd, scale, kind.centered)
-        by_weight = by_scale.view_as(weight).to(weight.dtype) if ctx.needs_input_grad[1] else None
-        by_bias = by_shift.view_as(bias).to(bias.dtype) if ctx.needs_input_grad[2] else None
+        by_weight = _as(weight, by_scale) if ctx.needs_input_grad[1] else None
+        by_bias = _as(bias, by_shift) if ctx.needs_input_grad[2] else None
     if by_rstd is not None:  # d rstd / dx = -rstd^2 x̂ / n
         dx = dx - by_rstd * rstd.square() * x_hat / count
     if by_mean is not None:

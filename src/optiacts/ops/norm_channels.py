@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from optiacts import backends
 from optiacts._torch import is_capturing, is_fake, once
 from optiacts.norms import Norm, most_rescued
 from optiacts.overwritten import Maker
@@ -41,15 +42,23 @@ class Channels(NamedTuple):
     known: Known | None = None
 
 
-def look(kind: Norm, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Channels:
-    """What there is to know before a forward with a ``dtype`` output."""
+def look(
+    kind: Norm,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    dtype: torch.dtype,
+) -> Channels:
+    """What there is to know before a forward with a ``dtype`` output; scale and shift are those of the parameters."""
     given = [parameter for parameter in (weight, bias) if parameter is not None]
     if not given or is_fake(given[0]) or given[0].is_meta:
         return Channels(True)
     if not waits(given[0].device):
-        bad = kind.bad(kind.scale(weight), kind.shift(bias), dtype)
-        if bad is None or not bad.any():
+        if not backends.any_bad(scale, shift, kind, dtype):
             return Channels(True)
+        bad = kind.bad(scale, shift, dtype)
+        assert bad is not None
         numbers = bad.nonzero().squeeze(-1)
         return Channels(len(numbers) <= most_rescued(len(bad)), numbers)
     if not all(parameter.is_leaf for parameter in given):
