@@ -123,7 +123,7 @@ def main() -> None:
     for kind in DATA:
         heads = (f"{name} gate | PyTorch | ratio | up, ratio" for name in arguments.dtypes)
         print(f"\n| {kind} | {' | '.join(heads)} |\n|---|{'---|' * 4 * len(arguments.dtypes)}")
-        for curve in curves.GATES:
+        for curve in (*curves.unimodal(), "relu", "relu_squared", "sigmoid"):
             settings = (arguments.elements, backend, arguments.device)
             found = [errors(curve, kind, DTYPES[name], *settings) for name in arguments.dtypes]
             cells = (

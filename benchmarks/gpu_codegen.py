@@ -29,7 +29,7 @@ from triton.compiler import ASTSource
 
 from optiacts.backends.triton import gated_kernels, gated_launch, launch
 from optiacts.backends.triton.kernels import backward_kernel, forward_kernel, scale_kept_kernel
-from optiacts.curves import CURVES, get
+from optiacts.curves import get, unimodal
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -176,7 +176,7 @@ def all_figures(targets: list[str], dtypes: list[torch.dtype]) -> Iterator[Figur
     """Every kernel, dtype and target for all curves or those of ``CURVES_OF``; the odd variants once."""
     for target in targets:
         for kernel in KERNELS:
-            for curve in CURVES_OF.get(kernel, list(CURVES)):
+            for curve in CURVES_OF.get(kernel, list(unimodal())):
                 for dtype in dtypes:
                     yield figures(kernel, curve, dtype, target)
             for variant in ("bytes", "padded"):

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from gpu_codegen import compile_kernel
 
-from optiacts.curves import CURVES
+from optiacts.curves import unimodal
 
 ELEMENTS = 8  # per thread of our kernels in float32
 INSTRUCTION = re.compile(
@@ -67,7 +67,7 @@ def main() -> int:
     parser.add_argument("--library", type=Path, help="libnvrtc.so.12 or .13; else that of the installed package")
     library = parser.parse_args().library or _installed()
     all_same = True
-    for name, curve in CURVES.items():
+    for name, curve in unimodal().items():
         if curve.cuda is None:
             continue
         theirs = nvrtc_ptx(library, curve.cuda)

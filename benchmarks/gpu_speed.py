@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import optiacts
 from benchmarks.norm_accuracy import FORMS
 from optiacts import functional_norm, ops
-from optiacts.curves import CURVES
+from optiacts.curves import unimodal
 
 Report = dict[str, Any]
 BITS = 1 / 8  # bytes of side bits per element
@@ -28,12 +28,12 @@ BITS = 1 / 8  # bytes of side bits per element
 def kernels(device: torch.device, dry: bool) -> list[Report]:
     """Forward and backward of every curve in bf16 (and GELU in fp32) beside a copy and PyTorch's own ops."""
     n = 1 << 14 if dry else 1 << 28
-    cases = [(name, torch.bfloat16) for name in CURVES] + [("gelu", torch.float16), ("gelu", torch.float32)]
+    cases = [(name, torch.bfloat16) for name in unimodal()] + [("gelu", torch.float16), ("gelu", torch.float32)]
     return [_kernel(name, dtype, n if dtype.itemsize == 2 else n // 2, device) for name, dtype in cases]
 
 
 def _kernel(name: str, dtype: torch.dtype, n: int, device: torch.device) -> Report:
-    curve = CURVES[name]
+    curve = unimodal()[name]
     x, grad = torch.randn(n, device=device).to(dtype), torch.randn(n, device=device).to(dtype)
     y, bits = ops.activation_forward(x, name, [])
     source = x.detach().requires_grad_()
@@ -73,7 +73,7 @@ def gated_kernels(device: torch.device, dry: bool) -> list[Report]:
 
 
 def _gated_kernel(name: str, dtype: torch.dtype, rows: int, columns: int, device: torch.device) -> Report:
-    curve, n = CURVES[name], rows * columns
+    curve, n = unimodal()[name], rows * columns
     gate, up, grad = (torch.randn(rows, columns, device=device).to(dtype) for _ in range(3))
     saved = ops.gated_forward(gate, up, name)
     sources = gate.detach().requires_grad_(), up.detach().requires_grad_()

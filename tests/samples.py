@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from optiacts.conversion.recognition import recognise_function
-from optiacts.curves import CURVES, GATES, VARIANTS, Curve, Unimodal
+from optiacts.curves import Curve, unimodal
 from optiacts.decoders.table import every_value
 
-NAMES = [name for name, curve in CURVES.items() if isinstance(curve.decoder, Unimodal)]
+NAMES = list(unimodal())
 SIXTEEN_BIT = [torch.bfloat16, torch.float16]
 DTYPES = [torch.float64, torch.float32, *SIXTEEN_BIT]
 
@@ -23,7 +23,7 @@ _WRITTEN_OUT = (
     lambda x: x * torch.sigmoid(x),
     lambda x: x * torch.tanh(functional.softplus(x)),
 )
-EVERY = [*(name for name in GATES if name not in VARIANTS), *(recognise_function(f).curve for f in _WRITTEN_OUT)]
+EVERY = [*NAMES, "relu", *(recognise_function(f).curve for f in _WRITTEN_OUT)]
 
 
 def every_finite(dtype: torch.dtype) -> Tensor:

@@ -67,9 +67,9 @@ CONSTANTS = """
 from triton import JITFunction
 import torch
 from optiacts.backends.triton import gated_launch, launch
-from optiacts.curves import CURVES
+from optiacts.curves import unimodal
 
-for curve in CURVES.values():
+for curve in unimodal().values():
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         constants = [launch.forward_constants(curve, dtype, True, "cuda"),
                      launch.backward_constants(curve, dtype, "cuda"),

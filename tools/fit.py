@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from optiacts.curves import CURVES, Curve, Unimodal, get
+from optiacts.curves import Curve, get, unimodal
 from optiacts.decoders.fitted import FOLDER
 from optiacts.decoders.fitting import PARTS, FitError, refit
 
@@ -28,10 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="these parts instead of all")
     parser.add_argument("--check", action="store_true", help="compare with the committed files, write nothing")
     chosen = parser.parse_args(arguments)
-    fitted = [curve for curve in CURVES.values() if isinstance(curve.decoder, Unimodal)]
-    changed = [
-        _fit(curve, chosen.parts, chosen.check) for curve in (map(get, chosen.only) if chosen.only else fitted)
-    ]
+    changed = [_fit(curve, chosen.parts, chosen.check) for curve in map(get, chosen.only or unimodal())]
     print(f"{sum(changed)} of {len(changed)} curves {'would change' if chosen.check else 'changed'}")
     return int(chosen.check and any(changed))
 

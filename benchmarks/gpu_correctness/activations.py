@@ -13,7 +13,7 @@ from optiacts import ops
 from optiacts.accuracy import errors_against_floors
 from optiacts.backends import eager
 from optiacts.backends import triton as backend
-from optiacts.curves import CURVES, Curve
+from optiacts.curves import Curve, unimodal
 from optiacts.decoders.inverse import derivative_from_output
 from optiacts.decoders.table import every_value
 from optiacts.packing import pack
@@ -29,7 +29,7 @@ def forward_is_pytorchs(device: torch.device, dry: bool) -> Report:
     from optiacts.backends.triton import launch
 
     different: Report = {}
-    for name, curve in CURVES.items():
+    for name, curve in unimodal().items():
         for dtype in DTYPES:
             wrong, first = 0, None
             for x in _inputs(dtype, device, dry):
@@ -44,7 +44,10 @@ def forward_is_pytorchs(device: torch.device, dry: bool) -> Report:
             if wrong:
                 different[f"{name} {dtype}"] = {"inputs": wrong, "for example": first}
     in_effect = {
-        f"{name} {dtype}" for name, curve in CURVES.items() for dtype in DTYPES if launch.fused(curve, dtype, device)
+        f"{name} {dtype}"
+        for name, curve in unimodal().items()
+        for dtype in DTYPES
+        if launch.fused(curve, dtype, device)
     }
     report = {
         "fused": sorted(in_effect),
@@ -65,7 +68,7 @@ def forward_is_exact(device: torch.device, dry: bool) -> Report:
     from optiacts.backends.triton import launch
 
     report: Report = {}
-    for name, curve in CURVES.items():
+    for name, curve in unimodal().items():
         for dtype in SIXTEEN_BIT:
             x = every_value(dtype)
             x = x[x.isfinite()].to(device)
@@ -85,7 +88,7 @@ def forward_is_exact(device: torch.device, dry: bool) -> Report:
 def decode_16_bit(device: torch.device, dry: bool) -> Report:
     """Every finite 16-bit input: worst and RMS error of the decode as multiples of the floors."""
     report: Report = {}
-    for name, curve in CURVES.items():
+    for name, curve in unimodal().items():
         for dtype in SIXTEEN_BIT:
             x = every_value(dtype)
             x = x[x.isfinite()].to(device)
@@ -105,7 +108,7 @@ def decode_float32(device: torch.device, dry: bool) -> Report:
     errs by ``lost``, which depends on the device: near the minimum f' hangs on the last bits of y.
     """
     report: Report = {}
-    for name, curve in CURVES.items():
+    for name, curve in unimodal().items():
         near = torch.linspace(curve.x_min - 2e-3, curve.x_min + 2e-3, 4_001 if dry else 200_001)
         x = torch.cat([torch.linspace(-15, 15, 4_001 if dry else 2_000_001), near]).to(device)
         y, left, truth = curve.forward(x), x < curve.threshold(x.dtype), curve.derivative(x.double(), torch)
@@ -145,13 +148,13 @@ def layouts(device: torch.device, dry: bool) -> Report:
     for label, values in cases.items():
         for dtype in DTYPES:
             x = values.to(dtype)
-            for name in ["gelu"] if dry else list(CURVES):
+            for name in ["gelu"] if dry else list(unimodal()):
                 _same_as_eager(x, name, label)
     return {"cases": list(cases), "dtypes": [str(dtype) for dtype in DTYPES]}
 
 
 def _same_as_eager(x: Tensor, name: str, label: str) -> None:
-    curve, grad = CURVES[name], torch.randn_like(x)
+    curve, grad = unimodal()[name], torch.randn_like(x)
     expected_y, expected_bits = eager.activation_forward(x, curve, [])
     y, bits = backend.activation_forward(x, curve, [])
     product = backend.activation_backward(grad, expected_y, bits, curve).float()
@@ -208,8 +211,8 @@ def autograd(device: torch.device, dry: bool) -> Report:
     for name, call in calls.items():
         x = torch.linspace(-6, 6, 4096, device=device).requires_grad_()
         (grad,) = torch.autograd.grad(call(x).sum(), x)
-        far = (x.detach().double() - CURVES[name].x_min).abs() > 0.1
-        error = (grad.double() - CURVES[name].derivative(x.detach().double(), torch)).abs()[far]
+        far = (x.detach().double() - unimodal()[name].x_min).abs() > 0.1
+        error = (grad.double() - unimodal()[name].derivative(x.detach().double(), torch)).abs()[far]
         worst[name] = float(error.max())
     if not all(error <= 1e-5 for error in worst.values()):
         raise BrokenPromiseError(worst)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from optiacts.backends import eager
 from optiacts.backends import triton as backend
-from optiacts.curves import CURVES, Curve
+from optiacts.curves import Curve, unimodal
 
 from .common import DTYPES, BrokenPromiseError, Report, same_output
 
@@ -31,9 +31,9 @@ def gated(device: torch.device, dry: bool) -> Report:
             "bytes": wide[:9, :80].contiguous().chunk(2, dim=-1),
             "transposed": (wide[:, :40].t(), wide[:, 40:80].t()),
         }
-        for name in ["gelu", "silu"] if dry else list(CURVES):
+        for name in ["gelu", "silu"] if dry else list(unimodal()):
             for label, (gate, up) in cases.items():
-                error = _gated_error(gate, up, CURVES[name], label)
+                error = _gated_error(gate, up, unimodal()[name], label)
                 if gate.numel() > 1:  # of a single one it says little
                     report[f"{name} {dtype}"] = max(report.get(f"{name} {dtype}", 0.0), error)
     # 1.5 times what PyTorch's own 16-bit gradients err by; the interpreter truncates to bfloat16, twice the error

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from optiacts.curves import CURVES, Curve, get
 from optiacts.decoders import decode, derivative_from_output
-from optiacts.decoders.table import every_value, normal_mass, table_index
+from optiacts.decoders.table import every_value, normal_mass, table_index, told
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,18 @@ class Errors:
 
 @functools.cache
 def exhaustive_errors(name: str, dtype: torch.dtype) -> Errors:
-    """The errors of curve ``name`` in a 16-bit ``dtype``, by going through every finite input."""
-    curve, x = get(name), every_value(dtype)
-    x = x[x.isfinite()]
+    """The errors of curve ``name`` in a 16-bit ``dtype``, by going through every finite input but its kinks."""
+    curve = get(name)
+    x = told(curve, every_value(dtype))
     y = curve.forward(x)
-    return errors_against_floors(curve, x, y, decode(y, x < curve.threshold(dtype), curve))
+    return errors_against_floors(curve, x, y, decode(y, curve.left(x), curve))
 
 
 def errors_against_floors(curve: Curve, x: Tensor, y: Tensor, decoded: Tensor) -> Errors:
     """The errors of derivatives ``decoded`` from the outputs ``y`` of all finite 16-bit inputs ``x``; CPU tensors."""
-    left = x < curve.threshold(x.dtype)
+    seen = y.isfinite()  # elsewhere the forward has overflowed
+    x, y, decoded = x[seen], y[seen], decoded[seen]
+    left = curve.left(x) if curve.decoder.side_bits else None
     slope, mass = curve.derivative(x.double(), torch), normal_mass(x)
     error = (decoded.double() - slope).abs()
 
@@ -64,7 +66,7 @@ def errors_against_floors(curve: Curve, x: Tensor, y: Tensor, decoded: Tensor) -
 
 @dataclass(frozen=True)
 class Float32Errors:
-    """|f' error| in float32, more than 0.1 away from the minimum and anywhere.
+    """|f' error| in float32, more than 0.1 away from the minimum, if there is one, and anywhere.
 
     ``decode_far`` is the decoder's own error against exact inversion of the output; the others include what
     PyTorch's rounding of the output has lost: ``far`` and ``anywhere`` for our decode, ``exact_far`` and
@@ -80,8 +82,10 @@ class Float32Errors:
 
 def float32_errors(curve: Curve, x: Tensor) -> Float32Errors:
     """The errors of ``curve`` at the float32 inputs ``x``."""
-    y, left = curve.forward(x), x < curve.threshold(x.dtype)
-    slope, far = curve.derivative(x.double(), torch), (x.double() - curve.x_min).abs() > 0.1
+    y, left = curve.forward(x), curve.left(x)
+    slope, far = curve.derivative(x.double(), torch), torch.ones_like(x, dtype=torch.bool)
+    if curve.decoder.side_bits:
+        far = (x.double() - curve.x_min).abs() > 0.1
     decoded, exact = decode(y, left, curve).double(), derivative_from_output(curve, y.double(), left)
     error, exact_error = (decoded - slope).abs(), (exact - slope).abs()
     return Float32Errors(

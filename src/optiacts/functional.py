@@ -94,7 +94,8 @@ def activation(input: Tensor, name: str, inplace: bool = False) -> Tensor:
     """
     curve = curves.get(name)
     unseen = inplace and not may_be_overwritten(input)
-    if curve.keeps_output or unseen or not saves_memory(input) or compiles_autocast(curve, input):
+    kept = curve.keeps_output or (inplace and curve.inplace_keeps_output)
+    if kept or unseen or not saves_memory(input) or compiles_autocast(curve, input):
         return curve.forward_(input) if inplace else curve.forward(input)
     return ops.activation_(input, curve.name) if inplace else ops.activation(input, curve.name)
 

@@ -101,7 +101,7 @@ def gated_dropout(
         ValueError: ``p`` is not between 0 and 1.
     """
     curve = curves.get(name)
-    fits = drops(gate, p, training) and products.matches(up, gate)
+    fits = drops(gate, p, training) and curve.gates and products.matches(up, gate)
     if not fits or activations.compiles_autocast(curve, gate):
         return dropout(products.gated(gate, up, curve.name), p, training, inplace)
     return ops.gated_dropout(gate, up, curve.name, p, inplace)

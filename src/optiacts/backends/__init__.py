@@ -24,7 +24,9 @@ class Backend(Protocol):
 
     name: str
     dtypes: frozenset[torch.dtype]
-    kinds: frozenset[type]  # of the decoders that it has kernels for
+
+    def serves(self, curve: Curve, dtype: torch.dtype) -> bool:
+        """Whether it has kernels for ``curve`` in one of its dtypes."""
 
     def unavailable(self, device: torch.device) -> str | None:
         """Why the backend cannot serve ``device``, or None if it can."""
@@ -81,8 +83,7 @@ BACKENDS: tuple[Backend, ...] = (native, triton, eager)  # fastest first
 
 def select(x: Tensor, curve: Curve) -> Backend:
     """The fastest backend that serves the device and dtype of ``x`` and has a kernel for ``curve``."""
-    kind: type = type(curve.decoder)
-    return _select(x.device, x.dtype, kind)
+    return _select(x.device, x.dtype, curve)
 
 
 def select_for_dropout(x: Tensor) -> Backend:
@@ -91,9 +92,12 @@ def select_for_dropout(x: Tensor) -> Backend:
 
 
 @functools.cache
-def _select(device: torch.device, dtype: torch.dtype, kind: type | None) -> Backend:
+def _select(device: torch.device, dtype: torch.dtype, curve: Curve | None) -> Backend:
     fast: Backend = native if device.type == "cpu" else triton
-    able = (dtype in fast.dtypes and kind in fast.kinds) if kind else dtype in (*fast.dtypes, torch.bool)
+    if curve is None:
+        able = dtype in (*fast.dtypes, torch.bool)
+    else:
+        able = dtype in fast.dtypes and fast.serves(curve, dtype)
     return fast if able and fast.unavailable(device) is None else eager
 
 

@@ -10,14 +10,18 @@ import torch
 from torch import Tensor
 
 from optiacts import decoders
-from optiacts.curves import ClosedForm, Curve, Unimodal
+from optiacts.curves import ClosedForm, Curve
 from optiacts.decoders import branch, decode, valley
 from optiacts.layouts import Order, permute, restore
 from optiacts.packing import pack, packed_shape, unpack
 
 name = "eager"
 dtypes = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
-kinds: frozenset[type] = frozenset((Unimodal, ClosedForm))
+
+
+def serves(curve: Curve, dtype: torch.dtype) -> bool:
+    """Whether there are kernels for ``curve``: for every one."""
+    return True
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -46,8 +50,14 @@ def _side_bits(x: Tensor, curve: Curve, order: Order) -> Tensor:
 
 def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve, scale: float | None = None) -> Tensor:
     """``grad`` * f'(x), in the dtype of ``y``."""
-    if isinstance(curve.decoder, ClosedForm) and curve.decoder.backward is not None and grad.dtype == y.dtype:
-        product = curve.decoder.backward(grad, y)
+    form = curve.decoder if isinstance(curve.decoder, ClosedForm) else None
+    if (
+        form is not None
+        and form.backward is not None
+        and grad.dtype == y.dtype
+        and (scale is None or form.scale_free)
+    ):
+        product = form.backward(grad, y)
         return product if scale is None else product.mul_(scale)
     left = branch(y, bits, curve)
     if scale is None:
@@ -66,12 +76,14 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve, order: Order = ()) -> 
     """h = act(gate) * up, the slot and the packed bits; docs/gated.md says what the slot holds and why."""
     s = curve.forward(gate)
     h = s * up
-    left = curve.left(gate)
+    left = curve.left(gate) if curve.decoder.side_bits else s == 0
     limits = torch.finfo(h.dtype)
     size = h.abs()
     normal = (size >= limits.tiny) & (size <= limits.max)
-    holds_up = (up.abs() > s.abs()) & ~normal & ~(left & (s == 0))
-    if isinstance(curve.decoder, Unimodal):
+    holds_up = (up.abs() > s.abs()) & ~normal
+    if curve.zero_is_flat:
+        holds_up &= ~(left & (s == 0))  # both gradients are 0 there
+    if curve.decoder.side_bits:
         itself = gate.to(s.dtype)
         s = torch.where(valley.contains(curve, itself), itself, s)
     slot = torch.where(holds_up, up, s)
@@ -95,7 +107,7 @@ def gated_backward(
     if scale is not None:
         grad = grad.to(s.dtype) * scale
     slope = decode(s.to(h.dtype), left, curve)
-    if isinstance(curve.decoder, Unimodal):
+    if curve.decoder.side_bits:
         slope = torch.where(in_valley, curve.derivative(slot.double(), torch).to(slope.dtype), slope)
     grad_up.copy_(grad * s)
     grad_gate.copy_(grad * up * slope)

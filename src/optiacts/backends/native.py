@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from torch import Tensor
 from optiacts import curves
 from optiacts._torch import once
 from optiacts.backends import eager
-from optiacts.curves import Curve, Unimodal
+from optiacts.curves import ClosedForm, Curve, Unimodal
 from optiacts.decoders import valley
 from optiacts.decoders.polynomials import DEGREE, PIECES, coefficients
 from optiacts.decoders.table import slot_table
@@ -36,13 +37,17 @@ from optiacts.packing import packed_shape
 name = "native"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of csrc/optiacts.h
 dtypes = frozenset(DTYPES)
-kinds: frozenset[type] = frozenset((Unimodal,))
 LEVELS = ("portable", "avx2", "avx512")
 FILE = "_native.so"
 
 # A buffer of more than 32 MiB is mapped afresh by malloc each time (glibc's largest threshold for that), and
 # then costs more in page faults than in arithmetic. 512 times larger pages take most of that away.
 _HUGE_PAGES_FROM = 32 << 20 if os.environ.get("OPTIACTS_HUGE_PAGES", "1") != "0" else sys.maxsize
+
+
+def serves(curve: Curve, dtype: torch.dtype) -> bool:
+    """Whether there are kernels for ``curve``: tables of 16-bit outputs for all, polynomials for unimodal ones."""
+    return dtype.itemsize == 2 or (isinstance(curve.decoder, Unimodal) and curve.decoder.ends is None)
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -72,10 +77,12 @@ def activation_forward_(x: Tensor, curve: Curve, order: Order) -> Tensor:
 
 def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve, scale: float | None = None) -> Tensor:
     """``grad`` * f'(x), in the dtype of ``y``."""
-    if grad.dtype != y.dtype:
+    if grad.dtype != y.dtype or (isinstance(curve.decoder, ClosedForm) and curve.decoder.backward is not None):
         return eager.activation_backward(grad, y, bits, curve, scale)
     constants = _constants(curve.name, y.dtype)
     grad, y_read, bits = grad.contiguous(), y.contiguous(), bits.contiguous()
+    if constants.planes == 0:
+        bits = _no_bits(y)
     out = _result_like(y_read)
     function, factors = _for_scale("backward", scale)
     function(
@@ -110,7 +117,7 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve, order: Order = ()) -> 
         constants.dtype, gate_rows.data_ptr(), gate_stride, up.data_ptr(), up_stride,
         h.data_ptr(), slot.data_ptr(), bits.data_ptr(), *rows_and_columns(slot), *constants.borders, threads(),
     )  # fmt: skip
-    return restore(h, order), slot, bits
+    return restore(h, order), slot, bits if constants.planes else bits.chunk(2, dim=-1)[1].contiguous()
 
 
 def gated_backward(
@@ -125,6 +132,8 @@ def gated_backward(
 ) -> None:
     """Writes grad * up * f'(gate) and grad * act(gate), in place into the halves of a fused projection's gradient."""
     constants = _constants(curve.name, h.dtype)
+    if constants.planes == 0:
+        bits = torch.cat([_no_bits(h), bits], dim=-1)
     grad, h, slot, bits = grad.contiguous(), h.contiguous(), slot.contiguous(), bits.contiguous()
     gate_out, gate_stride = by_rows(grad_gate)  # a copy if its rows are not regular
     up_out, up_stride = by_rows(grad_up)
@@ -205,7 +214,14 @@ def rows_and_columns(x: Tensor) -> tuple[int, int]:
     return (x.numel() // cols, cols) if cols else (0, 0)
 
 
+def _no_bits(x: Tensor) -> Tensor:
+    """A plane that says nothing, for kernels that read one where the curve has none."""
+    return x.new_zeros(packed_shape(x.shape), dtype=torch.uint8)
+
+
 def _pack(x: Tensor, constants: _Constants) -> Tensor:
+    if constants.planes == 0:
+        return x.new_empty(packed_shape(x.shape, 0), dtype=torch.uint8)
     bits = x.new_empty(packed_shape(x.shape), dtype=torch.uint8)
     x = x.contiguous()
     library().optiacts_pack(
@@ -237,6 +253,7 @@ class _Constants:
     """What the C functions take besides tensors, for one curve and dtype."""
 
     dtype: int
+    planes: int  # of side bits
     first: int
     span: int
     borders: tuple[float, float, float]  # between the branches, and the two of the valley
@@ -248,13 +265,17 @@ class _Constants:
 def _constants(curve: str, dtype: torch.dtype) -> _Constants:
     known = curves.get(curve)
     decoder = _struct(known) if dtype == torch.float32 else slot_table(curve, dtype)
-    threshold = known.threshold(dtype)
-    first, span = _left_patterns(threshold, dtype)
+    planes = known.decoder.side_bits
+    # of a curve without branches, an output of 0 whose gradients are 0 counts as left, or none does
+    threshold = known.threshold(dtype) if planes else math.inf if known.zero_is_flat else -math.inf
+    first, span = _left_patterns(threshold, dtype) if planes else (0, 0)
+    around = valley.borders(known, dtype) if planes else (math.inf, -math.inf)
     return _Constants(
         dtype=DTYPES.index(dtype),
+        planes=planes,
         first=first,
         span=span,
-        borders=(threshold, *valley.borders(known, dtype)),
+        borders=(threshold, *around),
         decoder=decoder.data_ptr() if isinstance(decoder, Tensor) else ctypes.addressof(decoder),
         decoder_owner=decoder,
     )

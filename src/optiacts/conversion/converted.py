@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from optiacts import curves, functional, functional_norm
+from optiacts import curves, functional, functional_elementwise, functional_norm
 from optiacts.conversion.known import Known, intercepted
 from optiacts.conversion.norm_recognition import RecognisedNorm
 from optiacts.conversion.purity import holds
@@ -57,6 +57,7 @@ class Recipe:
     norm: KeptNorm | None = None
     dropout: bool = True
     sequence: tuple[Known, ...] = ()
+    prelu: bool = False
 
     def __deepcopy__(self, memo: Any) -> Recipe:
         return self
@@ -65,7 +66,7 @@ class Recipe:
         chosen = frozenset(spot for _, plan in self.methods for spot in spots(plan))
         norm = None if self.norm is None else self.norm.keep_output
         one = self.activation is not None
-        return Request, (self.original, chosen, one, bool(self.sequence), self.gated, self.dropout, norm)
+        return Request, (self.original, chosen, one, bool(self.sequence), self.gated, self.dropout, norm, self.prelu)
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Request:
     gated: bool
     dropout: bool
     norm: bool | None = None
+    prelu: bool = False
 
 
 def spots(plan: Plan) -> set[Any]:
@@ -189,6 +191,8 @@ def converted_class(recipe: Recipe) -> type[Module]:
         )
     if recipe.activation is not None:
         methods["forward"] = _activation_forward(original, recipe.activation)
+    if recipe.prelu:
+        methods["forward"] = _prelu_forward(original)
     if recipe.norm is not None:
         methods["forward"] = _norm_forward(original, *recipe.norm)
     members = {
@@ -242,6 +246,18 @@ def _activation_forward(original: type[Module], recognised: Recognised) -> Any:
         return original.forward(self, *args, **kwargs)
 
     return activation
+
+
+def _prelu_forward(original: type[Module]) -> Any:
+    forward = original.forward
+
+    @functools.wraps(forward)
+    def prelu(self: Module, input: Tensor) -> Any:
+        if original.forward is not forward or intercepted():
+            return original.forward(self, input)
+        return made_by(functional_elementwise.prelu(input, self.weight), self)  # type: ignore[arg-type]
+
+    return prelu
 
 
 def _norm_forward(original: type[Module], recognised: RecognisedNorm, keep_output: bool) -> Any:

@@ -13,12 +13,12 @@ from typing import Any
 
 from torch.nn import Module
 
-from optiacts.conversion.spelled import torch_curve
+from optiacts.conversion.spelled import FUNCTIONS, torch_curve
 
 _CURVED = frozenset(
-    """gelu silu mish swish sigmoid tanh erf erfc exp expit softplus logsigmoid relu glu quick_gelu hardswish elu
+    """gelu silu mish swish sigmoid tanh erf erfc exp expit softplus logsigmoid relu glu quick_gelu
     activation act act_fn activation_fn""".split()
-)
+) | {known.function.__name__ for known in FUNCTIONS if hasattr(known.function, "__name__")}
 _MOST = 64  # elements of a table that are looked at
 _FOREIGN = frozenset(sys.stdlib_module_names) | {"torch", "numpy", "optiacts"}
 

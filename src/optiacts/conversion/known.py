@@ -16,7 +16,7 @@ from torch.nn import Module
 
 from optiacts import curves
 from optiacts._torch import function_mode, function_modes, watches_all_modules
-from optiacts.conversion.purity import holds
+from optiacts.conversion.purity import holds, seen
 from optiacts.conversion.recognition import Recognised
 from optiacts.conversion.spelled import FUNCTIONS
 from optiacts.functional import compiles_autocast, saves_memory
@@ -61,13 +61,18 @@ def _of_torch(callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Act
         if callee is known.function:
             options = dict(kwargs)
             x = args[0] if args else options.pop("input", None)
-            inplace = False
-            if known.inplace:
-                inplace = args[1] if len(args) == 2 else options.pop("inplace", False)
-            curve = known.curve(options)
-            valid = len(args) <= (2 if known.inplace else 1) and options.keys() <= known.defaults.keys()
-            valid = valid and isinstance(x, Tensor) and isinstance(inplace, bool)
-            return Activated(curve, x, inplace) if valid and curve is not None else None
+            names = tuple(known.defaults) if known.family is not None else ()
+            places = (*names, "inplace") if known.inplace else names
+            if len(args) > 1 + len(places):
+                return None
+            for name, value in zip(places, args[1:]):  # noqa: B905 (of which there may be fewer)
+                if name in options:
+                    return None
+                options[name] = value
+            inplace = options.pop("inplace", False) if known.inplace else False
+            valid = options.keys() <= known.defaults.keys() and isinstance(x, Tensor) and isinstance(inplace, bool)
+            curve = known.curve(options) if valid else None
+            return Activated(curve, x, inplace) if curve is not None else None
     return None
 
 
@@ -130,14 +135,7 @@ def dropping(callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Drop
 
 def watched(module: Module) -> bool:
     """Whether somebody sees a call of ``module``, or replaced what it does: then it has to be called."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-        or watches_all_modules()
-    )
+    return seen(module) or watches_all_modules()
 
 
 def intercepted() -> bool:

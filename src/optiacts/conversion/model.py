@@ -120,6 +120,9 @@ def convert_loaded(module: Module, request: Request) -> None:
             if recognised is not None:
                 install(module, Recipe(type(module), activation=recognised, gated=request.gated))
             return
+        if request.prelu:
+            install(module, Recipe(type(module), gated=request.gated, prelu=True))
+            return
         if request.norm is not None:
             norm = norm_of(module)
             if norm is not None:
@@ -235,6 +238,8 @@ class _Conversion:
             return
         if sites.activation(module) is not None or self._planner.norm(module) is not None:
             return
+        if type(module).__module__ == "torch.nn.modules.activation":
+            return  # it is one, and no curve has its values and gradients
         kind = type(module).__qualname__
         whole = path in self._selection
 
@@ -303,9 +308,15 @@ class _Conversion:
         self, path: str, module: Module, recipes: list[tuple[str, Module, Recipe]]
     ) -> Iterator[Conversion]:
         """A module that may be an activation."""
-        if path not in self._selection or type(module).__module__ == "optiacts.nn":
+        if path not in self._selection or type(module).__module__.startswith("optiacts.nn"):
             return
         kind = type(module).__qualname__
+        if sites.is_prelu(module):
+            reason, note = self._use(path, module, True)
+            if not reason:
+                recipes.append((path, module, Recipe(type(module), gated=self._gated, prelu=True)))
+            yield Conversion(path, kind, "" if reason else "prelu", reason=reason, note=note)
+            return
         recognised, reason = _judged(module)
         if recognised is None:
             if reason and id(module) not in self._planner.taken:
@@ -396,7 +407,6 @@ def _opaque(module: Module) -> bool:
 
 _LIBRARIES = ("torch.nn.modules.activation", "transformers.activations", "timm.layers.activations")
 _NOT_POINTWISE = (nn.MultiheadAttention, nn.Softmax, nn.Softmin, nn.LogSoftmax, nn.Softmax2d)
-_KEEPS_RESULT = ("relu", "sigmoid", "tanh", "hardtanh", "clamp", "threshold", "exp", "sqrt", "relu6")
 
 
 def _judged(module: Module) -> tuple[Recognised | None, str]:
@@ -416,8 +426,7 @@ def _judged(module: Module) -> tuple[Recognised | None, str]:
         pointwise = str(error) == "no curve has its values and gradients" or isinstance(module, nn.GLU)
         if not pointwise:
             return None, ""
-        kept = type(module).__name__.lower().removesuffix("activation") in _KEEPS_RESULT
-        return None, "PyTorch keeps its result already" if kept else "no curve for this activation"
+        return None, "no curve for this activation"
     if not recognised.keeps_input:
         return None, "PyTorch keeps its result already"
     return recognised, ""

@@ -90,7 +90,7 @@ class Planner:
 
     def _followed(self, module: Module) -> bool:
         recognised = sites.activation(module)
-        return recognised is not None or self.norm(module) is not None
+        return recognised is not None or sites.is_prelu(module) or self.norm(module) is not None
 
     def _takes(self, first: Module, second: Module) -> bool:
         """Whether ``second`` is a dropout that takes the activation ``first`` where they follow each other."""

@@ -29,7 +29,10 @@ def find_products(scope: Scope, sites: Sites, model: Model) -> None:
         return True
 
     waiting = waiting_in(scope, sites.acts)
+    written = [act.at for act in sites.acts.values() if act.written is not None]
     for node in ast.walk(scope.node):
+        if isinstance(node, ast.expr) and any(_within(position(node), at) for at in written):
+            continue  # x * sigmoid(x) is an activation, and no product with one
         for factor, up, form in _factors(scope, node):
             if _number(scope, up):
                 continue
@@ -43,6 +46,10 @@ def find_products(scope: Scope, sites: Sites, model: Model) -> None:
                 act, call, between = waiting[factor.id, position(factor)]
                 if add(at, act, form, gate_of(act, call), up, [*between, up]):
                     break
+
+
+def _within(inner: Position, outer: Position) -> bool:
+    return outer[:2] <= inner[:2] and inner[2:] <= outer[2:]
 
 
 def _number(scope: Scope, node: ast.expr) -> bool:

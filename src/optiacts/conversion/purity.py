@@ -48,7 +48,7 @@ _NAMES = """
 abs absolute add atan clamp clamp_max clamp_min cos cosh div divide erf erfc exp exp2 expm1 log log10 log1p log2
 logaddexp maximum minimum mul multiply neg negative pow reciprocal relu rsqrt sigmoid sin sinh sqrt square sub
 subtract tanh true_divide where celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish
-relu6 selu silu softplus softshrink softsign tanhshrink expit log_ndtr ndtr
+relu6 selu silu softplus softshrink softsign tanhshrink threshold clip expit log_ndtr ndtr
 """.split()
 _PLACES = (torch, F, torch.special, torch.ops.aten)
 _ATOMS = frozenset(getattr(place, name) for name in _NAMES for place in _PLACES if hasattr(place, name)) | {
@@ -312,7 +312,26 @@ class Body:
         if isinstance(callee, types.FunctionType):
             self.pin_code(callee)
             return self.walk.function(callee, None, arguments, keywords)
+        if isinstance(callee, Module) and not seen(callee) and not (callee._parameters or callee._buffers):
+            return self.module(callee, arguments, keywords)
         raise UnknownCalleeError
+
+    def module(self, callee: Module, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        """A module that stands on its own, such as a global one."""
+        forward = type(callee).forward
+        if not isinstance(forward, types.FunctionType):
+            raise UnknownCalleeError
+        self.pin(type(callee), ("forward",), forward)
+        self.pin_code(forward)
+        before = len(self.walk.pins)
+        result = self.walk.function(forward, callee, [callee, *arguments], keywords)
+        for number in range(before, len(self.walk.pins)):
+            pin = self.walk.pins[number]
+            if pin.root is None:
+                if pin.value is OWNER:
+                    raise UnknownCalleeError
+                self.walk.pins[number] = pin._replace(root=callee)
+        return result
 
     def pin_code(self, function: types.FunctionType) -> None:
         for part in ("__code__", "__defaults__", "__kwdefaults__"):
@@ -396,9 +415,20 @@ def holds(pins: tuple[Pin, ...], callee: Any) -> bool:
         if value is OWNER:
             if now is not callee:
                 return False
-        elif not (now is value or _equal(now, value)):
+        elif not (now is value or _equal(now, value)) or (isinstance(now, Module) and seen(now)):
             return False
     return True
+
+
+def seen(module: Module) -> bool:
+    """Whether somebody sees a call of ``module`` alone, or replaced what it does: then it has to be called."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -12,6 +12,8 @@ import contextlib
 import copy
 import functools
 import hashlib
+import inspect
+import itertools
 import math
 import threading
 import types
@@ -77,7 +79,8 @@ class Recognised:
     @property
     def keeps_input(self) -> bool:
         """Whether PyTorch keeps the input, so that there is something to save by itself. ReLU keeps its result."""
-        return not curves.get(self.base).keeps_output
+        curve = curves.get(self.base)
+        return not (curve.keeps_output or (self.inplace and curve.inplace_keeps_output))
 
 
 def recognise_function(function: Callable[..., Any]) -> Recognised:
@@ -225,9 +228,12 @@ def _compared(run: Callable[[Tensor], Any]) -> tuple[str, str, bool, Steps]:
     for base, inplace, theirs in exact:
         if trial.steps == theirs.steps and trial.agrees(theirs):
             return base, base, inplace, ()
+    member = _of_family(trial)
+    if member is not None:
+        return member, member, trial.inplace, ()
     if trial.inplace:
         raise ImpureError("overwrites its input")
-    if any(step.operation in _CORNERED for step in trial.steps):
+    if not trial.replayable or any(step.operation in _CORNERED for step in trial.steps):
         raise ImpureError("no curve has its values and gradients")
     for base, inplace, theirs in exact:
         if not inplace and base in curves.CURVES and trial.agrees(theirs):
@@ -278,16 +284,20 @@ class _Recorder(TorchDispatchMode):
         self.steps: list[Step] = []
         self._results: list[Tensor] = [x]
         self.strange = False
+        self.replayable = True
 
     def record(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         namespace, _, name = func._schema.name.partition("::")
         named = tuple(sorted((key, self._coded(value)) for key, value in (kwargs or {}).items()))
-        if namespace != "aten" or not isinstance(result, Tensor):
+        main = result
+        if isinstance(result, tuple) and result:  # the first one, and what PyTorch's own backward needs besides
+            main, self.replayable = result[0], False
+        if namespace != "aten" or not isinstance(main, Tensor):
             self.strange = True
         else:
             self.steps.append(Step(name, func._overloadname, tuple(map(self._coded, args)), named))
-            self._results.append(result)
+            self._results.append(main)
         return result
 
     def _coded(self, value: Any) -> Any:
@@ -317,6 +327,7 @@ class _Trial:
     inplace: bool
     values: Tensor
     gradients: Tensor
+    replayable: bool  # whether the steps, run again, give the result
 
     def agrees(self, other: _Trial) -> bool:
         x = _points()
@@ -344,7 +355,8 @@ def _tried(run: Callable[[Tensor], Any]) -> _Trial | None:
             return None
         if (values.shape, values.dtype) != (plain.shape, plain.dtype):
             return None
-        return _Trial(tuple(recorder.steps), values is plain, values.clone(), gradients)
+        steps = tuple(recorder.steps)
+        return _Trial(steps, values is plain, values.clone(), gradients, recorder.replayable)
 
 
 _NEAR = 80.0  # exp does not overflow before, in float32 either
@@ -398,3 +410,73 @@ def _exact(names: tuple[str, ...]) -> list[tuple[str, bool, _Trial]]:
     ]
     trials = [(name, _tried(run)) for name, run in runs]
     return [(name, trial.inplace, trial) for name, trial in trials if trial is not None]
+
+
+def _of_family(trial: _Trial) -> str | None:
+    """The member of a family that was tried, by the numbers in its steps."""
+    for name, values, template in _templates(tuple(curves.FAMILIES)):
+        numbers = _numbers(trial.steps, template, values)
+        if numbers is None:
+            continue
+        member = curves.member(name, **numbers)
+        if member is None:
+            continue
+        for run in _ways(name, member, numbers):
+            theirs = _tried(run)
+            if theirs is not None and theirs.steps == trial.steps and trial.agrees(theirs):
+                return member
+    return None
+
+
+@functools.cache
+def _templates(names: tuple[str, ...]) -> list[tuple[str, dict[str, float], Steps]]:
+    """The steps of each family, out of place and in place, with numbers that occur nowhere else."""
+    found = []
+    for name in names:
+        parameters = inspect.signature(curves.FAMILIES[name].make).parameters.values()
+        values = {p.name: _odd(p.default, place) for place, p in enumerate(parameters)}
+        member = curves.member(name, **values)
+        for run in () if member is None else _ways(name, member, values):
+            trial = _tried(run)
+            if trial is not None:
+                found.append((name, values, trial.steps))
+    return found
+
+
+def _odd(default: Any, place: int) -> float:
+    """A number near the default, told from all others."""
+    number = 0.0 if default is inspect.Parameter.empty else float(default)
+    return number - (1 + place) * 2.0**-20
+
+
+def _ways(name: str, member: str, values: dict[str, float]) -> list[Callable[[Tensor], Tensor]]:
+    """The forward of a member, and PyTorch's functions in place."""
+    inplace = [known.function for known in FUNCTIONS if known.family == name and known.inplace]
+    return [
+        curves.get(member).forward,
+        *(functools.partial(function, **values, inplace=True) for function in inplace),
+    ]
+
+
+def _numbers(steps: Steps, template: Steps, values: dict[str, float]) -> dict[str, float] | None:
+    """What stands in ``steps`` where ``values`` stand in ``template``; None if they differ otherwise."""
+    if len(steps) != len(template):
+        return None
+    odd, found = {value: name for name, value in values.items()}, {}
+    for step, wanted in zip(steps, template, strict=True):
+        if (step.operation, step.overload, step.options) != (wanted.operation, wanted.overload, wanted.options):
+            return None
+        pairs = itertools.zip_longest(_complete(step), _complete(wanted))
+        for argument, expected in pairs:
+            if isinstance(expected, float) and expected in odd:
+                found[odd[expected]] = argument
+            elif argument != expected:
+                return None
+    return found if found.keys() == values.keys() else None
+
+
+def _complete(step: Step) -> tuple[Any, ...]:
+    """The arguments of a step, with the defaults that were left out."""
+    schema = getattr(getattr(torch.ops.aten, step.operation), step.overload)._schema
+    left_out = [a.default_value for a in schema.arguments[len(step.arguments) :] if not a.kwarg_only]
+    return (*step.arguments, *left_out)

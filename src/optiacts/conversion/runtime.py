@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from optiacts import curves, functional, functional_dropout, functional_gated
-from optiacts.conversion.known import Dropping, Known, Rewritten, activated, chosen, dropping, intercepted
+from optiacts.conversion.known import Activated, Dropping, Known, Rewritten, activated, chosen, dropping, intercepted
 from optiacts.conversion.purity import holds
 from optiacts.conversion.recognition import Recognised
 from optiacts.ops import gated as gated_ops
@@ -61,7 +61,7 @@ def helpers(
 
     def call(callee: Any, /, *args: Any, **kwargs: Any) -> Any:
         found = activated(known, callee, args, kwargs)
-        if found is None or curves.get(found.curve).keeps_output:
+        if found is None or _keeps_output(found):
             return chosen(rewritten, callee)(*args, **kwargs)
         return made_by(functional.apply(found.curve, found.input, found.inplace), place)
 
@@ -252,9 +252,15 @@ def _finished(value: Pending | PendingProduct, place: Maker, theirs: bool = Fals
         return _product(value.act, value.up, value.multiply, place)
     if theirs:
         return curves.get(value.curve).forward(value.gate)
-    if value.curve == "relu":
+    if curves.get(value.curve).keeps_output:
         return value.evaluate()
     return made_by(functional.apply(value.curve, value.gate), place)
+
+
+def _keeps_output(found: Activated) -> bool:
+    """Whether PyTorch's own op keeps its output, so that there is nothing to save."""
+    curve = curves.get(found.curve)
+    return curve.keeps_output or (found.inplace and curve.inplace_keeps_output)
 
 
 def _swapped(act: Any, up: Any) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch.nn import Module
+from torch.nn import Module, PReLU
 
 from optiacts import curves
 from optiacts.conversion.callees import Scope
@@ -23,7 +23,7 @@ from optiacts.conversion.recognition import (
     recognise_partial,
 )
 from optiacts.conversion.source import Position, position
-from optiacts.conversion.spelled import torch_curve
+from optiacts.conversion.spelled import FUNCTIONS, torch_curve
 
 _CURVED = frozenset(("sigmoid", "tanh", "erf", "erfc", "exp", "expit", "softplus", "logsigmoid", "ndtr"))
 
@@ -123,7 +123,7 @@ def find(scope: Scope, model: Model) -> Sites:
 
 def kept_once(name: str) -> bool:
     """Whether PyTorch keeps one tensor for a curve: where nobody else keeps its output, there is nothing to gain."""
-    return bool(curves.get(name).ops)
+    return curves.get(name).held_once
 
 
 def returned_by(scope: Scope, sites: Sites) -> Site | None:
@@ -140,7 +140,7 @@ def _called(scope: Scope, call: ast.Call, model: Model) -> Site | None:
     alone, once, known = False, True, []
     for callee in scope.objects(call.func):
         curve, entry = _curve(callee, call)
-        if curve is None:
+        if curve is None or not curves.get(curve).worth_gating:
             continue
         bases[curve] = None
         alone |= not curves.get(curve).keeps_output and not (isinstance(callee, Module) and model.contains(callee))
@@ -179,7 +179,7 @@ def _curve(callee: Any, call: ast.Call) -> tuple[str | None, Known | None]:
         callee = callee.func
     curve = torch_curve(callee, options)
     if curve is not None:
-        return curve, None
+        return (None, None) if _unsuited(callee, call) else (curve, None)
     if not alone:
         return None, None
     try:
@@ -195,6 +195,19 @@ def _curve(callee: Any, call: ast.Call) -> tuple[str | None, Known | None]:
     return (None, None) if recognised is None else (recognised.base, Known(key, recognised))
 
 
+def _unsuited(callee: Any, call: ast.Call) -> bool:
+    """Whether a call names numbers with which a function of PyTorch is no curve, ``leaky_relu(x, -0.1)``."""
+    known = next((known for known in FUNCTIONS if known.function is callee), None)
+    if known is None or known.family is None:
+        return False
+    given = dict(zip(known.defaults, call.args[1:], strict=False)) | {k.arg: k.value for k in call.keywords}
+    try:
+        options = {str(name): ast.literal_eval(value) for name, value in given.items() if name in known.defaults}
+    except (ValueError, TypeError):
+        return False  # what is not written there is told when the call runs
+    return known.curve(options) is None
+
+
 def activation(module: Module) -> Recognised | None:
     """What an activation module computes; None for any other module."""
     if module._parameters or module._modules or module._buffers or "forward" in module.__dict__:
@@ -205,8 +218,16 @@ def activation(module: Module) -> Recognised | None:
         return None
 
 
+def is_prelu(module: Module) -> bool:
+    """Whether a module is PyTorch's PReLU, whose learnt weight makes it none of the curves."""
+    kind = getattr(type(module), "optiacts_original", type(module))
+    return getattr(kind, "forward", None) is PReLU.forward and "forward" not in module.__dict__
+
+
 def curve_of(module: Module) -> str | None:
     """The curve of an activation module that holds its input, or did before conversion; None for any other."""
+    if is_prelu(module):
+        return "prelu"
     found = activation(module)
     return found.base if found is not None and found.keeps_input else None
 
@@ -226,18 +247,23 @@ def _written_out(scope: Scope, calls: dict[Position, Site]) -> Iterator[Site]:
                 except ImpureError:
                     pass
                 else:
-                    yield Site(position(node), recognised.base, (), recognised, variable)
+                    once = kept_once(recognised.base) and not recognised.steps
+                    yield Site(position(node), recognised.base, (), recognised, variable, kept_once=once)
                     continue
         pending += ast.iter_child_nodes(node)
 
 
 def _one_variable(scope: Scope, node: ast.expr) -> str:
-    """The local variable that ``node`` computes from, more than once, if it is the only one and looks curved."""
+    """The local variable that ``node`` computes from, if it is the only one and looks curved.
+
+    More than once, for what computes from it once is a call; or its ReLU squared.
+    """
     names = [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and n.id in scope.bound]
     variables = set(names) - {scope.context.self_name}
     words = {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
     words |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-    if len(variables) != 1 or not words & _CURVED:
+    squared = "relu" in words and (bool(words & {"square", "pow"}) or isinstance(getattr(node, "op", None), ast.Pow))
+    if len(variables) != 1 or not (words & _CURVED or squared):
         return ""
     (variable,) = variables
-    return variable if names.count(variable) > 1 else ""
+    return variable if names.count(variable) > 1 or squared else ""

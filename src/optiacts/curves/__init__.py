@@ -5,16 +5,19 @@ from __future__ import annotations
 
 from optiacts.curves import _registry
 from optiacts.curves._check import check
-from optiacts.curves._curve import ClosedForm, Curve, CurveError, Spelling, Unimodal, spelled
+from optiacts.curves._curve import ClosedForm, Curve, CurveError, Family, Spelling, Unimodal, spelled
 from optiacts.curves._registry import (
     CURVES,
+    FAMILIES,
     GATES,
     VARIANTS,
     get,
     input_keeping_ops,
+    member,
     register,
     register_family,
     spellings,
+    unimodal,
     variant,
 )
 
@@ -22,19 +25,23 @@ _registry.discover(__name__, __path__)
 
 __all__ = [
     "CURVES",
+    "FAMILIES",
     "GATES",
     "VARIANTS",
     "ClosedForm",
     "Curve",
     "CurveError",
+    "Family",
     "Spelling",
     "Unimodal",
     "check",
     "get",
     "input_keeping_ops",
+    "member",
     "register",
     "register_family",
     "spelled",
     "spellings",
+    "unimodal",
     "variant",
 ]

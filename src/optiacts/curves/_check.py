@@ -21,8 +21,9 @@ _EXACT = 1e-6  # what they may be off by, and a forward in float64 may differ fr
 @undisturbed
 def check(curve: Curve) -> None:
     """Raises ``CurveError``, with what to do, if the formulas disagree or the decoder does not suit the curve."""
-    x = torch.linspace(-FAR, FAR, 9973, dtype=torch.float64)  # a number of points that hits no kink but 0
-    x = x[x.abs() > 2 * _STEP]
+    x = torch.linspace(-FAR, FAR, 9973, dtype=torch.float64) / curve.scale
+    for kink in (0.0, *curve.kinks):
+        x = x[(x - kink).abs() > 2 * _STEP]
     _check_formulas(curve, x)
     if isinstance(curve.decoder, Unimodal):
         _check_unimodal(curve, x)
@@ -37,7 +38,7 @@ def check(curve: Curve) -> None:
 
 def check_fitted(curve: Curve) -> None:
     """Raises ``CurveError`` if a curve that comes at run time does not bring the coefficients that it needs."""
-    if isinstance(curve.decoder, Unimodal) and curve.decoder.fitted is None:
+    if isinstance(curve.decoder, Unimodal) and curve.decoder.fitted is None and curve.decoder.scaled is None:
         raise CurveError(
             f"{curve.name} has no coefficients: give Unimodal(tail, fitted=optiacts.decoders.fitting.fit(curve)), "
             f"or make it a file curves/{curve.name}.py and run `make fit ONLY={curve.name}`"
@@ -67,6 +68,9 @@ def _same(curve: Curve, name: str, found: Tensor, other: str, wanted: Tensor) ->
 
 
 def _check_unimodal(curve: Curve, x: Tensor) -> None:
+    assert isinstance(curve.decoder, Unimodal)
+    if curve.decoder.ends is not None:
+        x = x[x < curve.decoder.ends]
     slope = curve.derivative(x, torch)
     rising = slope[slope.abs() > SETTLED] > 0
     turns = int((rising[1:] != rising[:-1]).sum())
@@ -81,11 +85,18 @@ def _check_unimodal(curve: Curve, x: Tensor) -> None:
     needs = {
         "f' is not 1 on the far right": abs(float(slope[-1]) - 1) <= SETTLED,
         "f' is not 0 on the far left": abs(float(slope[0])) <= SETTLED,
-        f"f is not 0 at {FURTHEST_LEFT}": abs(float(curve.function(x.new_tensor(FURTHEST_LEFT), torch))) < 1e-300,
-        f"its minimum is not between {-FURTHEST_MINIMUM} and 0": float(curve.derivative(-FURTHEST_MINIMUM, math))
+        f"f is not 0 at {FURTHEST_LEFT / curve.scale}": abs(
+            float(curve.function(x.new_tensor(FURTHEST_LEFT / curve.scale), torch))
+        )
+        < 1e-300,
+        f"its minimum is not between {-FURTHEST_MINIMUM / curve.scale} and 0": float(
+            curve.derivative(-FURTHEST_MINIMUM / curve.scale, math)
+        )
         < 0
         < float(curve.derivative(0.0, math)),
-        "f(x) <= x < f(x) + 1 does not hold for every x > 0": bool(((missing >= -_ROUNDING) & (missing < 1)).all()),
+        "f(x) <= x < f(x) + 1 does not hold for every x > 0": bool(
+            ((missing >= -_ROUNDING) & (missing < 1 / curve.scale)).all()
+        ),
     }
     for what, holds in needs.items():
         if not holds:
@@ -99,7 +110,9 @@ def _check_closed_form(curve: Curve, decoder: ClosedForm, x: Tensor) -> None:
     zero = torch.zeros(1, dtype=torch.float64)
     if decoder.zero_is_flat and bool(decoder.slope(zero, zero == 0) != 0):
         raise CurveError(f"{curve.name}: zero_is_flat, but the slope at an output of 0 on the left is not 0")
-    left = decoder.left(x) if decoder.side_bits else y == 0
+    if decoder.survives_dropout and not decoder.zero_is_flat:
+        raise CurveError(f"{curve.name}: survives_dropout, but not zero_is_flat")
+    left = curve.left(x) if decoder.side_bits else y == 0
     _same(curve, "the decoder's slope", decoder.slope(y, left).double(), "derivative", slope)
     seen = (slope.abs() > 1e-3) & (y.abs() < 1e3)  # elsewhere the output tells nothing about the input
     _same(curve, "the decoder's inverse", decoder.inverse(y, left)[seen], "the input", x[seen])

@@ -32,10 +32,14 @@ class Unimodal:
         tail: c1 and c2 of how f' tends to 1: 1 - f' falls like exp(-(c1 y + c2 y^2)).
         fitted: the coefficients, for a curve that is registered at run time: ``decoders.fitting.fit`` makes
             them. Those of the curves in this package lie in files.
+        scaled: (name, k) of a curve f(x) = g(k x) / k, g being the curve called so, whose coefficients serve.
+        ends: where the curve becomes constant, far right, if it does.
     """
 
     tail: tuple[float, float]
     fitted: Mapping[str, Any] | None = None
+    scaled: tuple[str, float] | None = None
+    ends: float | None = None
     side_bits: ClassVar[int] = 1
 
 
@@ -44,21 +48,43 @@ class ClosedForm:
     """The decoder of a curve whose slope and input are plain expressions in (output, branch).
 
     Args:
-        slope: f' from output and branch (bool); float64 or float32 in, any dtype out.
+        slope: f' from output and branch (bool); float64 or float32 in, any dtype out. Of the output alone, if there
+            are no side bits.
         inverse: x from output and branch; float64. Anything where f' is 0.
-        left: the branch of an input (bool).
-        side_bits: 1 if the branch is kept. If 0, ``left`` is read off the output: where that is 0.
-        zero_is_flat: whether the slope is 0 wherever the output is 0 on the left. What a dropout drops can then be
-            taken for that.
-        backward: PyTorch's own ``grad * f'(x)`` from ``grad`` and a positive multiple of the output, if it has one.
+        left: the branch of an input (bool); None: left of the minimum, which a curve with a side bit has.
+        side_bits: 1 if the branch is kept.
+        zero_is_flat: whether the slope is 0 wherever the output is 0 on the left.
+        backward: PyTorch's own ``grad * f'(x)`` from ``grad`` and the output, or the same in few passes over memory.
+        scale_free: whether ``backward`` gives the same from any positive multiple of the output.
+        survives_dropout: whether what a dropout drops can be taken for an output of 0, and the slope does not jump
+            where the output that a dropout has multiplied is divided again. Only where ``zero_is_flat``.
     """
 
     slope: Callable[[Tensor, Tensor], Tensor]
     inverse: Callable[[Tensor, Tensor], Tensor]
-    left: Callable[[Tensor], Tensor]
+    left: Callable[[Tensor], Tensor] | None = None
     side_bits: int = 0
     zero_is_flat: bool = False
     backward: Callable[[Tensor, Tensor], Tensor] | None = None
+    scale_free: bool = False
+    survives_dropout: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """Curves that differ in numbers: ``make`` takes them by name and returns one, or raises ``CurveError``.
+
+    Args:
+        make: the values that its parameters may have are those that the output tells the slope for.
+        functions: functions of PyTorch, by dotted name, whose parameters besides the input are called as ``make``'s.
+        modules: the classes with these parameters, for documentation.
+        ops: the aten ops.
+    """
+
+    make: Callable[..., Curve]
+    functions: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    ops: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +114,11 @@ class Curve:
         base: a variant has the mathematics, and so the coefficients, of the curve called so, but its own forward.
         keeps_output: PyTorch's own op keeps its output already, so that there is nothing to save but in a gated
             product.
+        inplace_keeps_output: the same of PyTorch's op in place.
+        gates: whether its output tells enough for a gated product with it.
+        worth_gating: whether conversion looks for such products; not where PyTorch holds no more for them.
+        holds: how many tensors of its size PyTorch holds for it; None: one if it is one op, else several.
+        kinks: where its slope jumps, besides 0.
         modules, functions: the classes and functions that compute it.
         ops: the aten ops, such as ``"aten::gelu"``.
         triton: the forward as PyTorch's GPU kernel evaluates it, an expression in the float32 tile ``z``: see
@@ -105,6 +136,11 @@ class Curve:
     forward_out: Callable[[Tensor, Tensor], Tensor] | None = None
     base: str | None = None
     keeps_output: bool = False
+    inplace_keeps_output: bool = False
+    gates: bool = True
+    worth_gating: bool = True
+    holds: int | None = None
+    kinks: tuple[float, ...] = ()
     modules: tuple[Spelling, ...] = ()
     functions: tuple[Spelling, ...] = ()
     ops: tuple[str, ...] = ()
@@ -114,7 +150,7 @@ class Curve:
     @functools.cached_property
     def x_min(self) -> float:
         """Where the minimum of a unimodal curve lies: the border between the left and the right branch."""
-        low, high = -FURTHEST_MINIMUM, 0.0
+        low, high = -FURTHEST_MINIMUM / self.scale, 0.0
         while low < (middle := (low + high) / 2) < high:
             low, high = (middle, high) if self.derivative(middle, math) < 0 else (low, middle)
         return high
@@ -125,23 +161,54 @@ class Curve:
         return float(self.function(self.x_min, math))
 
     @property
+    def scale(self) -> float:
+        """k of a curve f(x) = g(k x) / k, else 1."""
+        scaled = self.decoder.scaled if isinstance(self.decoder, Unimodal) else None
+        return 1.0 if scaled is None else scaled[1]
+
+    @property
     def survives_dropout(self) -> bool:
         """Whether what a dropout drops can be taken for an element infinitely far left."""
+        return self.decoder.ends is None if isinstance(self.decoder, Unimodal) else self.decoder.survives_dropout
+
+    @property
+    def zero_is_flat(self) -> bool:
+        """Whether the slope is 0 wherever the output is 0 on the left."""
         return isinstance(self.decoder, Unimodal) or self.decoder.zero_is_flat
+
+    @property
+    def held_once(self) -> bool:
+        """Whether PyTorch holds one tensor for it: where nobody else keeps its output, there is nothing to gain."""
+        return bool(self.ops) if self.holds is None else self.holds == 1
 
     def threshold(self, dtype: torch.dtype) -> float:
         """``x_min`` rounded to ``dtype``: the side bit of an element is ``x < threshold``."""
         return rounded(self.x_min, dtype)
 
+    def ceiling(self, dtype: torch.dtype) -> float:
+        """The value of a curve that becomes constant, from there on, in ``dtype``."""
+        assert isinstance(self.decoder, Unimodal) and self.decoder.ends is not None
+        return _value(self.forward, self.decoder.ends, dtype)
+
     def left(self, x: Tensor) -> Tensor:
-        """Which elements lie on the left branch: their side bits (bool)."""
-        return self.decoder.left(x) if isinstance(self.decoder, ClosedForm) else x < self.threshold(x.dtype)
+        """Which elements lie on the left branch: their side bits (bool). Without side bits: where the output is 0."""
+        if self.decoder.side_bits == 0:
+            return self.forward(x) == 0
+        if isinstance(self.decoder, ClosedForm) and self.decoder.left is not None:
+            return self.decoder.left(x)
+        return x < self.threshold(x.dtype)
 
 
-FURTHEST_MINIMUM = 2.0  # the minimum of a unimodal curve lies less far left
+FURTHEST_MINIMUM = 2.0  # the minimum of a unimodal curve lies less far left, but for its scale
 
 
 @once
 def rounded(value: float, dtype: torch.dtype) -> float:
     """``value`` rounded to ``dtype``."""
     return float(torch.tensor(value, dtype=torch.float64).to(dtype))
+
+
+@once
+def _value(forward: Callable[[Tensor], Tensor], x: float, dtype: torch.dtype) -> float:
+    """``forward`` of one number."""
+    return float(forward(torch.tensor(x, dtype=dtype)))

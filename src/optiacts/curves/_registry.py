@@ -1,15 +1,17 @@
 """Every curve by its name, and every table that follows from the curves. Nothing else names them.
 
-The modules of this package without an underscore are found by themselves: one has a ``CURVE``, or a ``family``, a
-function of parameters that returns a curve. More can be registered at run time, from any thread.
+The modules of this package without an underscore are found by themselves: one has a ``CURVE`` or a ``FAMILY``. More
+can be registered at run time, from any thread.
 """
 
 from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import importlib
 import inspect
+import math
 import pkgutil
 import threading
 from collections.abc import Callable, Iterable
@@ -19,10 +21,8 @@ from torch import Tensor
 
 from optiacts._torch import known_to_compilers
 from optiacts.curves._check import check, check_fitted
-from optiacts.curves._curve import Curve, CurveError, Spelling
+from optiacts.curves._curve import Curve, CurveError, Family, Spelling, Unimodal
 from optiacts.curves._variant import variant_of
-
-Family = Callable[..., Curve]
 
 CURVES: dict[str, Curve] = {}
 """The curves whose output is kept in place of the input."""
@@ -31,7 +31,9 @@ VARIANTS: dict[str, Curve] = {}
 GATES: dict[str, Curve] = {}
 """All: those above, and those that are of use in gated products only. Members of families are made when needed."""
 
-_families: dict[str, Family] = {}
+FAMILIES: dict[str, Family] = {}
+"""What curves with parameters are made by."""
+
 _members: dict[str, Curve] = {}  # that were asked for, by canonical name
 _lock = threading.RLock()  # a family may register, too
 
@@ -82,16 +84,42 @@ def variant(base: str, name: str, forward: Callable[[Tensor], Tensor]) -> Curve:
     return made
 
 
-def register_family(name: str, family: Family) -> None:
+def register_family(name: str, family: Family | Callable[..., Curve]) -> None:
     """Makes known the curves ``"name(key=value, ...)"``: ``family`` takes the values and returns the curve.
 
     The curve is made when it is first asked for, and its name is the canonical one: all parameters, in their
     order, so that one curve has one name. ``"name"`` alone is the curve with the default values.
     """
+    family = family if isinstance(family, Family) else Family(family)
     with _lock:
-        if _families.get(name) is not family:
+        if FAMILIES.get(name) != family:
             _refuse_taken(name)
-            _families[name] = family
+            FAMILIES[name] = family
+
+
+@known_to_compilers
+def member(name: str, **values: float) -> str | None:
+    """The name of the curve of the family ``name`` with these values; None if it is none that we can serve."""
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in values.values()):
+        return None
+    return _member(name, tuple(values.items()))
+
+
+@functools.lru_cache(maxsize=4096)
+def _member(name: str, values: tuple[tuple[str, float], ...]) -> str | None:
+    try:
+        return get(canonical(name, FAMILIES[name], dict(values))).name
+    except CurveError:
+        return None
+
+
+def unimodal() -> dict[str, Curve]:
+    """Those of ``CURVES`` that are read with generated coefficients of their own."""
+    return {
+        name: curve
+        for name, curve in CURVES.items()
+        if isinstance(curve.decoder, Unimodal) and curve.decoder.scaled is None
+    }
 
 
 def spellings(kind: Literal["modules", "functions"]) -> dict[str, list[tuple[Spelling, str]]]:
@@ -105,14 +133,16 @@ def spellings(kind: Literal["modules", "functions"]) -> dict[str, list[tuple[Spe
 
 def input_keeping_ops() -> frozenset[str]:
     """The aten ops of the curves that hold their input for backward."""
-    return frozenset(op for curve in _all() if not curve.keeps_output for op in curve.ops)
+    curves = frozenset(op for curve in _all() if not curve.keeps_output for op in curve.ops)
+    return curves.union(*(family.ops for family in FAMILIES.values()))
 
 
 def canonical(name: str, family: Family, values: dict[str, Any]) -> str:
     """The one name of the curve of a family with these values."""
-    bound = inspect.signature(family).bind(**values)
+    bound = inspect.signature(family.make).bind(**values)
     bound.apply_defaults()
-    return f"{name}({', '.join(f'{key}={value!r}' for key, value in bound.arguments.items())})"
+    numbers = {key: float(v) if type(v) is int else v for key, v in bound.arguments.items()}
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in numbers.items())})"
 
 
 @known_to_compilers  # a name means one curve for ever
@@ -123,9 +153,9 @@ def _of_family(name: str) -> Curve:
         try:
             full = canonical(stem, family, values)
         except TypeError as error:
-            raise CurveError(f"{name}: {error}; {stem} takes {inspect.signature(family)}") from None
+            raise CurveError(f"{name}: {error}; {stem} takes {inspect.signature(family.make)}") from None
         if full not in _members:
-            curve = dataclasses.replace(family(**values), name=full)
+            curve = dataclasses.replace(family.make(**values), name=full)
             check(curve)
             check_fitted(curve)
             _members[full] = curve
@@ -140,16 +170,16 @@ def _parsed(name: str) -> tuple[Family, dict[str, Any]]:
         if isinstance(call, ast.Call) and not call.args:
             values = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
             call = call.func
-        if isinstance(call, ast.Name) and call.id in _families:
-            return _families[call.id], values
+        if isinstance(call, ast.Name) and call.id in FAMILIES:
+            return FAMILIES[call.id], values
     except (SyntaxError, ValueError):
         pass
-    known = (name for name in (*GATES, *_families) if name not in VARIANTS)  # those are not for people to name
+    known = (name for name in (*GATES, *FAMILIES) if name not in VARIANTS)  # those are not for people to name
     raise CurveError(f"curve must be one of {', '.join(known)}; got {name!r}")
 
 
 def _refuse_taken(name: str) -> None:
-    if name in GATES or name in _families:
+    if name in GATES or name in FAMILIES:
         raise CurveError(f"there is another curve called {name!r} already")
 
 
@@ -173,4 +203,4 @@ def discover(package: str, path: Iterable[str]) -> None:
             if hasattr(module, "CURVE"):
                 _add(module.CURVE)
             else:
-                register_family(found.name, module.family)
+                register_family(found.name, module.FAMILY)

@@ -12,10 +12,11 @@ CURVE = Curve(
     derivative=lambda x, m: 0 * x + (x > 0),
     second_derivative=lambda x, m: 0 * x,
     decoder=ClosedForm(
-        slope=lambda y, left: ~left,
+        slope=lambda y, left: y > 0,
         inverse=lambda y, left: y,
-        left=lambda x: x <= 0,
         zero_is_flat=True,
+        scale_free=True,
+        survives_dropout=True,
         backward=lambda grad, y: torch.ops.aten.threshold_backward(grad, y, 0),
     ),
     keeps_output=True,

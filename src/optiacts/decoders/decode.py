@@ -20,15 +20,14 @@ def branch(y: Tensor, bits: Tensor, curve: Curve) -> Tensor:
 
 def decode(y: Tensor, left: Tensor, curve: Curve) -> Tensor:
     """f'(x) from the output and the branch (bool): float64 for float64, else float32."""
-    if isinstance(curve.decoder, ClosedForm):
-        wide = torch.promote_types(y.dtype, torch.float32)
-        return curve.decoder.slope(y.to(wide), left).to(wide)
-    if y.dtype == torch.float64:
-        return derivative_from_output(curve, y, left)
-    if y.dtype == torch.float32:
-        return decode_float32(y, left, curve)
+    if y.dtype in (torch.float64, torch.float32):
+        if isinstance(curve.decoder, ClosedForm):
+            return curve.decoder.slope(y, left).to(y.dtype)
+        exact = y.dtype == torch.float64
+        slope = derivative_from_output(curve, y, left) if exact else decode_float32(y, left, curve)
+        return slope if curve.decoder.ends is None else torch.where(y >= curve.ceiling(y.dtype), 0.0, slope)
     table = _table_on(curve.name, y.dtype, y.device)
-    return table.index_select(0, table_index(y, left).flatten()).view(y.shape)
+    return table.index_select(0, table_index(y, left if curve.decoder.side_bits else None).flatten()).view(y.shape)
 
 
 @once

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from optiacts.curves import Curve, CurveError, Unimodal, get
+from optiacts.decoders.scaling import scaled
 
 T = TypeVar("T")
 FOLDER = Path(__file__).with_name("data")
@@ -48,6 +49,9 @@ def remembered(make: Callable[..., T]) -> Callable[..., T]:
 @functools.cache
 def _of(name: str) -> Mapping[str, Any]:
     decoder, file = get(name).decoder, FOLDER / f"{name}.json"
+    if isinstance(decoder, Unimodal) and decoder.scaled is not None:
+        origin, k = decoder.scaled
+        return _of(origin) if k == 1 else _frozen(scaled(_of(origin), k, get(name).y_min))
     if isinstance(decoder, Unimodal) and decoder.fitted is not None:
         return _frozen(decoder.fitted)
     return _frozen(json.loads(file.read_text())) if file.exists() else {}

@@ -20,9 +20,9 @@ def inverse(curve: Curve, y: Tensor, left: Tensor) -> Tensor:
     """
     if isinstance(curve.decoder, ClosedForm):
         return curve.decoder.inverse(y, left)
-    x_min = torch.full_like(y, curve.x_min)
-    low = torch.where(left, FURTHEST_LEFT, torch.where(y < 0, x_min, y))
-    high = torch.where(left, x_min, low + 2.0)  # f(x) <= x < f(x) + 1 for x > 0, and x_min > -2
+    x_min, k = torch.full_like(y, curve.x_min), curve.scale
+    low = torch.where(left, FURTHEST_LEFT / k, torch.where(y < 0, x_min, y))
+    high = torch.where(left, x_min, low + 2.0 / k)  # f(x) <= x < f(x) + 1 for x > 0, and x_min > -2
     for _ in range(_STEPS):
         middle = (low + high) / 2
         beyond = (curve.function(middle, torch) > y) == left
@@ -31,6 +31,8 @@ def inverse(curve: Curve, y: Tensor, left: Tensor) -> Tensor:
 
 
 def derivative_from_output(curve: Curve, y: Tensor, left: Tensor) -> Tensor:
-    """f'(x) of the x that ``inverse`` finds; 1 far out, where formulas in x may overflow. Of unimodal curves."""
+    """f'(x) of the x that ``inverse`` finds; 1 far out, where formulas in x may overflow."""
+    if isinstance(curve.decoder, ClosedForm):
+        return curve.decoder.slope(y, left).to(y.dtype)
     x = inverse(curve, y, left)
-    return torch.where(y > _STRAIGHT, 1.0, curve.derivative(x, torch))
+    return torch.where(y > _STRAIGHT / curve.scale, 1.0, curve.derivative(x, torch))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from optiacts.curves import Curve, Unimodal
+from optiacts.curves import Curve
 from optiacts.decoders import valley
 from optiacts.packing import unpack_planes
 
@@ -30,7 +30,7 @@ def read(h: Tensor, slot: Tensor, bits: Tensor, curve: Curve, scale: float | Non
     left = side[0] if side else (slot == 0) & ~holds_up
     in_valley = torch.zeros_like(left)
     known = slot  # act(gate) or up
-    if isinstance(curve.decoder, Unimodal):
+    if side:
         in_valley = (slot <= valley.borders(curve, slot.dtype)[1]) & ~holds_up
         known = torch.where(in_valley, curve.forward(slot), slot)
     other = _other_factor(h, known, 1.0 if scale is None else 1 / scale)

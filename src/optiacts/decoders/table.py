@@ -25,9 +25,21 @@ def every_value(dtype: torch.dtype) -> Tensor:
     return torch.arange(_PATTERNS, dtype=torch.int32, device="cpu").to(torch.int16).view(dtype)
 
 
-def table_index(y: Tensor, left: Tensor) -> Tensor:
-    """Where in the table the decode of (``y``, ``left``) stands: the bits of y, then the left half. int32."""
-    return (y.view(torch.int16).to(torch.int32) & (_PATTERNS - 1)) + left.to(torch.int32) * _PATTERNS
+def told(curve: Curve, x: Tensor) -> Tensor:
+    """The finite elements of 16-bit ``x``, but for those that are rounded to where the slope jumps."""
+    seen = x.isfinite()
+    for kink in curve.kinks:
+        seen &= (x.double() - kink).abs() > abs(kink) * torch.finfo(x.dtype).eps / 2
+    return x[seen]
+
+
+def table_index(y: Tensor, left: Tensor | None) -> Tensor:
+    """Where in the table the decode of (``y``, ``left``) stands: the bits of y, then the left half. int32.
+
+    ``left`` is None for curves without side bits, which do not use that half.
+    """
+    index = y.view(torch.int16).to(torch.int32) & (_PATTERNS - 1)
+    return index if left is None else index + left.to(torch.int32) * _PATTERNS
 
 
 def normal_mass(x: Tensor) -> Tensor:
@@ -47,9 +59,8 @@ def decode_table(name: str, dtype: torch.dtype) -> Tensor:
     """
     curve = get(name)
     table = _analytic(curve, dtype)
-    x = every_value(dtype)
-    x = x[x.isfinite()]
-    index = table_index(curve.forward(x), x < curve.threshold(dtype)).long()
+    x = told(curve, every_value(dtype))
+    index = table_index(curve.forward(x), curve.left(x) if curve.decoder.side_bits else None).long()
     slope = curve.derivative(x.double(), torch)
     weight = normal_mass(x).clamp(min=1e-300)  # keeps 0/0 out of groups that N(0, 1) never reaches
 
@@ -57,11 +68,16 @@ def decode_table(name: str, dtype: torch.dtype) -> Tensor:
     mean = zeros.index_add(0, index, slope * weight) / zeros.index_add(0, index, weight)
     lowest = zeros.scatter_reduce(0, index, slope, "amin", include_self=False)
     highest = zeros.scatter_reduce(0, index, slope, "amax", include_self=False)
-    worst = ((highest - lowest) / 2).max()
+    finite = every_value(dtype).isfinite().repeat(2)
+    worst = ((highest - lowest) / 2)[finite].max()  # what has overflowed tells nothing
     best = torch.minimum(torch.maximum(mean, highest - worst), lowest + worst)
     reached = zeros.index_fill(0, index, 1.0).bool()
     table = torch.where(reached, best, table)
 
+    if not curve.decoder.side_bits:
+        if curve.zero_is_flat:  # rather than half the slope of what has underflowed, for all that is 0
+            table[table_index(torch.tensor([0.0, -0.0], dtype=dtype), None).long()] = 0.0
+        return table.float()
     value = every_value(dtype)
     itself = curve.derivative(value.double(), torch).repeat(2)
     return torch.where(valley.contains(curve, value).repeat(2), itself, table).float()
@@ -75,7 +91,9 @@ def slot_table(name: str, dtype: torch.dtype) -> Tensor:
     lies in the valley and is gate.
     """
     curve, value = get(name), every_value(dtype)
-    output = torch.where(valley.contains(curve, value), curve.forward(value), value)
+    output = value
+    if curve.decoder.side_bits:
+        output = torch.where(valley.contains(curve, value), curve.forward(value), value)
     return torch.cat([decode_table(name, dtype), output.float()])
 
 

@@ -18,8 +18,12 @@ from optiacts.layouts import Order, permute, restore
 
 name = "triton"
 dtypes = frozenset((torch.float32, torch.bfloat16, torch.float16))
-kinds: frozenset[type] = frozenset((Unimodal,))
 _OLDEST = (3, 6)  # whose compiler can be told to keep subnormal numbers, as PyTorch's forwards do
+
+
+def serves(curve: Curve, dtype: torch.dtype) -> bool:
+    """Whether there are kernels for ``curve``: for those that generated coefficients decode."""
+    return isinstance(curve.decoder, Unimodal) and curve.decoder.ends is None
 
 
 @functools.cache

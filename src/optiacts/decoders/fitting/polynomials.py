@@ -24,14 +24,11 @@ from optiacts.decoders.fitting.lawson import Array, lawson, single
 from optiacts.decoders.fitting.quality import Quality, first_within
 from optiacts.decoders.inverse import inverse
 from optiacts.decoders.polynomials import DEGREE, PIECES, Coefficients
+from optiacts.decoders.scaling import BIAS, LEAST
 
 DIGITS = 40
 BRANCH_NODES = 160
 SAMPLES = 400  # of a piece
-# Near the minimum a float32 output stands for an interval of inputs, and the middle of f' over it belongs to a
-# smaller d than y - y_min. In half units in the last place of y_min: how much smaller, and the least d. Chosen
-# where the worst error over all inputs near the minimum, with PyTorch's own forwards, is least.
-BIAS, LEAST = 1.2, 0.8
 LIMIT = 1.2e-6  # the contract's 2e-6 less float32's own rounding
 # Where f' is so near to 0 or 1, the pieces end. A shorter piece has the smaller error: the later ones are taken only
 # where the earlier miss the limit.

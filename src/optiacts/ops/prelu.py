@@ -1,0 +1,89 @@
+"""PReLU from its output: max(x, 0) + weight min(x, 0), with a learnt weight for each channel, or one.
+
+The slope is told by the sign of y. The input left of 0, which the gradient of the weight needs, is y / weight: one
+division for each channel, after the sum. Both ask for a weight that is neither negative nor tiny. On a CPU every
+forward looks at it; elsewhere it is remembered and watched as the weights of norms are: see ops/norm_channels.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optiacts._torch import run
+from optiacts.ops import norm_channels
+from optiacts.ops.functions import differentiable
+from optiacts.overwritten import remember, saved_tensors
+
+LEAST, MOST = 1e-3, 1e3  # an output that underflows or overflows on its way through 16 bits has lost its input
+
+
+@dataclass(frozen=True)
+class _Slopes:
+    """What ops/norm_channels.py asks of a kind of norm, for the weights of PReLU: a bad one cannot be rescued."""
+
+    def scale(self, weight: Tensor | None) -> Tensor | None:
+        return weight
+
+    def shift(self, bias: Tensor | None) -> Tensor | None:
+        return bias
+
+    def bad(self, scale: Tensor | None, shift: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        assert scale is not None
+        return ~((scale >= LEAST) & (scale <= MOST))
+
+
+_SLOPES: Any = _Slopes()
+
+
+def channels(input: Tensor, weight: Tensor) -> norm_channels.Channels:
+    """Whether the output tells the gradients: ``keep_output``, with nothing rescued."""
+    return norm_channels.look(_SLOPES, weight, None, input.dtype)
+
+
+def prelu(input: Tensor, weight: Tensor, known: norm_channels.Known | None) -> Tensor:
+    """PReLU with its output saved for backward."""
+    result: Tensor = run(OptiActsPReLU, input, weight, known)
+    return result
+
+
+class OptiActsPReLU(torch.autograd.Function):
+    """(x, weight) -> y. The weight as it was is saved too: it may be changed unseen, and is small."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, known: norm_channels.Known | None) -> Tensor:
+        y = torch.nn.functional.prelu(input, weight)
+        ctx.known = known
+        remember(ctx, y)
+        ctx.save_for_backward(y, weight, weight.detach().clone())
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        y, weight, then = saved_tensors(ctx)
+        slopes = _by_channel(weight if differentiable() else then, y)
+        dropped: tuple[int, ...] = tuple(d for d in range(y.ndim) if slopes.ndim == 0 or slopes.shape[d] == 1)
+        if differentiable():
+            below = y <= 0
+            by_input = grad * torch.where(below, slopes, 1.0)
+            inputs = torch.where(below, grad * y, 0.0) / slopes
+            return by_input, inputs.sum(dropped).reshape(weight.shape), None
+        if not ctx.needs_input_grad[1]:
+            return grad * torch.where(y <= 0, slopes, 1.0), None, None
+        by_input, products = torch.ops.aten._prelu_kernel_backward(grad, y, slopes)
+        wide = torch.promote_types(y.dtype, torch.float32)
+        by_weight = products.sum(dropped, dtype=wide).reshape(then.shape) / then.to(wide)
+        if ctx.known is not None:
+            poison = norm_channels.guard(ctx.known, then, None, None, None)
+            by_weight = torch.where(poison, torch.nan, by_weight)
+        return by_input, by_weight.to(then.dtype), None
+
+
+def _by_channel(weight: Tensor, y: Tensor) -> Tensor:
+    """The weight, shaped to be multiplied with ``y``, whose channels are its second dimension."""
+    if y.ndim == 0:
+        return weight.reshape(())
+    return weight.reshape([-1 if d == min(1, y.ndim - 1) else 1 for d in range(y.ndim)])
