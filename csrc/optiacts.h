@@ -36,6 +36,17 @@ typedef struct {
     float valley_slope[OPTIACTS_DEGREE + 1];
 } optiacts_curve;
 
+/* The decoder of one curve in pieces: src/optiacts/decoders/pieces.py says what the fields mean. */
+typedef struct {
+    float high[2], low[2], sign[2], end[2]; /* of the right and of the left branch */
+    float split;
+    int32_t first, count, shift;
+    const float* rows;
+    float border, centre; /* of the valley, as above */
+    float valley_output[OPTIACTS_DEGREE + 1];
+    float valley_slope[OPTIACTS_DEGREE + 1];
+} optiacts_pieces;
+
 /* Instruction sets, each with its own build of the kernels. In 16-bit dtypes all of them give the same bits, in
  * float32 those that have fused multiply-adds: all but the portable level of x86. */
 enum { OPTIACTS_PORTABLE = 0, OPTIACTS_AVX2 = 1, OPTIACTS_AVX512 = 2 };
@@ -56,14 +67,14 @@ OPTIACTS_API int optiacts_has_threads(void);
 OPTIACTS_API void optiacts_huge_pages(void* buffer, int64_t bytes);
 
 /* In the functions below a tensor's elements are of the type that `dtype` tells. */
-enum { OPTIACTS_FLOAT32 = 0, OPTIACTS_BFLOAT16 = 1, OPTIACTS_FLOAT16 = 2 };
+enum { OPTIACTS_FLOAT32 = 0, OPTIACTS_BFLOAT16 = 1, OPTIACTS_FLOAT16 = 2, OPTIACTS_FLOAT32_IN_PIECES = 3 };
 
 /* bit = first <= x <= first + span, of the values' unsigned bit patterns. That is x < threshold for any negative
  * threshold: below it lie the patterns from the next one after the threshold's up to that of -infinity. */
 OPTIACTS_API void optiacts_pack(int dtype, const void* x, uint8_t* bits, int64_t rows, int64_t cols, uint32_t first,
                                 uint32_t span, int threads);
 
-/* The decoder, for float32: an optiacts_curve. For 16 bits: three tables of 65536 floats, read at the pattern of a
+/* The decoder, for float32: an optiacts_curve, or in pieces an optiacts_pieces. For 16 bits: three tables of 65536 floats, read at the pattern of a
  * value: f' from an output whose side bit is 0, from one whose bit is 1, and act(gate) from a slot that does not hold
  * up. In the valley, where no output lies, the first two have f' of the value itself. */
 

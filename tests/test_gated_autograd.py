@@ -166,8 +166,8 @@ def test_modules_are_their_functions():
 
 def test_errors_name_the_argument():
     gate, up = (t.detach() for t in _pair(4, 9))
-    with pytest.raises(ValueError, match=r"curve must be one of .*relu.*; got 'tanh'"):
-        optiacts.gated(gate, up, "tanh")
+    with pytest.raises(ValueError, match=r"curve must be one of .*relu.*; got 'tangent'"):
+        optiacts.gated(gate, up, "tangent")
     with pytest.raises(ValueError, match=r"even last dimension; got shape \(4, 9\)"):
         optiacts.swiglu(gate)
     with pytest.raises(RuntimeError, match="approximate argument must be either none or tanh"):

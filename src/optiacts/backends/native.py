@@ -29,6 +29,7 @@ from optiacts._torch import once
 from optiacts.backends import eager
 from optiacts.curves import ClosedForm, Curve, Unimodal
 from optiacts.decoders import valley
+from optiacts.decoders.pieces import COUNT, FIRST, SHIFT, has_pieces, pieces
 from optiacts.decoders.polynomials import DEGREE, PIECES, coefficients
 from optiacts.decoders.table import slot_table
 from optiacts.layouts import Order, by_rows, permute, restore
@@ -37,6 +38,7 @@ from optiacts.packing import packed_shape
 name = "native"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of csrc/optiacts.h
 dtypes = frozenset(DTYPES)
+IN_PIECES = 3  # what csrc/optiacts.h calls float32 that is decoded in pieces
 LEVELS = ("portable", "avx2", "avx512")
 FILE = "_native.so"
 
@@ -46,8 +48,10 @@ _HUGE_PAGES_FROM = 32 << 20 if os.environ.get("OPTIACTS_HUGE_PAGES", "1") != "0"
 
 
 def serves(curve: Curve, dtype: torch.dtype) -> bool:
-    """Whether there are kernels for ``curve``: tables of 16-bit outputs for all, polynomials for unimodal ones."""
-    return dtype.itemsize == 2 or (isinstance(curve.decoder, Unimodal) and curve.decoder.ends is None)
+    """Whether there are kernels for ``curve``: tables of 16 bits for all, in float32 polynomials or pieces."""
+    if dtype.itemsize == 2 or has_pieces(curve):
+        return True
+    return isinstance(curve.decoder, Unimodal)
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -96,6 +100,8 @@ def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve, sca
         *factors,
         threads(),
     )
+    if isinstance(curve.decoder, Unimodal) and curve.decoder.ends is not None:
+        out.masked_fill_(y_read >= curve.ceiling(y.dtype), 0.0)
     return out if y_read is y else torch.empty_like(y).copy_(out)
 
 
@@ -131,6 +137,9 @@ def gated_backward(
     scale: float | None = None,
 ) -> None:
     """Writes grad * up * f'(gate) and grad * act(gate), in place into the halves of a fused projection's gradient."""
+    if isinstance(curve.decoder, Unimodal) and curve.decoder.ends is not None:
+        eager.gated_backward(grad, h, slot, bits, curve, grad_gate, grad_up, scale)
+        return
     constants = _constants(curve.name, h.dtype)
     if constants.planes == 0:
         bits = torch.cat([_no_bits(h), bits], dim=-1)
@@ -258,20 +267,24 @@ class _Constants:
     span: int
     borders: tuple[float, float, float]  # between the branches, and the two of the valley
     decoder: int  # the address of
-    decoder_owner: _Struct | Tensor
+    decoder_owner: _Struct | _PiecesStruct | Tensor
 
 
 @once
 def _constants(curve: str, dtype: torch.dtype) -> _Constants:
     known = curves.get(curve)
-    decoder = _struct(known) if dtype == torch.float32 else slot_table(curve, dtype)
+    in_pieces = dtype == torch.float32 and has_pieces(known)
+    if dtype == torch.float32:
+        decoder: _Struct | _PiecesStruct | Tensor = _pieces_struct(known) if in_pieces else _struct(known)
+    else:
+        decoder = slot_table(curve, dtype)
     planes = known.decoder.side_bits
     # of a curve without branches, an output of 0 whose gradients are 0 counts as left, or none does
     threshold = known.threshold(dtype) if planes else math.inf if known.zero_is_flat else -math.inf
     first, span = _left_patterns(threshold, dtype) if planes else (0, 0)
     around = valley.borders(known, dtype) if planes else (math.inf, -math.inf)
     return _Constants(
-        dtype=DTYPES.index(dtype),
+        dtype=IN_PIECES if in_pieces else DTYPES.index(dtype),
         planes=planes,
         first=first,
         span=span,
@@ -317,6 +330,40 @@ def _struct(curve: Curve) -> _Struct:
         c.y_min_high, c.y_min_low, c.least, -1 / curve.y_min, c.limits, c.breaks, c.scale, c.shift, rows,
         valley.borders(curve, torch.float32)[1], around.centre, around.output, around.slope,
     )  # fmt: skip
+
+
+class _PiecesStruct(ctypes.Structure):
+    """``optiacts_pieces`` of csrc/optiacts.h."""
+
+    rows_owner: Tensor
+    _fields_ = [
+        ("high", ctypes.c_float * 2),
+        ("low", ctypes.c_float * 2),
+        ("sign", ctypes.c_float * 2),
+        ("end", ctypes.c_float * 2),
+        ("split", ctypes.c_float),
+        ("first", ctypes.c_int32),
+        ("count", ctypes.c_int32),
+        ("shift", ctypes.c_int32),
+        ("rows", ctypes.c_void_p),
+        ("border", ctypes.c_float),
+        ("centre", ctypes.c_float),
+        ("valley_output", ctypes.c_float * (DEGREE + 1)),
+        ("valley_slope", ctypes.c_float * (DEGREE + 1)),
+    ]
+
+
+def _pieces_struct(curve: Curve) -> _PiecesStruct:
+    p, border, around = pieces(curve), -math.inf, valley.Valley(0.0, (), ())
+    if curve.decoder.side_bits:
+        border, around = valley.borders(curve, torch.float32)[1], valley.polynomials(curve, torch.float32)
+    rows = p.rows.contiguous()
+    struct = _PiecesStruct(
+        p.high, p.low, p.sign, p.end, p.split, FIRST, COUNT, SHIFT, rows.data_ptr(),
+        border, around.centre, around.output, around.slope,
+    )  # fmt: skip
+    struct.rows_owner = rows
+    return struct
 
 
 def library() -> ctypes.CDLL:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from optiacts.curves import _registry
 from optiacts.curves._check import check
-from optiacts.curves._curve import ClosedForm, Curve, CurveError, Family, Spelling, Unimodal, spelled
+from optiacts.curves._curve import ClosedForm, Curve, CurveError, Family, Regions, Spelling, Unimodal, spelled
 from optiacts.curves._registry import (
     CURVES,
     FAMILIES,
@@ -32,6 +32,7 @@ __all__ = [
     "Curve",
     "CurveError",
     "Family",
+    "Regions",
     "Spelling",
     "Unimodal",
     "check",

@@ -5,8 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from optiacts.curves._curve import ClosedForm
+
+
+def told_zero(y: Tensor, left: Tensor, low: float) -> Tensor:
+    """Which outputs of 0 are no flat ones at the lower limit 0: a factor of a product that has underflowed."""
+    return (y == 0) & ~left if low == 0 else torch.zeros_like(left)
 
 
 def between(low: float, high: float) -> dict[str, Any]:
@@ -16,7 +22,7 @@ def between(low: float, high: float) -> dict[str, Any]:
         "derivative": lambda x, m: ((x > low) & (x < high)) + 0 * x,
         "second_derivative": lambda x, m: 0 * x,
         "decoder": ClosedForm(
-            slope=lambda y, left: ((y > low) & (y < high)) + 0 * y,
+            slope=lambda y, left: (((y > low) & (y < high)) | told_zero(y, left, low)) + 0 * y,
             inverse=lambda y, left: y,
             backward=lambda grad, y: torch.ops.aten.hardtanh_backward(grad, y, low, high),
             zero_is_flat=low == 0 or high == 0,

@@ -44,12 +44,29 @@ class Unimodal:
 
 
 @dataclass(frozen=True)
+class Regions:
+    """Where the branches of a curve start and end, as outputs: (right, left). See decoders/pieces.py.
+
+    Args:
+        start: the minimum, or a limit, or where the slope jumps.
+        sign: 1 where outputs rise from there, -1 where they fall.
+        end: the limit at the other side, or where the slope jumps next and stays; an infinity if there is none.
+        split: the largest output of the left branch of a curve without side bits.
+    """
+
+    start: tuple[float, float] = (0.0, 0.0)
+    sign: tuple[float, float] = (1.0, 1.0)
+    end: tuple[float, float] = (math.inf, math.inf)
+    split: float = -math.inf
+
+
+@dataclass(frozen=True)
 class ClosedForm:
     """The decoder of a curve whose slope and input are plain expressions in (output, branch).
 
     Args:
-        slope: f' from output and branch (bool); float64 or float32 in, any dtype out. Of the output alone, if there
-            are no side bits.
+        slope: f' from output and branch (bool); float64 or float32 in, any dtype out. Without side bits "left" are
+            outputs of 0; a 0 that is not left is a factor of a product which has underflowed.
         inverse: x from output and branch; float64. Anything where f' is 0.
         left: the branch of an input (bool); None: left of the minimum, which a curve with a side bit has.
         side_bits: 1 if the branch is kept.
@@ -58,6 +75,7 @@ class ClosedForm:
         scale_free: whether ``backward`` gives the same from any positive multiple of the output.
         survives_dropout: whether what a dropout drops can be taken for an output of 0, and the slope does not jump
             where the output that a dropout has multiplied is divided again. Only where ``zero_is_flat``.
+        regions: what kernels for float32 need, to read the slope in pieces.
     """
 
     slope: Callable[[Tensor, Tensor], Tensor]
@@ -68,6 +86,7 @@ class ClosedForm:
     backward: Callable[[Tensor, Tensor], Tensor] | None = None
     scale_free: bool = False
     survives_dropout: bool = False
+    regions: Regions | None = None
 
 
 @dataclass(frozen=True)

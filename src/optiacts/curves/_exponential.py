@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from optiacts.curves._curve import ClosedForm, CurveError
+from optiacts.curves._curve import ClosedForm, CurveError, Regions
 
 
 def linear_unit(name: str, alpha: float, scale: float = 1.0, input_scale: float = 1.0) -> dict[str, Any]:
@@ -46,6 +47,12 @@ def linear_unit(name: str, alpha: float, scale: float = 1.0, input_scale: float 
         "function": function,
         "derivative": derivative,
         "second_derivative": second_derivative,
-        "decoder": ClosedForm(slope, inverse, backward=backward, zero_is_flat=depth == 0),
+        "decoder": ClosedForm(
+            slope,
+            inverse,
+            backward=backward,
+            zero_is_flat=depth == 0,
+            regions=Regions(sign=(1.0, -1.0), end=(math.inf, -depth), split=0.0),
+        ),
         "inplace_keeps_output": True,
     }

@@ -3,6 +3,7 @@
 import torch
 from torch.nn import functional
 
+from optiacts.curves._clamped import told_zero
 from optiacts.curves._curve import ClosedForm, Curve, spelled
 
 CURVE = Curve(
@@ -13,9 +14,8 @@ CURVE = Curve(
     derivative=lambda x, m: ((x > -3) & (x < 3)) / (6 * torch.ones_like(x)),
     second_derivative=lambda x, m: 0 * x,
     decoder=ClosedForm(
-        slope=lambda y, left: ((y > 0) & (y < 1)) / 6 + 0 * y,
+        slope=lambda y, left: ((y > 0) & (y < 1) | told_zero(y, left, 0.0)) / 6 + 0 * y,
         inverse=lambda y, left: 6 * y - 3,
-        # x = 0 stands for every output whose slope is not 0
         backward=lambda grad, y: torch.ops.aten.hardtanh_backward(grad, y, 0, 1).div_(6),
         zero_is_flat=True,
     ),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from optiacts.curves._curve import ClosedForm, Curve, spelled
+from optiacts.curves._curve import ClosedForm, Curve, Regions, spelled
 
 
 def _slope(y: Tensor, left: Tensor) -> Tensor:
@@ -26,7 +26,9 @@ CURVE = Curve(
     function=lambda x, m: x * (x > -3) * ((x + 3) * (x < 3) / 6 + (x >= 3)),
     derivative=lambda x, m: (x > -3) * (x < 3) * (x / 3 + 0.5) + (x >= 3) * 1.0,
     second_derivative=lambda x, m: (x > -3) * (x < 3) / 3 + 0 * x,
-    decoder=ClosedForm(_slope, _inverse, side_bits=1, zero_is_flat=True),
+    decoder=ClosedForm(
+        _slope, _inverse, side_bits=1, zero_is_flat=True, regions=Regions(start=(-0.375, -0.375), end=(3.0, 0.0))
+    ),
     kinks=(-3.0, 3.0),
     modules=(spelled("torch.nn.Hardswish"),),
     functions=(spelled("torch.nn.functional.hardswish"),),

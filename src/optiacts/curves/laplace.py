@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from optiacts.curves._curve import ClosedForm, Curve, spelled
+from optiacts.curves._curve import ClosedForm, Curve, Regions, spelled
 
 MEAN, DEVIATION = 0.707107, 0.282095
 WIDTH = DEVIATION * math.sqrt(2.0)
@@ -33,6 +33,7 @@ CURVE = Curve(
     decoder=ClosedForm(
         slope=lambda y, left: _depth(y).square_().neg_().exp_().mul_(PEAK),
         inverse=lambda y, left: MEAN + WIDTH * _depth(y),
+        regions=Regions(end=(1.0, math.inf)),
     ),
     gates=False,  # where it is nearly 1 a 16-bit output tells the slope too badly for that
     holds=1,

@@ -1,9 +1,11 @@
 """LogSigmoid: log(logistic(x)). Its slope is 1 - exp(y)."""
 
+import math
+
 import torch
 from torch.nn import functional
 
-from optiacts.curves._curve import ClosedForm, Curve, spelled
+from optiacts.curves._curve import ClosedForm, Curve, Regions, spelled
 
 CURVE = Curve(
     name="logsigmoid",
@@ -15,6 +17,7 @@ CURVE = Curve(
     decoder=ClosedForm(
         slope=lambda y, left: torch.expm1(y).neg_(),
         inverse=lambda y, left: y - torch.log(-torch.expm1(y.clamp(max=0))),
+        regions=Regions(sign=(-1.0, 1.0), end=(-math.inf, math.inf)),
     ),
     holds=2,  # the input, and on CPU a buffer of its size
     modules=(spelled("torch.nn.LogSigmoid"),),

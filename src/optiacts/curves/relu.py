@@ -2,7 +2,7 @@
 
 import torch
 
-from optiacts.curves._curve import ClosedForm, Curve, spelled
+from optiacts.curves._curve import ClosedForm, Curve, Regions, spelled
 
 CURVE = Curve(
     name="relu",
@@ -12,12 +12,13 @@ CURVE = Curve(
     derivative=lambda x, m: 0 * x + (x > 0),
     second_derivative=lambda x, m: 0 * x,
     decoder=ClosedForm(
-        slope=lambda y, left: y > 0,
+        slope=lambda y, left: ~left,
         inverse=lambda y, left: y,
         zero_is_flat=True,
         scale_free=True,
         survives_dropout=True,
         backward=lambda grad, y: torch.ops.aten.threshold_backward(grad, y, 0),
+        regions=Regions(),
     ),
     keeps_output=True,
     modules=(spelled("torch.nn.ReLU"),),

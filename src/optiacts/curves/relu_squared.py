@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from optiacts.curves._curve import ClosedForm, Curve, spelled
+from optiacts.curves._curve import ClosedForm, Curve, Regions, spelled
 
 
 def _slope(y: Tensor, left: Tensor) -> Tensor:
@@ -23,6 +23,7 @@ CURVE = Curve(
         inverse=lambda y, left: y.clamp(min=0).sqrt(),
         zero_is_flat=True,
         survives_dropout=True,
+        regions=Regions(),
     ),
     holds=1,
     modules=(spelled("transformers.activations.ReLUSquaredActivation"),),

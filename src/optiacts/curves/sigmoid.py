@@ -1,8 +1,10 @@
 """The logistic function. Its slope is y (1 - y); PyTorch keeps its output already. As a gate it makes a GLU."""
 
+import math
+
 import torch
 
-from optiacts.curves._curve import ClosedForm, Curve, spelled
+from optiacts.curves._curve import ClosedForm, Curve, Regions, spelled
 from optiacts.curves._logistic import logistic
 
 CURVE = Curve(
@@ -16,6 +18,7 @@ CURVE = Curve(
         slope=lambda y, left: y * (1 - y),
         inverse=lambda y, left: y.clamp(0, 1).logit(),
         backward=lambda grad, y: torch.ops.aten.sigmoid_backward(grad, y),
+        regions=Regions(end=(1.0, math.inf)),
     ),
     keeps_output=True,
     modules=(spelled("torch.nn.Sigmoid"),),

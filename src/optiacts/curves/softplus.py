@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from optiacts.curves._curve import ClosedForm, Curve, CurveError, Family, spelled
+from optiacts.curves._curve import ClosedForm, Curve, CurveError, Family, Regions, spelled
 
 LEAST_THRESHOLD = 15.0  # beyond it f jumps by less than 4e-7, and its slope as well
 
@@ -33,6 +33,7 @@ def make(beta: float = 1.0, threshold: float = 20.0) -> Curve:
             inverse=lambda y, left: torch.where(
                 beta * y > threshold, y, y + torch.log(-torch.expm1(-beta * y.clamp(min=0))) / beta
             ),
+            regions=Regions(),
         ),
         kinks=(threshold / beta,),
         modules=(spelled("torch.nn.Softplus", beta=beta, threshold=threshold),),

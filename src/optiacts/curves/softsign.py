@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional
 
-from optiacts.curves._curve import ClosedForm, Curve, spelled
+from optiacts.curves._curve import ClosedForm, Curve, Regions, spelled
 
 CURVE = Curve(
     name="softsign",
@@ -15,6 +15,7 @@ CURVE = Curve(
     decoder=ClosedForm(
         slope=lambda y, left: y.abs().neg_().add_(1).square_(),
         inverse=lambda y, left: y / (1 - y.abs()).clamp(min=0),
+        regions=Regions(sign=(1.0, -1.0), end=(1.0, -1.0), split=0.0),
     ),
     modules=(spelled("torch.nn.Softsign"),),
     functions=(spelled("torch.nn.functional.softsign"),),

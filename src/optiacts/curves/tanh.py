@@ -2,7 +2,7 @@
 
 import torch
 
-from optiacts.curves._curve import ClosedForm, Curve, spelled
+from optiacts.curves._curve import ClosedForm, Curve, Regions, spelled
 
 CURVE = Curve(
     name="tanh",
@@ -15,6 +15,7 @@ CURVE = Curve(
         slope=lambda y, left: (1 - y) * (1 + y),
         inverse=lambda y, left: y.clamp(-1, 1).atanh(),
         backward=lambda grad, y: torch.ops.aten.tanh_backward(grad, y),
+        regions=Regions(sign=(1.0, -1.0), end=(1.0, -1.0), split=0.0),
     ),
     keeps_output=True,
     worth_gating=False,

@@ -27,7 +27,8 @@ def decode(y: Tensor, left: Tensor, curve: Curve) -> Tensor:
         slope = derivative_from_output(curve, y, left) if exact else decode_float32(y, left, curve)
         return slope if curve.decoder.ends is None else torch.where(y >= curve.ceiling(y.dtype), 0.0, slope)
     table = _table_on(curve.name, y.dtype, y.device)
-    return table.index_select(0, table_index(y, left if curve.decoder.side_bits else None).flatten()).view(y.shape)
+    half = left if curve.decoder.side_bits or curve.zero_is_flat else None
+    return table.index_select(0, table_index(y, half).flatten()).view(y.shape)
 
 
 @once

@@ -36,7 +36,7 @@ def told(curve: Curve, x: Tensor) -> Tensor:
 def table_index(y: Tensor, left: Tensor | None) -> Tensor:
     """Where in the table the decode of (``y``, ``left``) stands: the bits of y, then the left half. int32.
 
-    ``left`` is None for curves without side bits, which do not use that half.
+    ``left`` is None for curves that do not use that half.
     """
     index = y.view(torch.int16).to(torch.int32) & (_PATTERNS - 1)
     return index if left is None else index + left.to(torch.int32) * _PATTERNS
@@ -75,8 +75,9 @@ def decode_table(name: str, dtype: torch.dtype) -> Tensor:
     table = torch.where(reached, best, table)
 
     if not curve.decoder.side_bits:
-        if curve.zero_is_flat:  # rather than half the slope of what has underflowed, for all that is 0
-            table[table_index(torch.tensor([0.0, -0.0], dtype=dtype), None).long()] = 0.0
+        if curve.zero_is_flat:  # flat outputs of 0 are read from the left half, see ``ClosedForm``
+            at = table_index(torch.tensor([0.0, -0.0], dtype=dtype), None).long()
+            table[at] = _analytic(curve, dtype)[at]
         return table.float()
     value = every_value(dtype)
     itself = curve.derivative(value.double(), torch).repeat(2)

@@ -8,17 +8,20 @@ t = gate - centre, act(gate) is output(t) and f'(gate) is slope(t). docs/gated.m
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from optiacts.curves import Curve
+from optiacts._torch import once
+from optiacts.curves import Curve, Unimodal, get
 from optiacts.curves._curve import rounded
 from optiacts.decoders.fitted import fitted, remembered
 
 # The upper border of the valley in units of y_min: below every output, and above x_min for every curve.
 BORDER = 1.5
+DEGREE = 8  # of the polynomials, at most
 
 
 @dataclass(frozen=True)
@@ -45,4 +48,20 @@ def contains(curve: Curve, x: Tensor) -> Tensor:
 @remembered
 def polynomials(curve: Curve, dtype: torch.dtype) -> Valley:
     """act(gate) and f'(gate) there, for float32, bfloat16 or float16 gates."""
+    if not isinstance(curve.decoder, Unimodal):
+        return _interpolated(curve.name)
     return Valley(**fitted(curve, "valley", str(dtype).removeprefix("torch.")))
+
+
+@once
+def _interpolated(name: str) -> Valley:
+    """Of a curve without generated coefficients: the polynomials through nine Chebyshev nodes."""
+    curve = get(name)
+    low, high = borders(curve, torch.float32)
+    u = torch.cos((torch.arange(DEGREE + 1, dtype=torch.float64) + 0.5) * math.pi / (DEGREE + 1))
+    half, powers = (high - low) / 2, torch.arange(DEGREE + 1)
+    centre = rounded((low + high) / 2, torch.float32)
+    gate = centre + half * u
+    values = torch.stack([curve.function(gate, torch), curve.derivative(gate, torch)], dim=-1)
+    output, slope = (torch.linalg.solve(u.unsqueeze(-1) ** powers, values).T / half**powers).float().tolist()
+    return Valley(centre, tuple(output), tuple(slope))
