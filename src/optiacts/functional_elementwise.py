@@ -107,8 +107,8 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
         and not sharding.is_dtensor_type(type(input))
     )
     if served:
-        channels = prelu_ops.channels(input, weight)
-        if channels.keep_output and channels.rescued is None:
+        channels = prelu_ops.tells(input, weight)
+        if channels is not None:
             return prelu_ops.prelu(input, weight, channels.known)
     return functional.prelu(input, weight)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optiacts._torch import run
+from optiacts._torch import is_fake, run
 from optiacts.ops import norm_channels
 from optiacts.ops.functions import differentiable
 from optiacts.overwritten import remember, saved_tensors
@@ -39,9 +39,13 @@ class _Slopes:
 _SLOPES: Any = _Slopes()
 
 
-def channels(input: Tensor, weight: Tensor) -> norm_channels.Channels:
-    """Whether the output tells the gradients: ``keep_output``, with nothing rescued."""
-    return norm_channels.look(_SLOPES, weight, None, input.dtype)
+def tells(input: Tensor, weight: Tensor) -> norm_channels.Channels | None:
+    """What there is to know if the output will tell the gradients; None if it will not."""
+    if is_fake(weight) or weight.is_meta or not norm_channels.waits(weight.device):
+        fine = is_fake(weight) or weight.is_meta or not _SLOPES.bad(weight.detach(), None, input.dtype).any()
+        return norm_channels.Channels(True) if fine else None
+    found = norm_channels.look(_SLOPES, weight, None, weight, None, input.dtype)
+    return found if found.keep_output and found.rescued is None else None
 
 
 def prelu(input: Tensor, weight: Tensor, known: norm_channels.Known | None) -> Tensor:
