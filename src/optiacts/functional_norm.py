@@ -28,6 +28,8 @@ from optiacts.functional import passes_our_ops
 from optiacts.norms import Norm
 from optiacts.ops import norm as ops
 from optiacts.ops import sharding
+from optiacts.ops.norm_compiled import compiled_norm
+from optiacts.ops.norm_graphs import may_rely
 
 _DTYPES = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
 
@@ -59,7 +61,10 @@ def rms_norm(
     if not saves_memory(input, weight):
         return forward(input)
     due = torch.finfo(torch.float64 if input.dtype is torch.float64 else torch.float32).eps if eps is None else eps
-    return norm(input, weight, None, Norm(False, due, len(normalized_shape), remainder=True), forward, keep_output)
+    kind = Norm(False, due, len(normalized_shape), remainder=True)
+    if not compiles(input, weight, None, kind, keep_output):
+        return forward(input)
+    return norm(input, weight, None, kind, forward, keep_output)
 
 
 def layer_norm(
@@ -84,7 +89,8 @@ def layer_norm(
         The tensor ``torch.nn.functional.layer_norm`` returns. Saved for backward: see the head of this module.
     """
 
-    if not saves_memory(input, weight, bias):
+    kind = Norm(True, eps, len(normalized_shape), remainder=True)
+    if not saves_memory(input, weight, bias) or not compiles(input, weight, bias, kind, keep_output):
         return functional.layer_norm(input, normalized_shape, weight, bias, eps)
 
     def forward(x: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
@@ -93,7 +99,7 @@ def layer_norm(
         # the op that layer_norm calls, which tells the statistics too: one pass less over x
         return torch.native_layer_norm(x, normalized_shape, weight, bias, eps)
 
-    return norm(input, weight, bias, Norm(True, eps, len(normalized_shape), remainder=True), forward, keep_output)
+    return norm(input, weight, bias, kind, forward, keep_output)
 
 
 def norm(
@@ -108,21 +114,44 @@ def norm(
 
     It may return its mean and rstd as well: see ``optiacts.ops.norm.Forward``.
 
-    Only for tensors of which ``saves_memory`` holds.
+    Only for tensors of which ``saves_memory`` holds; ``compiles`` too, where a compiler traces it.
     """
+    if torch.compiler.is_compiling():
+        return compiled_norm(input, weight, bias, kind, forward)
     widened = torch.is_autocast_enabled(input.device.type) and input.dtype is torch.float32
     return ops.norm(input, weight, bias, kind, forward, keep_output and not widened)
 
 
+def compiles(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    kind: Norm,
+    keep_output: bool = True,
+) -> bool:
+    """Whether ``norm`` may be called: always, but where a compiler traces, only in output mode.
+
+    Elsewhere PyTorch's path holds what input mode would.
+    """
+    if not torch.compiler.is_compiling():
+        return True
+    return (
+        keep_output
+        and not torch.is_autocast_enabled(input.device.type)
+        and all(parameter is None or parameter.dtype is input.dtype for parameter in (weight, bias))
+        and may_rely(kind, weight, bias, input.dtype)
+    )
+
+
 def saves_memory(input: Tensor, *parameters: Tensor | None) -> bool:
     """Whether a gradient is wanted, of tensors that we support."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not isinstance(input, Tensor):
+    if not torch.is_grad_enabled() or not isinstance(input, Tensor):
         return False
     given = [input, *(parameter for parameter in parameters if parameter is not None)]
     return (
         any(tensor.requires_grad for tensor in given)
         and all(_plain(tensor) and tensor.device == input.device for tensor in given)
-        and not transforms_active()
+        and (torch.compiler.is_compiling() or not transforms_active())
         and not forward_mode()
         and not is_exporting()
         and torch._C._get_tracing_state() is None

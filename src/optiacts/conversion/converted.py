@@ -23,10 +23,11 @@ from optiacts import curves, functional, functional_elementwise, functional_norm
 from optiacts.conversion.known import Known, intercepted
 from optiacts.conversion.norm_recognition import RecognisedNorm
 from optiacts.conversion.purity import holds
-from optiacts.conversion.recognition import Recognised
+from optiacts.conversion.recognition import Recognised, compilers_can_compare
 from optiacts.conversion.rewriting import Place, Plan, build, place_of
 from optiacts.conversion.sequences import forward_of
 from optiacts.conversion.subclass import quiet_subclass
+from optiacts.ops.norm_graphs import loaded, register
 from optiacts.overwritten import made_by
 
 _paths: weakref.WeakKeyDictionary[Module, str] = weakref.WeakKeyDictionary()
@@ -141,6 +142,9 @@ def install(module: Module, recipe: Recipe, path: str = "") -> None:
 def note_paths(module: Module, recipe: Recipe, path: str) -> None:
     """Lets errors name ``module`` by its path."""
     _paths[module] = path
+    if recipe.norm is not None:
+        recognised = recipe.norm.recognised
+        register(module, recognised.weight, recognised.bias, recognised.offset)
     for _, plan in recipe.methods:
         _note_path(plan, module, path)
     if recipe.sequence:
@@ -195,6 +199,7 @@ def converted_class(recipe: Recipe) -> type[Module]:
         methods["forward"] = _prelu_forward(original)
     if recipe.norm is not None:
         methods["forward"] = _norm_forward(original, *recipe.norm)
+        methods["_load_from_state_dict"] = _loading_norm(original)
     members = {
         **_OWN,
         **methods,
@@ -263,20 +268,23 @@ def _prelu_forward(original: type[Module]) -> Any:
 def _norm_forward(original: type[Module], recognised: RecognisedNorm, keep_output: bool) -> Any:
     forward = original.forward
     pins, parameter = recognised.pins, forward.__code__.co_varnames[1]
+    traceable = compilers_can_compare(pins)
 
     @functools.wraps(forward)
     def norm(self: Module, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or len(args) + len(kwargs) != 1:
+        if len(args) + len(kwargs) != 1 or (torch.compiler.is_compiling() and not traceable):
             return original.forward(self, *args, **kwargs)
         x: Any = args[0] if args else kwargs.get(parameter)
         given = recognised.parameters(self) if isinstance(x, Tensor) else None
         if given is not None and functional_norm.saves_memory(x, *given) and holds(pins, self) and not intercepted():
             kind = recognised.kind(x, *given)
-            if kind is not None:
+            if kind is not None and functional_norm.compiles(x, *given, kind, keep_output):
 
                 def own(x: Tensor) -> Tensor:
                     """The module's own forward, with no gradient: backward knows what it computes."""
                     y: Tensor = original.forward(self, x)
+                    if torch.compiler.is_compiling():
+                        return y
                     # PyTorch forbids changing a view in place that comes out of a Function
                     return y.new_empty(0).set_(y) if y._is_view() else y  # type: ignore[call-overload]
 
@@ -284,6 +292,14 @@ def _norm_forward(original: type[Module], recognised: RecognisedNorm, keep_outpu
         return original.forward(self, *args, **kwargs)
 
     return norm
+
+
+def _loading_norm(original: type[Module]) -> Any:
+    def load(self: Module, *args: Any, **kwargs: Any) -> None:
+        original._load_from_state_dict(self, *args, **kwargs)
+        loaded(self)
+
+    return load
 
 
 def _new(recipe: Recipe | Request, path: str, *arguments: Any) -> Module:

@@ -67,6 +67,11 @@ class RecognisedNorm:
         return "LayerNorm" if self.centered else "RMSNorm"
 
     @property
+    def offset(self) -> float:
+        """What is added to the weight."""
+        return next(iter(self.kinds.values())).offset
+
+    @property
     def centered(self) -> bool:
         """Whether it is a LayerNorm."""
         return next(iter(self.kinds.values())).centered

@@ -164,7 +164,7 @@ def _recognised(
 
     def find() -> Recognised:
         curve, base, inplace, steps = _compared(run)
-        return Recognised(curve, base, inplace, pins, steps, _traceable(pins))
+        return Recognised(curve, base, inplace, pins, steps, compilers_can_compare(pins))
 
     return _found.of(function, pins, (part, *curves.CURVES), find)
 
@@ -206,7 +206,7 @@ def distinct(pins: tuple[Pin, ...]) -> tuple[Pin, ...]:
     return tuple({(id(pin.root), pin.path): pin for pin in pins}.values())
 
 
-def _traceable(pins: tuple[Pin, ...]) -> bool:
+def compilers_can_compare(pins: tuple[Pin, ...]) -> bool:
     """Whether there are no closure cells among ``pins``, and no autograd Functions."""
     return not any(isinstance(pin.root, (int, types.CellType, type(torch.autograd.Function))) for pin in pins)
 

@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -63,13 +63,13 @@ def look(
         return Channels(len(numbers) <= most_rescued(len(bad)), numbers)
     if not all(parameter.is_leaf for parameter in given):
         return Channels(False)  # new tensors each time: nothing to remember
-    _watch_optimizers()
-    _collect()
-    known = _remembered(kind, weight, bias, dtype)
-    if known.versions != _versions(weight, bias):
+    watch_optimizers()
+    collect()
+    known = remembered(kind, weight, bias, dtype)
+    if known.versions != versions_of(weight, bias):
         if is_capturing(given[0].device):
             return Channels(False)
-        known.learn(known.bad().cpu(), _versions(weight, bias))
+        known.look()
     return Channels(True, known.rescued, known) if known.keep_output else Channels(False)
 
 
@@ -100,7 +100,7 @@ def changed(known: Known | None, pairs: list[tuple[Tensor | None, Tensor | None]
         return found
     if not waits(found.device):
         if found:
-            raise UnseenChangeError(_explained([] if maker is None else [maker]))
+            raise UnseenChangeError(explained([] if maker is None else [maker]))
         return None
     return found
 
@@ -110,7 +110,7 @@ def _differs(now: Tensor, then: Tensor) -> Tensor:
     return ~((now == then) | (now.isnan() & then.isnan())).all()
 
 
-def _explained(makers: list[Maker]) -> str:
+def explained(makers: list[Maker]) -> str:
     names = ", ".join(maker.optiacts_described() for maker in makers)
     return (
         f"optiacts: the weight or bias of a norm{' of ' * bool(names)}{names} was changed in a way that PyTorch does "
@@ -126,8 +126,13 @@ def norm_weights_changed() -> None:
     Needed on GPUs alone, after such a change and before the next forward: see ``UnseenChangeError``.
     """
     with _lock:
-        _known.clear()
         _pending.clear()
+        for key, known in list(_known.items()):
+            if known.graphs is None:
+                del _known[key]
+            elif known.is_there():
+                known.graphs.forget(known)
+                known.look()
 
 
 def waits(device: torch.device) -> bool:
@@ -137,7 +142,10 @@ def waits(device: torch.device) -> bool:
 
 @dataclass(eq=False)
 class Known:
-    """What is remembered of a norm whose weight and bias lie on a device that the host does not wait for."""
+    """What is remembered of a norm, for whoever does not look at its weight and bias in every forward.
+
+    Those are all on devices that the host does not wait for, and compiled graphs on any: see norm_graphs.py.
+    """
 
     kind: Norm
     dtype: torch.dtype  # of the output
@@ -149,6 +157,7 @@ class Known:
     numbers: tuple[int, ...] = ()  # the rescued channels, on the host
     poisoned: Tensor | None = None  # bool: whether a backward met a bad channel that was not rescued
     maker: Maker | None = None
+    graphs: Graphs | None = None  # what compiled graphs make of it, if there are any
 
     def parameters(self) -> tuple[Tensor | None, Tensor | None]:
         """The weight and the bias, as far as they are still there."""
@@ -160,6 +169,20 @@ class Known:
         mine = self.parameters()
         return mine[0] is weight and mine[1] is bias
 
+    def first(self) -> Tensor | None:
+        """The weight, or the bias where there is no weight."""
+        weight, bias = self.parameters()
+        return bias if self.weight is None else weight
+
+    def is_there(self) -> bool:
+        """Whether nothing of it is gone."""
+        weight, bias = self.parameters()
+        return (weight is None) == (self.weight is None) and (bias is None) == (self.bias is None)
+
+    def look(self) -> None:
+        """Looks at the weight and the bias, and waits for what it sees."""
+        self.learn(self.bad().cpu(), versions_of(*self.parameters()))
+
     def bad(self) -> Tensor:
         weight, bias = self.parameters()
         bad = self.kind.bad(self.kind.scale(weight), self.kind.shift(bias), self.dtype)
@@ -168,8 +191,11 @@ class Known:
 
     def note(self, poison: Tensor, maker: Maker | None) -> None:
         """Remembers, without a look, whether a backward has met what makes its gradients NaN."""
-        self.poisoned = poison if self.poisoned is None else self.poisoned | poison
-        self.maker = maker
+        if self.poisoned is None:
+            self.poisoned = poison.clone()
+        else:
+            self.poisoned.logical_or_(poison)  # in place, for what a CUDA graph replays goes there
+        self.maker = maker or self.maker
 
     def learn(self, bad: Tensor, versions: tuple[int, ...]) -> None:
         """From which channels are bad, on the host.
@@ -178,12 +204,24 @@ class Known:
         """
         most = most_rescued(len(bad))
         numbers = tuple(bad.nonzero().flatten().tolist())
+        if self.graphs is not None:
+            self.graphs.learn(self, numbers)
         self.keep_output = len(numbers) <= (most if self.keep_output else most // 2)
         self.versions = versions
         if numbers != self.numbers:
             self.numbers = numbers
             (like,) = [p for p in self.parameters() if p is not None][:1]
             self.rescued = torch.tensor(numbers, device=like.device) if numbers and self.keep_output else None
+
+
+class Graphs(Protocol):
+    """Who has compiled graphs changed."""
+
+    def learn(self, known: Known, bad: tuple[int, ...]) -> None:
+        """Which channels of a norm are bad now."""
+
+    def forget(self, known: Known) -> None:
+        """Forgets what it was."""
 
 
 class _Seen(NamedTuple):
@@ -200,11 +238,11 @@ _pending: list[_Seen] = []
 
 
 @once
-def _watch_optimizers() -> None:
+def watch_optimizers() -> None:
     register_optimizer_step_post_hook(_after_step)
 
 
-def _remembered(kind: Norm, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Known:
+def remembered(kind: Norm, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Known:
     key = kind, dtype, id(weight), id(bias)
     known = _known.get(key)
     if known is None or not known.of(weight, bias):
@@ -213,11 +251,17 @@ def _remembered(kind: Norm, weight: Tensor | None, bias: Tensor | None, dtype: t
     return known
 
 
+def all_known() -> list[Known]:
+    """All that is remembered."""
+    with _lock:
+        return list(_known.values())
+
+
 def _reference(parameter: Tensor | None) -> weakref.ref[Tensor] | None:
     return None if parameter is None else weakref.ref(parameter)
 
 
-def _versions(weight: Tensor | None, bias: Tensor | None) -> tuple[int, ...]:
+def versions_of(weight: Tensor | None, bias: Tensor | None) -> tuple[int, ...]:
     return tuple(parameter._version for parameter in (weight, bias) if parameter is not None)
 
 
@@ -227,8 +271,8 @@ def _after_step(*_: Any) -> None:
     with _lock:
         for key, known in list(_known.items()):
             weight, bias = known.parameters()
-            if (weight is None) != (known.weight is None) or (bias is None) != (known.bias is None):
-                del _known[key]  # its parameters are gone
+            if not known.is_there():
+                del _known[key]
                 continue
             (like,) = [parameter for parameter in (weight, bias) if parameter is not None][:1]
             group = known.kind, known.dtype, like.device, like.dtype, like.shape, weight is None, bias is None
@@ -246,7 +290,9 @@ def _after_step(*_: Any) -> None:
             seen = torch.cat([bad, poisoned.unsqueeze(-1)], dim=-1)
         host, event = _to_host(seen)
         with _lock:
-            _pending.append(_Seen([(known, _versions(w, b)) for known, w, b in members], host, event))
+            _pending.append(_Seen([(known, versions_of(w, b)) for known, w, b in members], host, event))
+    if any(known.graphs is not None for members in groups.values() for known, *_ in members):
+        collect()  # compilers' guards read what is marked: there is no later place to wait
 
 
 def _stacked(rows: list[Tensor | None]) -> Tensor | None:
@@ -265,7 +311,7 @@ def _to_host(tensor: Tensor) -> tuple[Tensor, Any]:
     return host, event
 
 
-def _collect() -> None:
+def collect() -> None:
     """Learns what the last looks have seen."""
     if not _pending or any(seen.event is not None and is_capturing(torch.device("cuda")) for seen in _pending):
         return
@@ -279,7 +325,7 @@ def _collect() -> None:
         for (known, versions), row in zip(seen.members, seen.bad, strict=True):
             if row[-1]:
                 poisoned.append(known)
-                known.poisoned = None
+                known.poisoned.zero_()
             known.learn(row[:-1], versions)
     if poisoned:
-        raise UnseenChangeError(_explained([known.maker for known in poisoned if known.maker is not None]))
+        raise UnseenChangeError(explained([known.maker for known in poisoned if known.maker is not None]))
