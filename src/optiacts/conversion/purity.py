@@ -409,7 +409,10 @@ def holds(pins: tuple[Pin, ...], callee: Any) -> bool:
         else:
             now = root
         for name in path:
-            now = getattr(now, name, _GONE)
+            if name == "__func__" and isinstance(now, types.MethodType):
+                now = now.__func__  # compilers do not find it by getattr
+            else:
+                now = getattr(now, name, _GONE)
         if now is _GONE:
             return False
         if value is OWNER:

@@ -1,7 +1,7 @@
 """Norms under ``torch.compile``: the same formula in operations that the compiler sees, or fused norms' two ops.
 
     optiacts::norm_factors(Tensor? weight, Tensor? bias, float offset, bool remainder, ScalarType dtype)
-        -> (Tensor scale, Tensor shift)
+        -> (Tensor scale, Tensor shift, Tensor one)
 
 The forward is the norm's own, traced, so that what stands before it (the residual addition) stays fused with it. Its
 backward is written in terms of the output, which the compiler then keeps, since the layer after it needs that as well.
@@ -9,7 +9,9 @@ Only remainder bits, of fused norms in 16 bits, take ops: a compiler keeps no ro
 
 ``norm_factors`` is the weight (with its offset) and the bias as they are now, and the guard. A compiled graph cannot
 choose what it keeps. It is made for weights that were found to be good when it was traced; where one of them is not
-any more, an error is raised (on a CPU at once), and what backward would be computed with is NaN.
+any more, an error is raised (on a CPU at once), and what backward would be computed with is NaN. The output is
+multiplied by ``one``, so that this happens in the forward: nothing else there would need it, and compilers would do it
+in the backward, with whatever the weights are then.
 """
 
 from __future__ import annotations
@@ -37,35 +39,34 @@ def compiled_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: N
 
 def _factors(
     weight: Tensor | None, bias: Tensor | None, offset: float, remainder: bool, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     kind = Norm(False, 0.0, offset=offset, remainder=remainder)
     scale, shift = kind.scale(weight), kind.shift(bias)
     poison = check(kind, weight, bias, dtype)
     # results of an op share no storage with what it was given
     scale = None if scale is None else scale.masked_fill(poison, torch.nan)
     shift = None if shift is None else shift.masked_fill(poison, torch.nan)
-    return _given_or_empty(weight, bias, scale, shift)
+    return *_given_or_empty(poison, scale, shift), torch.ones((), dtype=dtype, device=poison.device)
 
 
 def _fake_factors(
     weight: Tensor | None, bias: Tensor | None, offset: float, remainder: bool, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     scale, shift = (
         None if p is None else p.new_empty((p.numel(),), dtype=arithmetic(p.dtype)) for p in (weight, bias)
     )
-    return _given_or_empty(weight, bias, scale, shift)
-
-
-def _given_or_empty(
-    weight: Tensor | None, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None
-) -> tuple[Tensor, Tensor]:
     like = weight if weight is not None else bias
     assert like is not None
-    return tuple(like.new_empty(0) if factor is None else factor for factor in (scale, shift))  # type: ignore[return-value]
+    return *_given_or_empty(like, scale, shift), like.new_empty((), dtype=dtype)
+
+
+def _given_or_empty(like: Tensor, *factors: Tensor | None) -> list[Tensor]:
+    return [like.new_empty(0, dtype=torch.float32) if factor is None else factor for factor in factors]
 
 
 norm_factors = library.declare(
-    "norm_factors(Tensor? weight, Tensor? bias, float offset, bool remainder, ScalarType dtype) -> (Tensor, Tensor)",
+    "norm_factors(Tensor? weight, Tensor? bias, float offset, bool remainder, ScalarType dtype)"
+    " -> (Tensor, Tensor, Tensor)",
     _factors,
     fake=_fake_factors,
     sharding=lambda *arguments: (),
@@ -84,11 +85,12 @@ class OptiActsCompiledNorm(torch.autograd.Function):
     ) -> Tensor:
         made = forward(x)
         y, *known = made if isinstance(made, tuple) else (made,)
-        rows, out_rows = kind.rows(x), kind.rows(y)
         scale = shift = bits = None
         if weight is not None or bias is not None:
             factors = norm_factors(weight, bias, kind.offset, kind.remainder, y.dtype)
             scale, shift = None if weight is None else factors[0], None if bias is None else factors[1]
+            y = y * factors[2]
+        rows, out_rows = kind.rows(x), kind.rows(y)
         if kind.remainder and y.element_size() <= 2:
             _, rstd, bits = norm_statistics(rows, out_rows, scale, shift, kind.eps, kind.centered, True)
         elif known:

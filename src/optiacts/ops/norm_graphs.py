@@ -57,7 +57,10 @@ def may_rely(kind: Norm, weight: Tensor | None, bias: Tensor | None, dtype: torc
         return True
     if not isinstance(given, Parameter):
         return False  # perhaps made by the graph itself: there is nothing to look at
-    _look(weight, bias, kind.offset, kind.remainder, dtype)
+    # compilers may have made symbols of numbers: told apart here, they are constants
+    if kind.offset not in (0.0, 1.0):
+        return False
+    _look(weight, bias, 1.0 if kind.offset else 0.0, bool(kind.remainder), dtype)
     return not hasattr(given, MARK)
 
 
