@@ -386,13 +386,6 @@ def test_a_function_of_the_class_replaced_later(monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(model(x), x * 3)
 
 
-def test_compiled_is_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    model = nn.LayerNorm(8)
-    optiacts.convert(model)
-    assert model(torch.randn(2, 8)).grad_fn.name() == "NativeLayerNormBackward0"
-
-
 def test_autocast_keeps_the_input() -> None:
     """What follows keeps a cast of its own."""
     x = torch.randn(96, WIDTH, requires_grad=True)

@@ -185,16 +185,15 @@ def test_an_optimizer_step_that_kills_weights(fused: bool, device: str) -> None:
     assert len(counter.graphs) == 2
 
 
-def test_a_state_dict_with_dead_weights(device: str) -> None:
-    for kind in ("optiacts.RMSNorm", "LlamaRMSNorm"):
-        torch.compiler.reset()
-        model, counter = block(kind), Counter()
-        compiled = torch.compile(model, fullgraph=True, backend=counter)
-        assert gradients_are_exact(model, compiled, kind)
-        state = {k: torch.zeros_like(v) if k == "1.weight" else v for k, v in model.state_dict().items()}
-        model.load_state_dict(state)
-        assert gradients_are_exact(model, compiled, kind)
-        assert len(counter.graphs) == 2
+@pytest.mark.parametrize("kind", ["optiacts.RMSNorm", "LlamaRMSNorm"])
+def test_a_state_dict_with_dead_weights(kind: str) -> None:
+    model, counter = block(kind), Counter()
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    assert gradients_are_exact(model, compiled, kind)
+    state = {k: torch.zeros_like(v) if k == "1.weight" else v for k, v in model.state_dict().items()}
+    model.load_state_dict(state)
+    assert gradients_are_exact(model, compiled, kind)
+    assert len(counter.graphs) == 2
 
 
 @pytest.mark.parametrize("dead", [1, WIDTH])
@@ -258,9 +257,10 @@ def test_equal_layers_share_a_graph_and_are_looked_at_together() -> None:
     assert len(counter.graphs) == 2
 
 
-def test_many_changes_cost_few_compilations() -> None:
-    """After four norms that were alike went bad one after another, all keep their input."""
-    norms, counter = [optiacts.RMSNorm(WIDTH) for _ in range(7)], Counter()
+def test_many_changes_cost_few_compilations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After so many norms that are alike went bad one after another, all keep their input."""
+    monkeypatch.setattr("optiacts.ops.norm_graphs._MOST_MARKS", 1)
+    norms, counter = [optiacts.RMSNorm(WIDTH) for _ in range(5)], Counter()
     model = nn.Sequential(*norms)
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     step = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -269,7 +269,7 @@ def test_many_changes_cost_few_compilations() -> None:
         norm.weight.data[0] = 0.0
         step.step()
     compiled(sample()).sum().backward()
-    assert len(counter.graphs) <= 6
+    assert len(counter.graphs) == 3
 
 
 # What else compilers meet
@@ -293,9 +293,7 @@ def test_dynamic_shapes_compile_once() -> None:
 def test_checkpoint() -> None:
     """Nothing but the input is held, and the norm's op runs once more in backward."""
     model = block("LlamaRMSNorm")
-    compiled = torch.compile(
-        lambda x: checkpoint(model, x, use_reentrant=False), fullgraph=True, backend=Counter()
-    )
+    compiled = torch.compile(lambda x: checkpoint(model, x, use_reentrant=False), fullgraph=True, backend=Counter())
     assert gradients_are_exact(model, compiled, "LlamaRMSNorm")
     assert optiacts.saved_memory(compiled, sample()).bytes <= ROWS * WIDTH * 4 + 4 * WIDTH + 64
 

@@ -325,6 +325,7 @@ def collect() -> None:
         for (known, versions), row in zip(seen.members, seen.bad, strict=True):
             if row[-1]:
                 poisoned.append(known)
+                assert known.poisoned is not None
                 known.poisoned.zero_()
             known.learn(row[:-1], versions)
     if poisoned:

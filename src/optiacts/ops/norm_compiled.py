@@ -4,14 +4,14 @@
         -> (Tensor scale, Tensor shift, Tensor one)
 
 The forward is the norm's own, traced, so that what stands before it (the residual addition) stays fused with it. Its
-backward is written in terms of the output, which the compiler then keeps, since the layer after it needs that as well.
+backward is written in terms of the output, which the compiler then keeps: the layer after it needs that as well.
 Only remainder bits, of fused norms in 16 bits, take ops: a compiler keeps no rounding between two of its steps.
 
 ``norm_factors`` is the weight (with its offset) and the bias as they are now, and the guard. A compiled graph cannot
 choose what it keeps. It is made for weights that were found to be good when it was traced; where one of them is not
 any more, an error is raised (on a CPU at once), and what backward would be computed with is NaN. The output is
-multiplied by ``one``, so that this happens in the forward: nothing else there would need it, and compilers would do it
-in the backward, with whatever the weights are then.
+multiplied by ``one``, so that this happens in the forward: nothing else there needs it, and compilers would leave it
+to the backward, with whatever the weights are then.
 """
 
 from __future__ import annotations
@@ -46,18 +46,19 @@ def _factors(
     # results of an op share no storage with what it was given
     scale = None if scale is None else scale.masked_fill(poison, torch.nan)
     shift = None if shift is None else shift.masked_fill(poison, torch.nan)
-    return *_given_or_empty(poison, scale, shift), torch.ones((), dtype=dtype, device=poison.device)
+    scale, shift = _given_or_empty(poison, scale, shift)
+    return scale, shift, torch.ones((), dtype=dtype, device=poison.device)
 
 
 def _fake_factors(
     weight: Tensor | None, bias: Tensor | None, offset: float, remainder: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    scale, shift = (
-        None if p is None else p.new_empty((p.numel(),), dtype=arithmetic(p.dtype)) for p in (weight, bias)
-    )
     like = weight if weight is not None else bias
     assert like is not None
-    return *_given_or_empty(like, scale, shift), like.new_empty((), dtype=dtype)
+    scale, shift = _given_or_empty(
+        like, *(None if p is None else p.new_empty(p.numel(), dtype=arithmetic(p.dtype)) for p in (weight, bias))
+    )
+    return scale, shift, like.new_empty((), dtype=dtype)
 
 
 def _given_or_empty(like: Tensor, *factors: Tensor | None) -> list[Tensor]:

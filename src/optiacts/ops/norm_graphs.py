@@ -1,7 +1,7 @@
 """Which norms a compiled graph may rely on to keep their output, and what happens when that changes.
 
 A graph keeps outputs or inputs as it was traced; it cannot look and then choose. So all weights that a graph may be
-used for are looked at while it is traced, after every optimizer step, and when a state dict is loaded. A norm with any
+used for are looked at while it is traced, after every optimizer step, and when a state dict is loaded. A norm with a
 bad channel is *marked*, by an attribute of its weight that traced code asks for: compilers guard that, and trace anew
 when it changes, once. A marked norm takes PyTorch's path in compiled graphs, and keeps its mark until
 ``norm_weights_changed()``.
@@ -23,12 +23,23 @@ from torch.nn import Module, Parameter
 
 from optiacts._torch import is_capturing, is_fake, known_to_compilers
 from optiacts.norms import Norm
-from optiacts.ops.norm_channels import Known, UnseenChangeError, all_known, collect, explained, remembered, waits
-from optiacts.ops.norm_channels import versions_of, watch_optimizers
+from optiacts.ops.norm_channels import (
+    Known,
+    UnseenChangeError,
+    all_known,
+    collect,
+    explained,
+    remembered,
+    versions_of,
+    waits,
+    watch_optimizers,
+)
 from optiacts.overwritten import Maker
 
 MARK = "optiacts_bad_channels"  # on the weight, or the bias where there is no weight
-_MOST_MARKS = 4  # of norms that are alike, one after another, each of which compiles anew; the next one marks them all
+_MOST_MARKS = (
+    4  # of norms that are alike, one after another, each of which compiles anew; the next one marks them all
+)
 
 
 class _Parts(NamedTuple):
@@ -84,9 +95,7 @@ def _alike(*parameters: Tensor | None) -> tuple[Any, ...]:
     return tuple(None if p is None else (p.shape, p.dtype, p.device) for p in parameters)
 
 
-def _rely(
-    kind: Norm, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype, module: Module | None
-) -> None:
+def _rely(kind: Norm, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype, module: Module | None) -> None:
     given = [parameter for parameter in (weight, bias) if parameter is not None]
     if any(not isinstance(parameter, Parameter) or is_fake(parameter) or parameter.is_meta for parameter in given):
         return
