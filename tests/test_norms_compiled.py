@@ -255,6 +255,13 @@ def test_equal_layers_share_a_graph_and_are_looked_at_together() -> None:
     for layer in layers:
         assert gradients_are_exact(layer, layer, "LlamaRMSNorm")
     assert len(counter.graphs) == 2
+    late = block("LlamaRMSNorm")  # nobody has looked at it
+    kill(late, 5)
+    late.compile(backend=counter, fullgraph=True)
+    with pytest.raises(optiacts.UnseenChangeError):
+        late(sample())
+    assert gradients_are_exact(late, late, "LlamaRMSNorm")
+    assert len(counter.graphs) == 2
 
 
 def test_many_changes_cost_few_compilations(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ The result is PyTorch's own, bit for bit. Where a gradient is wanted, saved are
 Output mode is left by itself where it would be wrong or of no use: with more than one bad channel in 64 (weights near
 0, biases far above their weights), where the output is wider than the input, and under autocast, where whatever
 follows keeps a copy of its own. Since the output is needed for backward, changing it in place afterwards makes
-autograd raise an error. Without a gradient, under ``torch.compile`` and ``torch.func``, and with tensors that we do
-not support the call *is* PyTorch's function.
+autograd raise an error. Without a gradient, under ``torch.func``, and with tensors that we do not support the call
+*is* PyTorch's function. ``torch.compile`` takes output mode, with the weight and the bias saved in float32, or
+PyTorch's function, where a channel is bad or output mode is of no use: see docs/norms.md.
 """
 
 from __future__ import annotations

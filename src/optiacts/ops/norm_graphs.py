@@ -28,7 +28,6 @@ from optiacts.ops.norm_channels import (
     UnseenChangeError,
     all_known,
     collect,
-    explained,
     remembered,
     versions_of,
     waits,
@@ -37,9 +36,7 @@ from optiacts.ops.norm_channels import (
 from optiacts.overwritten import Maker
 
 MARK = "optiacts_bad_channels"  # on the weight, or the bias where there is no weight
-_MOST_MARKS = (
-    4  # of norms that are alike, one after another, each of which compiles anew; the next one marks them all
-)
+_MOST_MARKS = 4  # of norms that are alike, each of which compiles anew; the next one marks them all
 
 
 class _Parts(NamedTuple):
@@ -100,15 +97,22 @@ def _rely(kind: Norm, weight: Tensor | None, bias: Tensor | None, dtype: torch.d
     if any(not isinstance(parameter, Parameter) or is_fake(parameter) or parameter.is_meta for parameter in given):
         return
     watch_optimizers()
-    known = remembered(kind, weight, bias, dtype)
-    if known.graphs is None:
-        known.graphs = Marks((kind.offset, *_alike(weight, bias)))
-        known.poisoned = torch.zeros((), dtype=torch.bool, device=given[0].device)  # where captured graphs write to
+    known = _with_marks(kind, weight, bias, dtype)
     if module is not None and hasattr(module, "optiacts_described"):
         known.maker = _WeakMaker(weakref.ref(module))
     if known.versions != versions_of(weight, bias):
         known.look()
     known.graphs.relied = True  # type: ignore[attr-defined]
+
+
+def _with_marks(kind: Norm, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Known:
+    known = remembered(kind, weight, bias, dtype)
+    if known.graphs is None:
+        known.graphs = Marks((kind.offset, *_alike(weight, bias)))
+        like = weight if weight is not None else bias
+        assert like is not None
+        known.poisoned = torch.zeros((), dtype=torch.bool, device=like.device)  # where captured graphs write to
+    return known
 
 
 @dataclass
@@ -186,7 +190,12 @@ def check(kind: Norm, weight: Tensor | None, bias: Tensor | None, dtype: torch.d
     elif poison:
         known = _known_by_address(kind, weight, bias, dtype)
         known.look()
-        raise UnseenChangeError(explained([] if known.maker is None else [known.maker]))
+        name = "" if known.maker is None else f" of {known.maker.optiacts_described()}"
+        raise UnseenChangeError(
+            f"optiacts: the weight or bias of a norm{name} was changed after this graph was compiled, and its output "
+            "no longer tells its input. Nothing was computed. Call the model again, which compiles it anew, or call "
+            "optiacts.norm_weights_changed() after such a change."
+        )
     return poison
 
 
@@ -198,7 +207,7 @@ def _known_by_address(kind: Norm, weight: Tensor | None, bias: Tensor | None, dt
     known = _places.get(place)
     if known is None or not _lies_at(known, given.data_ptr()):
         same = (k for k in all_known() if (k.kind, k.dtype) == (kind, dtype) and _lies_at(k, given.data_ptr()))
-        known = next(same, None) or remembered(kind, weight, bias, dtype)
+        known = next(same, None) or _with_marks(kind, weight, bias, dtype)
         _places[place] = known
     return known
 

@@ -103,8 +103,8 @@ def backward_kernel(
         shift = tl.load(shift_pointer + column, mask=there, other=0.0)
     if RESCUED:
         slot = tl.load(slot_pointer + column, mask=there, other=-1)
-    by_scale = tl.zeros((ROWS, COLUMNS), tl.float32)
-    by_shift = tl.zeros((ROWS, COLUMNS), tl.float32)
+    by_scale = tl.zeros((COLUMNS,), tl.float32)
+    by_shift = tl.zeros((COLUMNS,), tl.float32)
     for tile in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
         row = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
         inside = (row < rows)[:, None] & there[None, :]
@@ -152,11 +152,11 @@ def backward_kernel(
         if CENTERED:
             dx -= (tl.sum(scaled, axis=1) / columns)[:, None]
         tl.store(grad_x_pointer + places, (rstd * dx).to(grad_x_pointer.dtype.element_ty), mask=inside)
-        by_scale += grad * x_hat
-        by_shift += grad
+        by_scale += tl.sum(grad * x_hat, axis=0)
+        by_shift += tl.sum(grad, axis=0)
     part = tl.program_id(0).to(tl.int64) * columns + column
-    tl.store(scale_parts_pointer + part, tl.sum(by_scale, axis=0), mask=there)
-    tl.store(shift_parts_pointer + part, tl.sum(by_shift, axis=0), mask=there)
+    tl.store(scale_parts_pointer + part, by_scale, mask=there)
+    tl.store(shift_parts_pointer + part, by_shift, mask=there)
 
 
 @triton.jit

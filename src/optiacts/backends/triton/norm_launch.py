@@ -16,8 +16,9 @@ from optiacts.packing import packed_shape
 # Of a 16-bit dtype: the bits of its mantissa, and the exponent (of a float32) at which its units stop shrinking. For
 # bfloat16 that is a little early, so that a unit is a normal float32.
 _UNITS = {torch.bfloat16: (7, 8), torch.float16: (10, 113)}
-ELEMENTS = 4096  # of a tile, if a row is not longer
-PROGRAMS_PER_PROCESSOR = 4
+ELEMENTS = 1024  # of a tile, if a row is not longer
+ELEMENTS_PER_WARP = 256  # 8 per thread: 16 bytes of a 16-bit dtype; with 16 half as many warps fit on a processor
+WARPS_PER_PROCESSOR = 16  # of the backward, one part of dw and db per program: more parts are more to write and sum
 
 
 def statistics(
@@ -51,7 +52,8 @@ def backward(grad: Tensor, saved: Saved, dtype: torch.dtype) -> tuple[Tensor, Te
     if grad.numel() == 0:
         return grad_x, rstd.new_zeros(width), rstd.new_zeros(width)
     tiling = tile(width)
-    programs = min(triton.cdiv(rows, tiling["ROWS"]), PROGRAMS_PER_PROCESSOR * _processors(grad.device))
+    programs = max(1, WARPS_PER_PROCESSOR // tiling["num_warps"]) * _processors(grad.device)
+    programs = min(triton.cdiv(rows, tiling["ROWS"]), programs)
     parts = rstd.new_empty((2, programs, width))
     slots = None
     if columns is not None:
@@ -97,7 +99,7 @@ def tile(columns: int) -> dict[str, Any]:
     """The tile of a program: whole rows, several if they are short."""
     padded = max(triton.next_power_of_2(columns), 16)
     rows = max(1, ELEMENTS // padded)
-    return {"ROWS": rows, "COLUMNS": padded, "num_warps": min(32, rows * padded // 512)}
+    return {"ROWS": rows, "COLUMNS": padded, "num_warps": min(32, max(1, rows * padded // ELEMENTS_PER_WARP))}
 
 
 def _units(dtype: torch.dtype) -> dict[str, int]:
