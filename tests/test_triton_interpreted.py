@@ -38,6 +38,7 @@ def test_no_check_fails(checks: dict[str, Any]) -> None:
         "dropout_draws_as_pytorch",
         "conversion",
         "norms_are_exact_or_an_error",
+        "norms_compiled",
         "graph_capture",
         "streams",
         "other_device",

@@ -20,7 +20,7 @@ from .device import graph_capture, no_synchronisation, other_device, streams
 from .dropouts import dropout_draws_as_pytorch, dropout_kernels
 from .gated import gated
 from .models import conversion
-from .norms import norms, norms_are_exact_or_an_error
+from .norms import norms, norms_are_exact_or_an_error, norms_compiled
 
 CHECKS = (
     forward_is_pytorchs,
@@ -31,6 +31,7 @@ CHECKS = (
     gated,
     norms,
     norms_are_exact_or_an_error,
+    norms_compiled,
     dropout_kernels,
     dropout_draws_as_pytorch,
     beyond_32_bits,
