@@ -349,3 +349,18 @@ def test_weights_that_a_graph_makes_itself() -> None:
     wide = x.detach().double()
     truth = 2 * (wide * Norm(False, 1e-5).statistics(wide)[1]).sum(0)
     assert (found - truth).norm() <= 1e-6 * truth.norm()
+
+
+@pytest.mark.parametrize("case", ["two dimensions", "no parameters", "frozen weight"])
+def test_forms(case: str) -> None:
+    shape = (4, WIDTH // 4) if case == "two dimensions" else (WIDTH,)
+    module = optiacts.LayerNorm(shape, elementwise_affine=case != "no parameters", dtype=torch.float64)
+    if case == "frozen weight":
+        module.weight.requires_grad_(False)
+    x = torch.randn(ROWS, *shape, dtype=torch.float64, requires_grad=True)
+    grad = torch.randn_like(x)
+    trained = [x, *(parameter for parameter in module.parameters() if parameter.requires_grad)]
+    compiled = torch.compile(module, fullgraph=True, backend=Counter())
+    found, due = (torch.autograd.grad(run(x), trained, grad) for run in (compiled, module))
+    for a, b in zip(found, due, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

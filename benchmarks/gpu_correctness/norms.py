@@ -126,8 +126,9 @@ def norms_compiled(device: torch.device, dry: bool) -> Report:
     for mode in ("default", "reduce-overhead"):
         torch.compiler.reset()
         optiacts.norm_weights_changed()
-        module = nn.Sequential(optiacts.LayerNorm(1024), nn.Linear(1024, 1024)).to(device, torch.bfloat16)
-        plain = nn.Sequential(nn.LayerNorm(1024), nn.Linear(1024, 1024)).to(device, torch.bfloat16)
+        norm, plain_norm = optiacts.LayerNorm(1024), nn.LayerNorm(1024)
+        module = nn.Sequential(norm, nn.Linear(1024, 1024)).to(device, torch.bfloat16)
+        plain = nn.Sequential(plain_norm, nn.Linear(1024, 1024)).to(device, torch.bfloat16)
         plain.load_state_dict(module.state_dict())
         compiled = torch.compile(module, fullgraph=True, mode=mode)
         x = torch.randn(4096, 1024, device=device, dtype=torch.bfloat16, requires_grad=True)
@@ -144,7 +145,7 @@ def norms_compiled(device: torch.device, dry: bool) -> Report:
             raise BrokenPromiseError(report)
         step = torch.optim.SGD([nn.Parameter(torch.ones(1, device=device))])
         step.step()
-        module[0].weight.data[3] = 0
+        norm.weight.data[3] = 0
         torch.compiler.cudagraph_mark_step_begin()
         (found,) = torch.autograd.grad(compiled(x * 1).sum(), x)
         if not bool(found.isnan().all()):
@@ -157,8 +158,8 @@ def norms_compiled(device: torch.device, dry: bool) -> Report:
             raise BrokenPromiseError(f"{mode}: an unseen change went unnoticed")
         plain.load_state_dict(module.state_dict())
         torch.compiler.cudagraph_mark_step_begin()
-        ours = torch.autograd.grad(compiled(x * 1), (x, module[0].weight), grad)
-        theirs = torch.autograd.grad(plain(x), (x, plain[0].weight), grad)
+        ours = torch.autograd.grad(compiled(x * 1), (x, norm.weight), grad)
+        theirs = torch.autograd.grad(plain(x), (x, plain_norm.weight), grad)
         report[f"{mode}, afterwards"] = max(relative(a, b) for a, b in zip(ours, theirs, strict=True))
         if not report[f"{mode}, afterwards"] < 1e-2:
             raise BrokenPromiseError(report)

@@ -41,13 +41,15 @@ def _factors(
     weight: Tensor | None, bias: Tensor | None, offset: float, remainder: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     kind = Norm(False, 0.0, offset=offset, remainder=remainder)
-    scale, shift = kind.scale(weight), kind.shift(bias)
-    poison = check(kind, weight, bias, dtype)
-    # results of an op share no storage with what it was given
-    scale = None if scale is None else scale.masked_fill(poison, torch.nan)
-    shift = None if shift is None else shift.masked_fill(poison, torch.nan)
-    scale, shift = _given_or_empty(poison, scale, shift)
-    return scale, shift, torch.ones((), dtype=dtype, device=poison.device)
+    like = weight if weight is not None else bias
+    assert like is not None
+    # copies: results of an op share no storage with what it was given
+    factors = kind.scale(weight, copy=True), kind.shift(bias, copy=True)
+    poison = check(kind, weight, bias, *factors, dtype)
+    scale, shift = _given_or_empty(like, *factors)
+    if poison is not None:
+        scale, shift = (factor.masked_fill(poison, torch.nan) for factor in (scale, shift))
+    return scale, shift, like.new_ones((), dtype=dtype)
 
 
 def _fake_factors(

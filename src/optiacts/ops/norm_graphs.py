@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from optiacts import backends
 from optiacts._torch import is_capturing, is_fake, known_to_compilers
 from optiacts.norms import Norm
 from optiacts.ops.norm_channels import (
@@ -102,7 +103,8 @@ def _rely(kind: Norm, weight: Tensor | None, bias: Tensor | None, dtype: torch.d
         known.maker = _WeakMaker(weakref.ref(module))
     if known.versions != versions_of(weight, bias):
         known.look()
-    known.graphs.relied = True  # type: ignore[attr-defined]
+    if isinstance(known.graphs, Marks):
+        known.graphs.relied = True
 
 
 def _with_marks(kind: Norm, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Known:
@@ -174,20 +176,32 @@ def loaded(module: Module) -> None:
             known.look()
 
 
-def check(kind: Norm, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """In a compiled graph: whether (bool) a channel is bad. It is noted, to be told after the next optimizer step.
+def check(
+    kind: Norm,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """In a compiled graph: whether (bool) a channel is bad; None if there surely is none.
+
+    It is noted, to be told after the next optimizer step.
 
     Raises:
         UnseenChangeError: on a CPU, at once, before anything is computed from it.
     """
-    bad = kind.bad(kind.scale(weight), kind.shift(bias), dtype)
-    assert bad is not None
-    poison = bad.any()
-    if waits(poison.device):
-        if not is_capturing(poison.device):
+    factor = scale if scale is not None else shift
+    assert factor is not None
+    if waits(factor.device):
+        if not is_capturing(factor.device):
             collect()
+        bad = kind.bad(scale, shift, dtype)
+        assert bad is not None
+        poison = bad.any()
         _known_by_address(kind, weight, bias, dtype).note(poison, None)
-    elif poison:
+        return poison
+    if backends.any_bad(scale, shift, kind, dtype):
         known = _known_by_address(kind, weight, bias, dtype)
         known.look()
         name = "" if known.maker is None else f" of {known.maker.optiacts_described()}"
@@ -196,7 +210,7 @@ def check(kind: Norm, weight: Tensor | None, bias: Tensor | None, dtype: torch.d
             "no longer tells its input. Nothing was computed. Call the model again, which compiles it anew, or call "
             "optiacts.norm_weights_changed() after such a change."
         )
-    return poison
+    return None
 
 
 def _known_by_address(kind: Norm, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Known:
