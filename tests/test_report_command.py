@@ -101,6 +101,19 @@ def test_a_function_gets_batch_and_runs_on_fake_tensors(folder: Path) -> None:
     assert site["gain"] == now["bytes"] - after["bytes"] and site["pays"]
 
 
+def test_autocast_keeps_the_weights_in_float32(folder: Path) -> None:
+    result = run("tiny.json", "--seq", "32", "--autocast", "--json")
+    assert result.exit_code == 0, result.output
+    made = json.loads(result.stdout)
+    assert made["setting"]["dtype"] == "float32 under bfloat16 autocast"
+    *_, norms, shared = made["stages"]
+    assert (norms["name"], shared["name"]) == ("norms converted", "casts shared")
+    hidden, blocks = 2 * 32 * 32, 2
+    # of the norm before the MLP its input in float32, for a copy with bits; of q, k and v two of three casts. The norm
+    # before the next block's attention goes to it, the embedding's and the last to a dropout and to the head.
+    assert norms["bytes"] - shared["bytes"] > blocks * (2 * hidden - hidden // 8 + 2 * hidden) * 0.9
+
+
 def test_json_of_several_models_and_the_largest_batch(folder: Path) -> None:
     result = run("tiny.json", "vit-base", "--json", "--gpu-memory", "3GB", "--optimizer", "sgd")
     assert result.exit_code == 0, result.output
