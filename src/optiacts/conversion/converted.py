@@ -273,12 +273,13 @@ def _prelu_forward(original: type[Module]) -> Any:
     return prelu
 
 
-def _norm_forward(original: type[Module], recognised: RecognisedNorm, keep_output: bool) -> Any:
 def _linear_forward(original: type[Module]) -> Any:
     forward = original.forward
 
     @functools.wraps(forward)
     def linear(self: Module, *args: Any, **kwargs: Any) -> Any:
+        if original.forward is not forward:
+            return original.forward(self, *args, **kwargs)
         return original.forward(self, *map(casts.shared, args), **{k: casts.shared(v) for k, v in kwargs.items()})
 
     return linear
