@@ -1,7 +1,5 @@
 """Two gloo processes on CPU: DDP, FSDP2, tensor and sequence parallel. Losses as on one process, savings per rank."""
 
-import os
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +10,11 @@ from torch import Tensor, nn
 
 import optiacts
 from optiacts import saved_memory
+from tests.processes import WORLD, two_processes
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the distributed package warns about its own parts
 
-WORLD, ROWS, WIDTH, HIDDEN = 2, 8, 16, 64
+ROWS, WIDTH, HIDDEN = 8, 16, 64
 
 
 def model() -> nn.Module:
@@ -31,17 +30,6 @@ def loss_and_gradients(net: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]
     loss = net(x).square().mean()
     loss.backward()
     return loss.detach(), [p.grad for p in net.parameters() if p.grad is not None]
-
-
-def run(rank: int, port: int, check: Callable[[int], None], done: Any) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=WORLD)
-    check(rank)
-    # Nobody leaves before all have arrived, and without the teardown: gloo's threads abort the process when a peer's
-    # connection closes under them.
-    done.wait(timeout=120)
-    os._exit(0)
 
 
 def ddp(rank: int) -> None:
@@ -239,8 +227,4 @@ CHECKS: list[Any] = [
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_two_processes(check: Callable[[int], None]) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    done = torch.multiprocessing.get_context("spawn").Barrier(WORLD)
-    torch.multiprocessing.spawn(run, args=(port, check, done), nprocs=WORLD)
+    two_processes(check)

@@ -22,10 +22,22 @@ class GatedMLP(nn.Module):
         return self.down(self.act(self.gate(x)) * self.up(x))
 
 
+class WrittenOut(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(8) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
 def converted() -> nn.Module:
-    model = nn.Sequential(nn.Linear(8, 8), nn.GELU(), GatedMLP(), nn.Linear(8, 8), nn.Mish(), nn.Linear(8, 3))
-    report = optiacts.convert(model)
-    assert [entry.what for entry in report.converted] == ["gelu", "silu gate", "silu", "mish"]
+    activations = nn.GELU(), GatedMLP(), nn.LayerNorm(8), nn.Linear(8, 8), nn.Mish(), WrittenOut()
+    model = nn.Sequential(nn.Linear(8, 8), *activations, nn.Linear(8, 3))
+    report = optiacts.convert(model, autocast=True)
+    found = [entry.what for entry in report.converted if entry.kind != "Linear"]
+    assert found == ["gelu", "silu gate", "silu", "LayerNorm", "mish", "RMSNorm"]
+    assert all("OptiActs" in repr(module) for module in model)
     return model
 
 
@@ -44,6 +56,7 @@ def test_export_holds_plain_aten_ops(make: type[nn.Module], training: bool) -> N
     called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert all(name.startswith("aten.") for name in called - {str(operator.getitem)}), called
     assert {"aten.gelu.default", "aten.silu.default", "aten.mul.Tensor"} <= called
+    assert make is not converted or {"aten.layer_norm.default", "aten.rsqrt.default"} <= called
     assert torch.equal(program.module()(x), model(x))
 
 

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import optiacts
 from optiacts.held.fake import LikeCuda, fake_copy, mode_of, one_sequence_per_row
-from optiacts.reporting import MemoryReport, ReportError, report, trace
+from optiacts.reporting import MemoryReport, ReportError, conversion, report, trace
 from optiacts.reporting.build import Setting, build
 from optiacts.reporting.lora import LoraLinear, set_train_mode
 from optiacts.reporting.states import OPTIMIZERS, states
@@ -28,7 +28,9 @@ def of(name: str, **options: Any) -> MemoryReport:
     """The report as the command makes it."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         built = build(name, Setting(**options))
-    return report(built.model, *built.args, like_cuda=True, name=name, setting=built.setting, **built.kwargs)
+    under = torch.bfloat16 if options.get("autocast") else None
+    words: Any = {"name": name, "setting": built.setting, "autocast": under}
+    return report(built.model, *built.args, like_cuda=True, **words, **built.kwargs)
 
 
 def tiny(kind: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
@@ -77,6 +79,63 @@ def test_prediction_on_fake_tensors_equals_the_real_bytes(kind: str) -> None:
     assert [stage.kinds for stage in measured.stages] == [stage.kinds for stage in predicted.stages]
     assert [stage.layers for stage in measured.stages] == [stage.layers for stage in predicted.stages]
     assert measured.sites == predicted.sites
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.filterwarnings("ignore")
+def test_prediction_under_autocast_equals_the_real_bytes(kind: str) -> None:
+    """Of every stage, against the model itself, converted so.
+
+    PyTorch's fake LayerNorm takes the statistics of a bfloat16 input to be of bfloat16, where with float32 weights,
+    as in the head of BERT, they are of float32: 2 x 2 bytes for each of 36 rows, until that norm is converted.
+    """
+    model, inputs = tiny(kind)
+    predicted = report(model, autocast=torch.bfloat16, **inputs)
+    sites = predicted.sites
+    names = [stage.name for stage in predicted.stages]
+    assert names[0] == "now" and names[-1] == "casts shared"
+    for stage in predicted.stages:
+        if stage.name != "now":
+            conversion.convert_stage(model, stage.name, sites)
+        with torch.autocast("cpu", torch.bfloat16):
+            real = optiacts.saved_memory(model, **inputs)
+        norms_converted = stage.name in names[-2:]
+        missed = 2 * 2 * 36 if kind == "bert" and not norms_converted else 0
+        assert stage.bytes == sum(stage.kinds.values()) == real.bytes - missed, stage.name
+    assert predicted.stages[-1].bytes < predicted.stages[-2].bytes
+    assert "casts shared" not in [stage.name for stage in report(model, **inputs).stages]
+
+
+def test_float32_functions_of_cudas_autocast() -> None:
+    x = torch.randn(4, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        h = nn.Linear(8, 8)(x)
+        assert torch.pow(h, 3).dtype is torch.bfloat16
+        with LikeCuda():
+            assert h.dtype is torch.bfloat16
+            for wide in (torch.pow(h, 3), h**2, h.softmax(-1), nn.functional.layer_norm(h, (8,)), h.sum(-1)):
+                assert wide.dtype is torch.float32
+            for narrow in (h + h, nn.functional.gelu(h), h @ h.t()):
+                assert narrow.dtype is torch.bfloat16
+    with LikeCuda():
+        assert h.softmax(-1).dtype is torch.bfloat16
+
+
+def test_everyday_autocast_figure() -> None:
+    """Mistral's layers with weights in float32 under bfloat16 autocast, 1 x 4096: what its casts cost."""
+    made = of("mistral-7b", dtype="float32", autocast=True, overrides={"num_hidden_layers": 2})
+    assert made.setting["dtype"] == "float32 under bfloat16 autocast"
+    norms, shared = made.stages[-2:]
+    hidden, layers = 2 * 4096 * 4096, 2
+    # of each of two norms a layer: the input in float32; of q, k, v and gate, up: one cast instead of five
+    per_layer = 2 * 2 * hidden + (5 - 2) * hidden - 2 * hidden // 8 - 2 * 4 * 4096
+    last = 2 * hidden - hidden // 8 - 4 * 4096
+    assert norms.bytes - shared.bytes == layers * per_layer + last
+    # queries, keys and values in 16 bits, the logarithms of the sums of each head's rows; cosines and sines
+    attention = layers * (hidden + 2 * hidden // 4 + 4 * 32 * 4096) + 2 * 4 * 4096 * 128
+    assert 0 <= made.now.kinds["attention"] - attention < 100
+    assert shared.kinds["norms"] == 5 * (hidden // 8 + 4 * 4096 + 4 * 4096)  # bits, rstd, the weight as it is
+    assert shared.kinds["activation functions"] == 0
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -101,6 +101,20 @@ def test_a_function_gets_batch_and_runs_on_fake_tensors(folder: Path) -> None:
     assert site["gain"] == now["bytes"] - after["bytes"] and site["pays"]
 
 
+def test_autocast_keeps_the_weights_in_float32(folder: Path) -> None:
+    result = run("tiny.json", "--seq", "32", "--autocast", "--json")
+    assert result.exit_code == 0, result.output
+    made = json.loads(result.stdout)
+    assert made["setting"]["dtype"] == "float32 under bfloat16 autocast"
+    *_, norms, shared = made["stages"]
+    assert (norms["name"], shared["name"]) == ("norms converted", "casts shared")
+    hidden, rows, parameters = 2 * 32 * 32, 32, 2 * 4 * 32
+    # Four norms go to a Linear: the input in float32 and a mean for each row go, remainder bits and parameters come.
+    norm = 2 * hidden + 4 * rows - hidden // 8 - parameters
+    # The copies for q, k and v of both blocks become one each.
+    assert norms["bytes"] - shared["bytes"] == 4 * norm + 2 * 2 * hidden
+
+
 def test_json_of_several_models_and_the_largest_batch(folder: Path) -> None:
     result = run("tiny.json", "vit-base", "--json", "--gpu-memory", "3GB", "--optimizer", "sgd")
     assert result.exit_code == 0, result.output

@@ -18,12 +18,14 @@ PyTorch's function, where a channel is bad or output mode is of no use: see docs
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from optiacts import casts
 from optiacts._torch import forward_mode, is_exporting, transforms_active
 from optiacts.functional import passes_our_ops
 from optiacts.norms import Norm
@@ -59,11 +61,9 @@ def rms_norm(
     def forward(x: Tensor) -> Tensor:
         return functional.rms_norm(x, normalized_shape, weight, eps)
 
-    if not saves_memory(input, weight):
-        return forward(input)
     due = torch.finfo(torch.float64 if input.dtype is torch.float64 else torch.float32).eps if eps is None else eps
     kind = Norm(False, due, len(normalized_shape), remainder=True)
-    if not compiles(input, weight, None, kind, keep_output):
+    if not saves_memory(input, weight) or not supports(input, weight, None, kind, keep_output):
         return forward(input)
     return norm(input, weight, None, kind, forward, keep_output)
 
@@ -91,11 +91,11 @@ def layer_norm(
     """
 
     kind = Norm(True, eps, len(normalized_shape), remainder=True)
-    if not saves_memory(input, weight, bias) or not compiles(input, weight, bias, kind, keep_output):
+    if not saves_memory(input, weight, bias) or not supports(input, weight, bias, kind, keep_output):
         return functional.layer_norm(input, normalized_shape, weight, bias, eps)
 
     def forward(x: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        if x.element_size() <= 2 or torch.is_autocast_enabled(x.device.type):
+        if x.element_size() <= 2 or sharding.rows_of(x) or torch.is_autocast_enabled(x.device.type):
             return functional.layer_norm(x, normalized_shape, weight, bias, eps)
         # the op that layer_norm calls, which tells the statistics too: one pass less over x
         return torch.native_layer_norm(x, normalized_shape, weight, bias, eps)
@@ -110,38 +110,46 @@ def norm(
     kind: Norm,
     forward: ops.Forward,
     keep_output: bool = True,
+    share_cast: bool = False,
 ) -> Tensor:
     """``forward(input)``, which must be the norm ``kind`` of it, kept for backward as this module's head says.
 
     It may return its mean and rstd as well: see ``optiacts.ops.norm.Forward``.
 
-    Only for tensors of which ``saves_memory`` holds; ``compiles`` too, where a compiler traces it.
+    Only for tensors of which ``saves_memory`` and ``supports`` hold. ``share_cast``: under autocast keep the output in
+    autocast's dtype, in the copy that ``optiacts.casts.shared`` hands to what follows. It is rounded once.
     """
     if torch.compiler.is_compiling():
         return compiled_norm(input, weight, bias, kind, forward)
+    sharing = keep_output and share_cast and _single(weight, bias) and sharding.rows_of(input) is None
+    cast = casts.autocast_dtype(input) if sharing else None
+    if cast is not None:
+        return ops.norm(input, weight, bias, dataclasses.replace(kind, remainder=True), forward, True, cast)
     widened = torch.is_autocast_enabled(input.device.type) and input.dtype is torch.float32
     return ops.norm(input, weight, bias, kind, forward, keep_output and not widened)
 
 
-def compiles(
+def supports(
     input: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     kind: Norm,
     keep_output: bool = True,
 ) -> bool:
-    """Whether ``norm`` may be called: always, but where a compiler traces, only in output mode.
+    """Whether ``norm`` may be called: of DTensors, where the rows are whole on each rank.
 
-    Elsewhere PyTorch's path holds what input mode would.
+    Where a compiler traces, in output mode alone and of plain tensors: PyTorch's path holds what input mode would.
     """
-    if not torch.compiler.is_compiling():
-        return True
-    return (
-        keep_output
-        and not torch.is_autocast_enabled(input.device.type)
-        and all(parameter is None or parameter.dtype is input.dtype for parameter in (weight, bias))
-        and may_rely(kind, weight, bias, input.dtype)
-    )
+    if torch.compiler.is_compiling():
+        return (
+            keep_output
+            and not sharding.is_dtensor_type(type(input))
+            and not torch.is_autocast_enabled(input.device.type)
+            and all(parameter is None or parameter.dtype is input.dtype for parameter in (weight, bias))
+            and may_rely(kind, weight, bias, input.dtype)
+        )
+    channels = {1} if kind.channels_first else set(range(input.ndim - kind.dims, input.ndim))
+    return sharding.supports_norm(channels, input, weight, bias)
 
 
 def saves_memory(input: Tensor, *parameters: Tensor | None) -> bool:
@@ -159,10 +167,13 @@ def saves_memory(input: Tensor, *parameters: Tensor | None) -> bool:
     )
 
 
+def _single(*parameters: Tensor | None) -> bool:
+    return all(parameter is None or parameter.dtype is torch.float32 for parameter in parameters)
+
+
 def _plain(tensor: Tensor) -> bool:
     return (
         tensor.dtype in _DTYPES
         and tensor.layout is torch.strided
-        and passes_our_ops(tensor)
-        and not sharding.is_dtensor_type(type(tensor))
+        and (sharding.is_dtensor_type(type(tensor)) or passes_our_ops(tensor))
     )

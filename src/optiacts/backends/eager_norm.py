@@ -14,6 +14,8 @@ from optiacts.packing import pack, unpack_planes
 
 name = "eager"
 
+_EXPONENT = 0x7F800000  # the bits of a float32 that tell it
+
 
 def norm_statistics(
     x: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None, norm: Norm
@@ -49,10 +51,9 @@ def refined(y: Tensor, bits: Tensor | None) -> Tensor:
 
 def _unit(y: Tensor) -> Tensor:
     """The unit in the last place of a 16-bit number, float32; of 0, that of the smallest numbers."""
-    mantissa, lowest = (8, -125) if y.dtype is torch.bfloat16 else (11, -13)
-    exponent = torch.frexp(y.float()).exponent.clamp(min=lowest)
-    exponent = torch.where(y == 0, lowest, exponent)
-    return torch.ldexp(torch.ones_like(y, dtype=torch.float32), exponent - mantissa)
+    limits = torch.finfo(y.dtype)
+    power = (y.float().view(torch.int32) & _EXPONENT).view(torch.float32)  # of 2, at most |y|
+    return power.clamp_(min=limits.tiny).mul_(limits.eps)
 
 
 def any_bad(scale: Tensor | None, shift: Tensor | None, norm: Norm, dtype: torch.dtype) -> bool:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from optiacts import curves, functional, functional_elementwise, functional_norm
+from optiacts import casts, curves, functional, functional_elementwise, functional_norm
 from optiacts.conversion.known import Known, intercepted
 from optiacts.conversion.norm_recognition import RecognisedNorm
 from optiacts.conversion.purity import holds
@@ -33,18 +33,26 @@ from optiacts.overwritten import made_by
 _paths: weakref.WeakKeyDictionary[Module, str] = weakref.WeakKeyDictionary()
 
 
+class NormMode(NamedTuple):
+    """Whether a norm keeps its output or its input, and under autocast the cast that Linears after it share."""
+
+    keep_output: bool
+    share_cast: bool = False
+
+
 class KeptNorm(NamedTuple):
-    """A norm, and whether it keeps its output or its input."""
+    """A norm, and what it keeps."""
 
     recognised: RecognisedNorm
-    keep_output: bool
+    mode: NormMode
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How to make the subclass of ``original``: methods by name, or what its forward computes: an activation, a norm.
 
-    ``sequence``, of a ``Sequential``, are the activations that dropouts take.
+    ``sequence``, of a ``Sequential``, are the activations that dropouts take. ``linear``: a Linear that shares the
+    casts of autocast.
 
     ``wrappers`` are the names of what is a static or class method or a property, with that type. Copies share a
     recipe; a pickle holds only the class and what was chosen, and the module is converted anew when it is loaded.
@@ -59,22 +67,24 @@ class Recipe:
     dropout: bool = True
     sequence: tuple[Known, ...] = ()
     prelu: bool = False
+    linear: bool = False
 
     def __deepcopy__(self, memo: Any) -> Recipe:
         return self
 
     def __reduce__(self) -> Any:
         chosen = frozenset(spot for _, plan in self.methods for spot in spots(plan))
-        norm = None if self.norm is None else self.norm.keep_output
+        norm = None if self.norm is None else self.norm.mode
         one = self.activation is not None
-        return Request, (self.original, chosen, one, bool(self.sequence), self.gated, self.dropout, norm, self.prelu)
+        what = one, bool(self.sequence), self.gated, self.dropout, norm, self.prelu, self.linear
+        return Request, (self.original, chosen, *what)
 
 
 @dataclass(frozen=True)
 class Request:
     """A recipe as a pickle holds it: which places of the class's functions were converted.
 
-    ``norm``: whether a norm keeps its output; None for what is no norm.
+    ``norm``: what a norm keeps; None for what is no norm.
     """
 
     original: type[Module]
@@ -83,8 +93,9 @@ class Request:
     sequence: bool
     gated: bool
     dropout: bool
-    norm: bool | None = None
+    norm: NormMode | None = None
     prelu: bool = False
+    linear: bool = False
 
 
 def spots(plan: Plan) -> set[Any]:
@@ -200,6 +211,8 @@ def converted_class(recipe: Recipe) -> type[Module]:
     if recipe.norm is not None:
         methods["forward"] = _norm_forward(original, *recipe.norm)
         methods["_load_from_state_dict"] = _loading_norm(original)
+    if recipe.linear:
+        methods["forward"] = _linear_forward(original)
     members = {
         **_OWN,
         **methods,
@@ -265,7 +278,19 @@ def _prelu_forward(original: type[Module]) -> Any:
     return prelu
 
 
-def _norm_forward(original: type[Module], recognised: RecognisedNorm, keep_output: bool) -> Any:
+def _linear_forward(original: type[Module]) -> Any:
+    forward = original.forward
+
+    @functools.wraps(forward)
+    def linear(self: Module, *args: Any, **kwargs: Any) -> Any:
+        if original.forward is not forward:
+            return original.forward(self, *args, **kwargs)
+        return original.forward(self, *map(casts.shared, args), **{k: casts.shared(v) for k, v in kwargs.items()})
+
+    return linear
+
+
+def _norm_forward(original: type[Module], recognised: RecognisedNorm, mode: NormMode) -> Any:
     forward = original.forward
     pins, parameter = recognised.pins, forward.__code__.co_varnames[1]
     traceable = compilers_can_compare(pins)
@@ -278,7 +303,7 @@ def _norm_forward(original: type[Module], recognised: RecognisedNorm, keep_outpu
         given = recognised.parameters(self) if isinstance(x, Tensor) else None
         if given is not None and functional_norm.saves_memory(x, *given) and holds(pins, self) and not intercepted():
             kind = recognised.kind(x, *given)
-            if kind is not None and functional_norm.compiles(x, *given, kind, keep_output):
+            if kind is not None and functional_norm.supports(x, *given, kind, mode.keep_output):
 
                 def own(x: Tensor) -> Tensor:
                     """The module's own forward, with no gradient: backward knows what it computes."""
@@ -288,7 +313,7 @@ def _norm_forward(original: type[Module], recognised: RecognisedNorm, keep_outpu
                     # PyTorch forbids changing a view in place that comes out of a Function
                     return y.new_empty(0).set_(y) if y._is_view() else y  # type: ignore[call-overload]
 
-                return made_by(functional_norm.norm(x, *given, kind, own, keep_output), self)  # type: ignore[arg-type]
+                return made_by(functional_norm.norm(x, *given, kind, own, *mode), self)  # type: ignore[arg-type]
         return original.forward(self, *args, **kwargs)
 
     return norm

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import types
+
 from torch import nn
 from torch.nn import Module
 
@@ -27,6 +30,15 @@ def follower_of(module: Module) -> Follower | None:
     if isinstance(module, _WEIGHTED) and _frozen(module):
         return Follower(f"a frozen {name}", False, frozen=True)
     return Follower(name, not isinstance(module, _LINEAR))
+
+
+def is_linear(module: Module) -> bool:
+    """Whether all that a module does with its input is a matrix product, for which autocast casts it."""
+    forward = getattr(type(module), "forward", None)
+    others = sys.modules.get("transformers.pytorch_utils")  # GPT-2's Linear
+    known = (nn.Linear.forward, getattr(getattr(others, "Conv1D", None), "forward", None))
+    changed = "forward" in module.__dict__ or "parametrizations" in module._modules
+    return isinstance(forward, types.FunctionType) and forward in known and not changed
 
 
 def _frozen(module: Module) -> bool:

@@ -20,9 +20,10 @@ from torch.nn import Module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from optiacts.conversion.followers import is_linear
 from optiacts.conversion.norm_recognition import norm_of
 from optiacts.conversion.sites import curve_of
-from optiacts.held.fake import fake_copy, mode_of, one_sequence_per_row
+from optiacts.held.fake import autocasting, fake_copy, mode_of, one_sequence_per_row
 from optiacts.held.memory import saved_memory
 from optiacts.held.sharing import sharing, unkept, unkept_products, without_gain
 from optiacts.held.trace import trace
@@ -44,13 +45,16 @@ class Rehearsal:
     saved_bytes: tuple[int, int] = (0, 0)
 
 
-def rehearse(model: Module, example_inputs: Any, convert: Callable[[Module, Rehearsal], object]) -> Rehearsal:
+def rehearse(
+    model: Module, example_inputs: Any, convert: Callable[[Module, Rehearsal], object], autocast: bool = False
+) -> Rehearsal:
     """Runs and converts a fake copy of ``model``.
 
     Args:
         model: the model; it is not touched.
         example_inputs: a tensor, a tuple of positional inputs, or a mapping of keyword inputs.
         convert: converts a copy, with what was found so far.
+        autocast: run it under autocast, in bfloat16 unless it is on already; Linears share its casts.
 
     Raises:
         ValueError: the model does not run on ``example_inputs``, or not on fake tensors.
@@ -61,18 +65,19 @@ def rehearse(model: Module, example_inputs: Any, convert: Callable[[Module, Rehe
     with _no_trace():
         try:
             copied, args, kwargs = fake_copy(model, positional, keywords)
-            with torch.enable_grad(), mode_of(copied, (args, kwargs)), one_sequence_per_row():
+            with _training(copied, (args, kwargs), autocast):
                 with _OneDtype():
                     sites = sharing(_followed, copied, *args, **kwargs)
                 found.no_gain = without_gain(tuple(site for site in sites if site.activation != _NORM))
-                found.norms = unkept(tuple(site for site in sites if site.activation == _NORM))
+                linears = {path for path, module in copied.named_modules() if autocast and is_linear(module)}
+                found.norms = unkept(tuple(site for site in sites if site.activation == _NORM), frozenset(linears))
                 before = saved_memory(copied, *args, **kwargs)
                 _backward(before.output)
         except Exception as error:
             raise ValueError(_explained(error)) from error
         for _ in range(_MOST):
             copied, args, kwargs = fake_copy(model, positional, keywords)
-            with torch.enable_grad(), mode_of(copied, (args, kwargs)), one_sequence_per_row():
+            with _training(copied, (args, kwargs), autocast):
                 convert(copied, found)
                 try:
                     after = trace(_followed, copied, *args, **kwargs)
@@ -97,6 +102,14 @@ _NORM = "norm"
 def _followed(module: Module) -> str | None:
     """What is followed: the curve of an activation, or that it is a norm."""
     return curve_of(module) or (_NORM if norm_of(module) is not None else None)
+
+
+@contextlib.contextmanager
+def _training(model: Module, values: Any, autocast: bool) -> Iterator[None]:
+    """What a step on fake tensors runs in."""
+    dtype = torch.bfloat16 if autocast else None
+    with torch.enable_grad(), autocasting(model, values, dtype), mode_of(model, values), one_sequence_per_row():
+        yield
 
 
 class _OneDtype(TorchDispatchMode):

@@ -22,7 +22,7 @@ def is_op(name: str) -> bool:
 
 def is_node(name: str) -> bool:
     """Whether the graph node called ``name`` differentiates an activation."""
-    ours = name.startswith(_OURS) and not is_dropout_node(name)
+    ours = name.startswith(_OURS) and not is_dropout_node(name) and not name.startswith(f"{_OURS}Norm")
     return ours or name in _nodes(curves.input_keeping_ops())
 
 

@@ -42,6 +42,18 @@ def mode_of(model: torch.nn.Module, values: Any) -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
+@contextmanager
+def autocasting(model: torch.nn.Module, values: Any, dtype: torch.dtype | None) -> Iterator[None]:
+    """Autocast in ``dtype`` on the device of ``model`` and ``values``; as it is on already, or without a dtype."""
+    tensors = (leaf for leaf in (*model.parameters(), *tree_leaves(values)) if isinstance(leaf, Tensor))
+    device = next((tensor.device.type for tensor in tensors), "cpu")
+    if dtype is None or torch.is_autocast_enabled(device):
+        yield
+        return
+    with torch.autocast(device, dtype):
+        yield
+
+
 _lock = threading.Lock()
 _without_packing: list[int] = []  # the threads that are in the context below
 _original: list[Any] = []  # transformers' function, while another one stands in its place
@@ -86,6 +98,7 @@ def _packed_unless_fake(position_ids: Any) -> Any:
 class LikeCuda(TorchFunctionMode):
     """Makes fake CPU forwards save what CUDA's save, where the two differ.
 
+    - Autocast: CUDA's keeps more functions in float32 than the CPU's.
     - Dropout: CUDA's fused op keeps a mask of bools; the CPU's keeps the mask in the dtype of the input.
     - ``scaled_dot_product_attention`` takes CUDA's kernels by CUDA's rules: flash attention for 16-bit inputs
       without a mask, the memory-efficient kernel for the rest if queries have as many heads as keys, else
@@ -97,11 +110,34 @@ class LikeCuda(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _IN_FLOAT32 and torch.is_autocast_enabled("cpu"):
+            args, kwargs = tree_map(_widened, (args, kwargs))
         if func is functional.dropout:
             return _dropout(*args, **kwargs)
         if func is functional.scaled_dot_product_attention:
             return _attention(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+# "CUDA Ops that can autocast to float32": PyTorch's documentation of torch.amp
+_IN_FLOAT32 = frozenset(
+    """__pow__ __rdiv__ __rpow__ __rtruediv__ acos asin binary_cross_entropy_with_logits cosh
+    cosine_embedding_loss cdist cosine_similarity cross_entropy cumprod cumsum dist erfinv exp expm1 group_norm
+    hinge_embedding_loss kl_div l1_loss layer_norm log log10 log_softmax log1p log2 margin_ranking_loss mse_loss
+    multilabel_margin_loss multi_margin_loss nll_loss norm normalize pdist poisson_nll_loss pow prod reciprocal
+    rsqrt sinh smooth_l1_loss soft_margin_loss softmax softmin softplus sum renorm tan triplet_margin_loss""".split()
+)
+
+
+def _widened(value: Any) -> Any:
+    sixteen = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+    return value.float() if sixteen else value
+
+
+def _narrowed(value: Any) -> Any:
+    """As autocast hands it to attention."""
+    single = isinstance(value, Tensor) and value.dtype is torch.float32
+    return value.to(torch.get_autocast_dtype("cpu")) if single else value
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -120,6 +156,8 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value, attn_mask = (_narrowed(tensor) for tensor in (query, key, value, attn_mask))
     half = query.dtype in (torch.bfloat16, torch.float16)
     if half and attn_mask is None and query.shape[-1] == value.shape[-1] <= _FLASH_HEAD_DIM:
         return _FLASH(query, key, value, dropout_p, is_causal, scale=scale)[0]

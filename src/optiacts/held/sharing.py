@@ -32,6 +32,7 @@ class ActivationSite:
     shape: tuple[int, ...]
     kept_by: tuple[str, ...]  # others that hold the storage of the output
     goes_to: tuple[str, ...]  # ops that take the output
+    taken_by: tuple[str, ...]  # the modules that these are part of, by path
     frees: int
     costs: int
 
@@ -76,12 +77,16 @@ def without_gain(found: tuple[ActivationSite, ...]) -> dict[str, str]:
     return {path: reasons[path] for path, gain in gains.items() if gain <= 0}
 
 
-def unkept(found: tuple[ActivationSite, ...]) -> dict[str, str]:
-    """For each of the modules why nobody else keeps its output; an empty text if somebody does, once at least."""
+def unkept(found: tuple[ActivationSite, ...], sharing: frozenset[str] = frozenset()) -> dict[str, str]:
+    """For each of the modules why nobody else keeps its output; an empty text if somebody does, once at least.
+
+    The modules ``sharing`` keep a copy that can be shared with them.
+    """
     reasons: dict[str, str] = {}
     for site in found:
         if site.is_module:
-            reasons[site.path] = "" if site.kept_by else reasons.get(site.path, site.reason)
+            kept = site.kept_by or sharing.intersection(site.taken_by)
+            reasons[site.path] = "" if kept else reasons.get(site.path, site.reason)
     return reasons
 
 
@@ -122,6 +127,7 @@ def _site(activated: Activated, traced: Trace) -> ActivationSite | None:
         shape=activated.shape,
         kept_by=tuple(dict.fromkeys(describe(h.where) for h in others)),
         goes_to=tuple(dict.fromkeys(activated.consumers)),
+        taken_by=tuple(dict.fromkeys(activated.takers)),
         frees=own,
         costs=math.prod(packed_shape(activated.shape)) + (0 if others else nbytes),
     )

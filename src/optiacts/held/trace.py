@@ -67,6 +67,7 @@ class Activated:
     shape: tuple[int, ...]
     dtype: torch.dtype
     consumers: list[str] = field(default_factory=list)
+    takers: list[str] = field(default_factory=list)  # the modules that they are part of, by path
 
     def owns(self, holder: Holder, storage: HeldStorage) -> bool:
         """Whether it is this evaluation itself that holds ``storage`` through ``holder``."""
@@ -200,7 +201,9 @@ class _Watch(TorchDispatchMode):
             if isinstance(value, Tensor) and value.layout is torch.strided:
                 activated = self._by_output.get(storage_key(value))
                 if activated is not None:
-                    activated.consumers.append(f"{name.partition('::')[2]} in {describe(self._calls.where())}")
+                    where = self._calls.where()
+                    activated.consumers.append(f"{name.partition('::')[2]} in {describe(where)}")
+                    activated.takers += [call.path for call in where[-1:]]
 
 
 def _is_inside(where: Sequence[Call]) -> bool:

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optiacts import backends
+from optiacts import backends, casts
 from optiacts.backends import eager_norm
 from optiacts.norms import Norm, Saved, arithmetic
-from optiacts.ops import library
+from optiacts.ops import library, sharding
 from optiacts.ops.functions import differentiable
 from optiacts.ops.norm_channels import Channels, changed, guard, look
 from optiacts.overwritten import remember, saved_tensors
@@ -37,10 +37,22 @@ Forward = Callable[[Tensor], Tensor | tuple[Tensor, Tensor, Tensor]]
 
 
 def norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: Norm, forward: Forward, keep_output: bool
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    kind: Norm,
+    forward: Forward,
+    keep_output: bool,
+    cast: torch.dtype | None = None,
 ) -> Tensor:
-    """``forward(x)``, which is the norm ``kind`` of x, with what its backward needs."""
-    result: Tensor = OptiActsNorm.apply(x, weight, bias, kind, forward, keep_output)[0]
+    """``forward(x)``, which is the norm ``kind`` of x, with what its backward needs.
+
+    ``cast``: in place of the output, keep a copy of it in this dtype, which is remembered for others to share.
+    """
+    y, *_, rounded = OptiActsNorm.apply(x, weight, bias, kind, forward, keep_output, cast)
+    if rounded is not None:
+        casts.remember(y, rounded)
+    result: Tensor = y
     return result
 
 
@@ -110,7 +122,10 @@ norm_backward = library.declare(
 
 
 class OptiActsNorm(torch.autograd.Function):
-    """(x, weight, bias) -> (y, mean, rstd, rescued): y is the result; the others let second derivatives reach x."""
+    """(x, weight, bias) -> (y, mean, rstd, rescued, rounded): y is the result, rounded a copy of it in another dtype.
+
+    All but y are outputs so that second derivatives reach x.
+    """
 
     @staticmethod
     def forward(
@@ -121,47 +136,83 @@ class OptiActsNorm(torch.autograd.Function):
         kind: Norm,
         forward: Forward,
         keep_output: bool,
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        cast: torch.dtype | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]:
         made = forward(x)
         y, *known = made if isinstance(made, tuple) else (made,)
+        rounded = None if cast in (None, y.dtype) else y.to(cast)
+        told = y if rounded is None else rounded  # what is kept in output mode
         ctx.kind, ctx.dtype = kind, x.dtype
         ctx.set_materialize_grads(False)
+        ctx.shared, ctx.shape = shared, shape = sharding.rows_of(x), x.shape
+        own = (x, told, weight, bias)
+        if shared is not None:
+            told = y = shared.whole(shared.local(y), shape)
+            own = (shared.local(x), shared.local(y), shared.parameter(weight), shared.parameter(bias))
+        own_x, own_told, own_weight, own_bias = own
         # copies: the parameters themselves may be changed unseen before backward, by a fused optimizer for one
-        scale, shift = kind.scale(weight, copy=True), kind.shift(bias, copy=True)
-        rows, out_rows = kind.rows(x), kind.rows(y)
-        keep_output = keep_output and out_rows.shape == rows.shape and y.element_size() <= x.element_size()
+        scale, shift = kind.scale(own_weight, copy=True), kind.shift(own_bias, copy=True)
+        rows, out_rows = kind.rows(own_x), kind.rows(own_told)
+        keep_output = keep_output and out_rows.shape == rows.shape and told.element_size() <= x.element_size()
         keep_output, columns, ctx.known = (
-            look(kind, weight, bias, scale, shift, y.dtype) if keep_output else Channels(False)
+            look(kind, own_weight, own_bias, scale, shift, told.dtype) if keep_output else Channels(False)
         )
         ctx.output = keep_output
-        remainder = kind.remainder and keep_output and y.element_size() <= 2
+        remainder = kind.remainder and keep_output and told.element_size() <= 2
         mean: Tensor | None
         bits: Tensor | None = None
-        if known and not remainder and known[1].dtype is arithmetic(x.dtype):
+        if known and (not remainder or rounded is not None) and known[1].dtype is arithmetic(x.dtype):
             mean, rstd = known if kind.dims == 1 else (each.reshape(*rows.shape[:-1], 1) for each in known)
         else:
-            given = (rows, out_rows, scale, shift, kind.eps, kind.centered, remainder)
+            by_rows = remainder and rounded is None
+            given = (rows, out_rows, scale, shift, kind.eps, kind.centered, by_rows)
             mean, rstd, packed = library.call(norm_statistics, *given)
-            bits = packed if remainder else None
+            bits = packed if by_rows else None
+        if remainder and rounded is not None:
+            bits = eager_norm.remainder(kind.rows(y), out_rows)
         if not keep_output:
             remember(ctx, x)
             ctx.save_for_backward(x, weight, bias, mean if kind.centered else None, rstd)
-            return y, None, rstd, None
+            return y, None, rstd, None, rounded
         rescued = None if columns is None else rows.index_select(-1, columns)
         mean = mean if kind.centered and columns is not None else None
-        remember(ctx, y)
-        ctx.save_for_backward(y, weight, bias, mean, rstd, scale, shift, columns, rescued, bits)
-        return y, mean, rstd, rescued
+        remember(ctx, told)
+        ctx.save_for_backward(told, weight, bias, mean, rstd, scale, shift, columns, rescued, bits)
+        return y, mean, rstd, rescued, rounded
 
     @staticmethod
     def backward(
-        ctx: Any, grad: Tensor | None, by_mean: Tensor | None, by_rstd: Tensor | None, by_rescued: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+        ctx: Any,
+        grad: Tensor | None,
+        by_mean: Tensor | None,
+        by_rstd: Tensor | None,
+        by_rescued: Tensor | None,
+        by_rounded: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
+        if by_rounded is not None:
+            grad = by_rounded if grad is None else grad + by_rounded
         gradients = _gradients if not differentiable() and by_rstd is None else _differentiable_gradients
-        return *gradients(ctx, grad, by_mean, by_rstd, by_rescued), None, None, None
+        shared: sharding.Rows | None = ctx.shared
+        if shared is None:
+            return *gradients(ctx, grad, by_mean, by_rstd, by_rescued), None, None, None, None
+        dx, *by_parameters = gradients(
+            ctx, None if grad is None else shared.local(grad), by_mean, by_rstd, by_rescued
+        )
+        by_weight, by_bias = (None if part is None else shared.total(part) for part in by_parameters)
+        dx = None if dx is None else shared.whole(dx, ctx.shape)
+        return dx, by_weight, by_bias, None, None, None, None
 
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def _saved(ctx: Any) -> tuple[Any, ...]:
+    """The saved tensors; of DTensors this rank's rows."""
+    kept, weight, bias, *more = saved_tensors(ctx)
+    shared: sharding.Rows | None = ctx.shared
+    if shared is None:
+        return kept, weight, bias, *more
+    return shared.local(kept), shared.parameter(weight), shared.parameter(bias), *more
 
 
 def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> Gradients:
@@ -169,7 +220,7 @@ def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> Gradients:
     if grad is None:
         return None, None, None
     kind: Norm = ctx.kind
-    kept, weight, bias, mean, rstd, *more = saved_tensors(ctx)
+    kept, weight, bias, mean, rstd, *more = _saved(ctx)
     scale, shift, columns, rescued, bits = more or (kind.scale(weight), kind.shift(bias), None, None, None)
     poison = None
     if ctx.known is not None:
@@ -200,7 +251,7 @@ def _differentiable_gradients(
     further derivatives find their way back to x. The parameters themselves take part, so they must be what they were.
     """
     kind: Norm = ctx.kind
-    kept, weight, bias, mean, rstd, *more = saved_tensors(ctx)
+    kept, weight, bias, mean, rstd, *more = _saved(ctx)
     if not ctx.output:
         return _recomputed(ctx, grad, by_rstd, kept, weight, bias)
     then, columns, rescued, bits = more[:2], *more[2:]

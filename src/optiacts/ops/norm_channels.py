@@ -3,7 +3,8 @@
 On a CPU every forward looks at its weight and bias. On other devices that would make the host wait. What was found is
 remembered there for each weight, and found out anew when it may have changed: at the first call, after every change
 that PyTorch counts (``load_state_dict``), and after every step of any optimizer, by one look at all norms that is
-copied to the host while it does other things. A change that nobody sees (``weight.data.copy_`` of a moving average, a
+copied to the host while it does other things. What FSDP has sharded by then is looked at when it is gathered again,
+which makes the host wait once a step. A change that nobody sees (``weight.data.copy_`` of a moving average, a
 replayed CUDA graph) does harm only if it makes a channel bad that is not known to be. Backward finds that, its
 gradients are NaN, and the next forward or optimizer step raises ``UnseenChangeError``.
 """
@@ -70,6 +71,9 @@ def look(
         if is_capturing(given[0].device):
             return Channels(False)
         known.look()
+        if known.poisoned is not None and known.poisoned.cpu():  # FSDP: the hook after a step could not look
+            known.poisoned.zero_()
+            raise UnseenChangeError(explained([] if known.maker is None else [known.maker]))
     return Channels(True, known.rescued, known) if known.keep_output else Channels(False)
 
 
@@ -189,6 +193,15 @@ class Known:
         assert bad is not None
         return bad
 
+    def poison(self) -> Tensor:
+        """Whether (bool, on the device) a backward has met a bad channel that was not rescued."""
+        (like,) = [p for p in self.parameters() if p is not None][:1]
+        return like.new_zeros((), dtype=torch.bool) if self.poisoned is None else self.poisoned
+
+    def gathered(self) -> bool:
+        """Whether the parameters are there only while they are used: FSDP frees them in between."""
+        return any(p is not None and p.numel() and not p.untyped_storage().nbytes() for p in self.parameters())
+
     def note(self, poison: Tensor, maker: Maker | None) -> None:
         """Remembers, without a look, whether a backward has met what makes its gradients NaN."""
         if self.poisoned is None:
@@ -275,6 +288,9 @@ def _after_step(*_: Any) -> None:
                 del _known[key]
                 continue
             (like,) = [parameter for parameter in (weight, bias) if parameter is not None][:1]
+            if known.gathered():
+                known.versions = ()  # to be found out when they are there again
+                continue
             group = known.kind, known.dtype, like.device, like.dtype, like.shape, weight is None, bias is None
             groups[group].append((known, weight, bias))
     for (kind, dtype, device, *_), members in groups.items():
@@ -285,8 +301,7 @@ def _after_step(*_: Any) -> None:
             shifts = [kind.shift(bias) for _, _, bias in members]
             bad = kind.bad(_stacked(scales), _stacked(shifts), dtype)
             assert bad is not None
-            clean = bad.new_zeros(())
-            poisoned = torch.stack([clean if known.poisoned is None else known.poisoned for known, _, _ in members])
+            poisoned = torch.stack([known.poison() for known, _, _ in members])
             seen = torch.cat([bad, poisoned.unsqueeze(-1)], dim=-1)
         host, event = _to_host(seen)
         with _lock:

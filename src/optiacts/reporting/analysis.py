@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from optiacts.held.fake import LikeCuda, fake_copy, mode_of, one_sequence_per_row
+from optiacts.held.fake import LikeCuda, autocasting, fake_copy, mode_of, one_sequence_per_row
 from optiacts.held.memory import saved_memory
 from optiacts.held.sharing import ActivationSite, sites
 from optiacts.held.trace import Trace
@@ -31,6 +31,7 @@ def report(
     gpu_memory: int | None = None,
     fake: bool = True,
     like_cuda: bool = False,
+    autocast: torch.dtype | None = None,
     name: str | None = None,
     setting: dict[str, str] | None = None,
     progress: Callable[[str], None] | None = None,
@@ -50,6 +51,7 @@ def report(
         fake: run on fake copies, which takes no memory and changes no state. False runs the model itself,
             for forwards that need the values of tensors.
         like_cuda: make a forward on CPU save what it would save on CUDA (dropout masks, attention dropout).
+        autocast: the dtype of ``torch.autocast`` that the step runs under; there is a stage more then.
         name, setting: carried into the report.
         progress: called with what is done next.
 
@@ -59,7 +61,7 @@ def report(
     say = progress or (lambda what: None)
     if fake:
         model, inputs, keyword_inputs = fake_copy(model, inputs, keyword_inputs)
-    run = _Runner(model, inputs, keyword_inputs, like_cuda, in_mode=fake)
+    run = _Runner(model, inputs, keyword_inputs, like_cuda, autocast, in_mode=fake)
 
     say("tracing the model as it is")
     now, traced = run.stage(NOW)
@@ -68,7 +70,7 @@ def report(
     stages = [now]
     try:
         for stage, how in conversion.CONVERSIONS.items():
-            if how.shrinks is None or now.kinds[how.shrinks]:
+            if how.shows(now.kinds, autocast is not None):
                 say(f"tracing it with its {stage}")
                 conversion.convert_stage(model, stage, found)
                 stages.append(run.stage(stage)[0])
@@ -87,9 +89,17 @@ def report(
 class _Runner:
     """Runs the model on its inputs, and on twice as many samples, and sorts what autograd holds."""
 
-    def __init__(self, model: Any, inputs: tuple[Any, ...], keywords: Any, like_cuda: bool, in_mode: bool) -> None:
+    def __init__(
+        self,
+        model: Any,
+        inputs: tuple[Any, ...],
+        keywords: Any,
+        like_cuda: bool,
+        autocast: torch.dtype | None,
+        in_mode: bool,
+    ) -> None:
         self._model, self._inputs, self._keywords = model, inputs, keywords
-        self._like_cuda = like_cuda
+        self._like_cuda, self._autocast = like_cuda, autocast
         self._mode = mode_of(model, (inputs, keywords)) if in_mode else None
         self._batch = _batch((inputs, keywords))
 
@@ -129,6 +139,7 @@ class _Runner:
     def _context(self) -> ExitStack:
         stack = ExitStack()
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(autocasting(self._model, (self._inputs, self._keywords), self._autocast))
         if self._mode is not None:
             stack.enter_context(self._mode)
             stack.enter_context(one_sequence_per_row())

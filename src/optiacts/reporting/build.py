@@ -33,6 +33,7 @@ class Setting:
     attention: str = "sdpa"
     train_mode: str = "full"
     loss: bool = True
+    autocast: bool = False  # in bfloat16, with the weights in dtype
     overrides: Mapping[str, Any] = field(default_factory=dict)  # entries of the config to change
 
     def __post_init__(self) -> None:
@@ -124,7 +125,11 @@ def _from_config(config: dict[str, Any], name: str, setting: Setting) -> Built:
             "--attention eager or --no-loss"
         ) from error
     model.train()
-    words |= {"dtype": setting.dtype, "attention": setting.attention, "train mode": setting.train_mode}
+    words |= {
+        "dtype": setting.dtype + " under bfloat16 autocast" * setting.autocast,
+        "attention": setting.attention,
+        "train mode": setting.train_mode,
+    }
     words["model"] = f"{type(model).__name__}" + ("" if setting.loss else ", without a loss")
     words |= {key: str(value) for key, value in setting.overrides.items()}
     return Built(model, (), kwargs, words)
@@ -211,6 +216,7 @@ def _from_function(name: str, setting: Setting) -> Built:
         )
     model, inputs = result
     words = {key: str(value) for key, value in given.items() if value is not None}
+    words |= {"autocast": "bfloat16"} if setting.autocast else {}
     words |= {"train mode": setting.train_mode}
     if "batch" in words:
         words["batch"] += " samples"

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from optiacts.held.fake import autocasting
 from optiacts.reporting import conversion
 from optiacts.reporting.analysis import report as make_report
 from optiacts.reporting.build import ATTENTIONS, DTYPES, Setting, build
@@ -58,7 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=usual.batch, help="samples in a step (%(default)s)")
     parser.add_argument("--seq", type=int, help="tokens in a sample (as many as the model allows, at most 4096)")
     parser.add_argument(
-        "--dtype", choices=DTYPES, default=usual.dtype, help="of weights and activations (%(default)s)"
+        "--dtype",
+        choices=DTYPES,
+        help=f"of weights and activations ({usual.dtype}; with --autocast float32)",
+    )
+    parser.add_argument(
+        "--autocast",
+        action="store_true",
+        help="train under autocast in bfloat16, as the Hugging Face Trainer's bf16=True does",
     )
     parser.add_argument("--attention", choices=ATTENTIONS, default=usual.attention, help="(%(default)s)")
     parser.add_argument("--train-mode", choices=TRAIN_MODES, default=usual.train_mode, help="(%(default)s)")
@@ -90,10 +98,11 @@ def run(chosen: argparse.Namespace) -> int:
     setting = Setting(
         chosen.batch,
         chosen.seq,
-        chosen.dtype,
+        chosen.dtype or ("float32" if chosen.autocast else Setting.dtype),
         chosen.attention,
         chosen.train_mode,
         chosen.loss,
+        chosen.autocast,
         dict(chosen.overrides),
     )
     reports = [
@@ -142,6 +151,7 @@ def _one(
             optimizer=optimizer,
             gpu_memory=gpu_memory,
             like_cuda=True,
+            autocast=torch.bfloat16 if setting.autocast else None,
             name=name,
             setting=built.setting,
             progress=lambda what: tell(f"{name}: {what}"),
@@ -156,11 +166,16 @@ def _one(
 def _measured(name: str, setting: Setting, made: MemoryReport) -> tuple[Measured, ...]:
     with torch.device("cuda"):
         built = build(name, setting)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            with autocasting(built.model, (), torch.bfloat16 if setting.autocast else None):
+                return built.model(*args, **kwargs)
+
         results = []
         for stage in made.stages:
             if stage.name in conversion.CONVERSIONS:
                 conversion.convert_stage(built.model, stage.name, made.sites)
-            results.append(measure_step(stage.name, built.model, built.args, built.kwargs))
+            results.append(measure_step(stage.name, forward, built.args, built.kwargs))
     return tuple(results)
 
 

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from optiacts.conversion import revert
-from optiacts.conversion.model import convert_where_it_pays
+from optiacts.conversion.model import Options, convert_where_it_pays
 from optiacts.held.sharing import ActivationSite, without_gain
 from optiacts.reporting import kinds
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """One stage: options of ``convert``, and the kind of storage without which there is nothing to show."""
+    """One stage: options of ``convert``, and what there must be to show: a kind of storage, autocast."""
 
-    options: dict[str, Any]
+    options: Options
     shrinks: str | None = None
+
+    def shows(self, held: dict[str, int], autocast: bool) -> bool:
+        """Whether there is anything to show where so much of each kind of storage is held."""
+        return (self.shrinks is None or held[self.shrinks] > 0) and (autocast or not self.options.autocast)
 
 
 CONVERSIONS: dict[str, Conversion] = {
-    "activations converted": Conversion({"gated": False, "dropout": False, "norms": False}),
-    "gated MLPs converted": Conversion({"dropout": False, "norms": False}, kinds.GATED),
-    "dropouts converted": Conversion({"norms": False}, kinds.MASKS),
-    "norms converted": Conversion({}, kinds.NORMS),
+    "activations converted": Conversion(Options(gated=False, dropout=False, norms=False)),
+    "gated MLPs converted": Conversion(Options(dropout=False, norms=False), kinds.GATED),
+    "dropouts converted": Conversion(Options(norms=False), kinds.MASKS),
+    "norms converted": Conversion(Options(), kinds.NORMS),
+    "casts shared": Conversion(Options(autocast=True)),
 }
 """By name, each with all that the ones before it convert."""
 
@@ -33,7 +37,7 @@ CONVERSIONS: dict[str, Conversion] = {
 def convert_stage(model: torch.nn.Module, stage: str, sites: tuple[ActivationSite, ...]) -> None:
     """Converts what the stage says, of the activations those for which it pays or that dropouts take."""
     revert(model)
-    convert_where_it_pays(model, without_gain(sites), **CONVERSIONS[stage].options)
+    convert_where_it_pays(model, without_gain(sites), CONVERSIONS[stage].options)
 
 
 __all__ = ["CONVERSIONS", "Conversion", "convert_stage", "revert"]

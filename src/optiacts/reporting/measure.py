@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ def require_cuda() -> None:
         raise ReportError("--measure runs a real step and needs a CUDA GPU; there is none here. Leave --measure out")
 
 
-def measure(stage: str, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Measured:
-    """One forward and backward of ``model``, which lies on the GPU with its inputs.
+def measure(stage: str, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Measured:
+    """One forward and backward of ``model``, whose tensors lie on the GPU with its inputs.
 
     A first step is run and forgotten: it allocates the gradients and the libraries' workspaces.
     """
@@ -34,7 +35,7 @@ def measure(stage: str, model: torch.nn.Module, args: tuple[Any, ...], kwargs: d
     return Measured(stage, after_forward, torch.cuda.max_memory_allocated())
 
 
-def _step(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+def _step(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """Runs it; the bytes allocated between forward and backward."""
     loss = scalar(model(*args, **kwargs))
     allocated = torch.cuda.memory_allocated()
