@@ -171,12 +171,17 @@ def _check_pointwise(label: str, f: Callable[[Tensor], Tensor]) -> None:
             found = f"{tuple(y.shape)}, {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
             raise CurveError(f"{label} must return a tensor of the shape and dtype of its input; got {found}")
         if y.requires_grad:
-            raise CurveError(f"{label} depends on something that is learnt; define takes functions of their input alone")
+            raise CurveError(
+                f"{label} depends on something that is learnt; define takes functions of their input alone"
+            )
         if not torch.equal(x, torch.linspace(-3, 3, 24, dtype=torch.float64)):
             raise CurveError(f"{label} overwrites its input; let it return a new tensor")
         parts = torch.cat([f(x[:5].clone()), f(x[5:].flip(0).clone()).flip(0)])
         square = f(x.reshape(4, 6).clone()).flatten()
-        if not (torch.allclose(parts, y, rtol=1e-12, atol=0) and torch.allclose(square, y, rtol=1e-12, atol=0)):
+        if not (
+            torch.allclose(parts, y, rtol=1e-12, atol=0, equal_nan=True)
+            and torch.allclose(square, y, rtol=1e-12, atol=0, equal_nan=True)
+        ):
             raise CurveError(f"{label} is not point-wise: an element of its result depends on others, or on chance")
 
 
@@ -274,8 +279,8 @@ class _Shape:
         turns = where[1:][rising[1:] != rising[:-1]].tolist()
         if len(turns) > 1:
             raise CurveError(
-                f"{name} turns {len(turns)} times, near x = {', '.join(f'{turn:.3g}' for turn in turns[:4])}: an output "
-                "and one bit do not tell where it was. It may have one minimum, or none"
+                f"{name} turns {len(turns)} times, near x = {', '.join(f'{turn:.3g}' for turn in turns[:4])}: an "
+                "output and one bit do not tell where it was. It may have one minimum, or none"
             )
         if turns and bool(rising[0]):
             raise CurveError(f"{name} has a maximum near x = {turns[0]:.3g}; define takes functions with a minimum")
@@ -306,7 +311,9 @@ class _Shape:
             raise CurveError(f"{self.name} {what} near x = {at:.3g}")
         kinks = bend > 0.02 * (1 + slope.abs().max())
         if bool(kinks.any()):
-            raise CurveError(f"the slope of {self.name} jumps near x = {x[1:][kinks][0].item():.3g}; it must be smooth")
+            raise CurveError(
+                f"the slope of {self.name} jumps near x = {x[1:][kinks][0].item():.3g}; it must be smooth"
+            )
 
     def _minimum(self, near: float) -> float:
         low, high = near - 0.1 * (1 + abs(near)), near + 0.1 * (1 + abs(near))
