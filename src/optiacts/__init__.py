@@ -2,6 +2,7 @@
 
 from optiacts.conversion import Conversion, ConversionReport, convert, revert
 from optiacts.curves import CurveError
+from optiacts.definition import Definition, define
 from optiacts.doctor import Diagnosis, doctor
 from optiacts.functional import activation, gelu, mish, quick_gelu, silu
 from optiacts.functional_dropout import activation_dropout, dropout, gated_dropout
@@ -71,6 +72,7 @@ __all__ = [
     "Conversion",
     "ConversionReport",
     "CurveError",
+    "Definition",
     "Diagnosis",
     "Dropout",
     "GatedDropout",
@@ -106,6 +108,7 @@ __all__ = [
     "celu",
     "clipped_gelu",
     "convert",
+    "define",
     "doctor",
     "dropout",
     "elu",

@@ -33,7 +33,7 @@ from optiacts.decoders.pieces import COUNT, FIRST, SHIFT, has_pieces, pieces
 from optiacts.decoders.polynomials import DEGREE, PIECES, coefficients
 from optiacts.decoders.table import slot_table
 from optiacts.layouts import Order, by_rows, permute, restore
-from optiacts.packing import packed_shape
+from optiacts.packing import pack, packed_shape
 
 name = "native"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of csrc/optiacts.h
@@ -231,6 +231,8 @@ def _no_bits(x: Tensor) -> Tensor:
 def _pack(x: Tensor, constants: _Constants) -> Tensor:
     if constants.planes == 0:
         return x.new_empty(packed_shape(x.shape, 0), dtype=torch.uint8)
+    if constants.span < 0:  # the patterns below a positive threshold are no single range
+        return pack(x < constants.borders[0])
     bits = x.new_empty(packed_shape(x.shape), dtype=torch.uint8)
     x = x.contiguous()
     library().optiacts_pack(
@@ -281,7 +283,7 @@ def _constants(curve: str, dtype: torch.dtype) -> _Constants:
     planes = known.decoder.side_bits
     # of a curve without branches, an output of 0 whose gradients are 0 counts as left, or none does
     threshold = known.threshold(dtype) if planes else math.inf if known.zero_is_flat else -math.inf
-    first, span = _left_patterns(threshold, dtype) if planes else (0, 0)
+    first, span = _left_patterns(threshold, dtype) if planes and threshold < 0 else (0, -1)
     around = valley.borders(known, dtype) if planes else (math.inf, -math.inf)
     return _Constants(
         dtype=IN_PIECES if in_pieces else DTYPES.index(dtype),

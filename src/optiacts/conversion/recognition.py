@@ -241,6 +241,30 @@ def _compared(run: Callable[[Tensor], Any]) -> tuple[str, str, bool, Steps]:
     raise ImpureError("no curve has its values and gradients")
 
 
+def known_curve(run: Callable[[Tensor], Any]) -> str | None:
+    """The curve or variant that a callable computes; None if it is none. It is run; what it does is not looked at."""
+    try:
+        with undisturbed():
+            return _compared(run)[0]
+    except ImpureError:
+        return None
+
+
+def recorded(run: Callable[[Tensor], Any]) -> Steps:
+    """The operations that a callable consists of; ``ImpureError`` if they cannot be run again."""
+    trial = _tried(run)
+    if trial is None:
+        raise ImpureError("it does more than compute with its input and numbers, by operations of torch")
+    if trial.inplace or not trial.replayable:
+        raise ImpureError("its operations cannot be run again")
+    return trial.steps
+
+
+def replayed(steps: Steps) -> Callable[[Tensor], Tensor]:
+    """A callable that runs ``steps``."""
+    return _Replay(steps)
+
+
 def define_variant(base: str, steps: Steps) -> str:
     """Makes the variant of ``base`` whose forward is ``steps`` known to the ops; returns its name.
 

@@ -21,7 +21,7 @@ _EXACT = 1e-6  # what they may be off by, and a forward in float64 may differ fr
 @undisturbed
 def check(curve: Curve) -> None:
     """Raises ``CurveError``, with what to do, if the formulas disagree or the decoder does not suit the curve."""
-    x = torch.linspace(-FAR, FAR, 9973, dtype=torch.float64) / curve.scale
+    x = torch.linspace(-FAR, FAR, 9975, dtype=torch.float64) / curve.scale
     for kink in (0.0, *curve.kinks):
         x = x[(x - kink).abs() > 2 * _STEP]
     _check_formulas(curve, x)

@@ -76,6 +76,7 @@ class ClosedForm:
         survives_dropout: whether what a dropout drops can be taken for an output of 0, and the slope does not jump
             where the output that a dropout has multiplied is divided again. Only where ``zero_is_flat``.
         regions: what kernels for float32 need, to read the slope in pieces.
+        searched: whether ``slope`` is found by a search, too slow for float32 outputs: they are read in pieces.
     """
 
     slope: Callable[[Tensor, Tensor], Tensor]
@@ -87,6 +88,7 @@ class ClosedForm:
     scale_free: bool = False
     survives_dropout: bool = False
     regions: Regions | None = None
+    searched: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ class Curve:
         worth_gating: whether conversion looks for such products; not where PyTorch holds no more for them.
         holds: how many tensors of its size PyTorch holds for it; None: one if it is one op, else several.
         kinks: where its slope jumps, besides 0.
+        minimum: where its minimum lies, if that is known already.
         modules, functions: the classes and functions that compute it.
         ops: the aten ops, such as ``"aten::gelu"``.
         triton: the forward as PyTorch's GPU kernel evaluates it, an expression in the float32 tile ``z``: see
@@ -160,6 +163,7 @@ class Curve:
     worth_gating: bool = True
     holds: int | None = None
     kinks: tuple[float, ...] = ()
+    minimum: float | None = None
     modules: tuple[Spelling, ...] = ()
     functions: tuple[Spelling, ...] = ()
     ops: tuple[str, ...] = ()
@@ -169,6 +173,8 @@ class Curve:
     @functools.cached_property
     def x_min(self) -> float:
         """Where the minimum of a unimodal curve lies: the border between the left and the right branch."""
+        if self.minimum is not None:
+            return self.minimum
         low, high = -FURTHEST_MINIMUM / self.scale, 0.0
         while low < (middle := (low + high) / 2) < high:
             low, high = (middle, high) if self.derivative(middle, math) < 0 else (low, middle)

@@ -113,6 +113,11 @@ def _member(name: str, values: tuple[tuple[str, float], ...]) -> str | None:
         return None
 
 
+def every_name() -> list[str]:
+    """The names of ``CURVES`` and, of each family, of the member with the default values."""
+    return [*CURVES, *(get(name).name for name in FAMILIES)]
+
+
 def unimodal() -> dict[str, Curve]:
     """Those of ``CURVES`` that are read with generated coefficients of their own."""
     return {

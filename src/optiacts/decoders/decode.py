@@ -8,6 +8,7 @@ from torch import Tensor
 from optiacts._torch import once
 from optiacts.curves import ClosedForm, Curve
 from optiacts.decoders.inverse import derivative_from_output
+from optiacts.decoders.pieces import decode_in_pieces
 from optiacts.decoders.polynomials import decode_float32
 from optiacts.decoders.table import decode_table, table_index
 from optiacts.packing import unpack
@@ -22,6 +23,8 @@ def decode(y: Tensor, left: Tensor, curve: Curve) -> Tensor:
     """f'(x) from the output and the branch (bool): float64 for float64, else float32."""
     if y.dtype in (torch.float64, torch.float32):
         if isinstance(curve.decoder, ClosedForm):
+            if curve.decoder.searched and y.dtype == torch.float32:
+                return decode_in_pieces(y, left, curve)
             return curve.decoder.slope(y, left).to(y.dtype)
         exact = y.dtype == torch.float64
         slope = derivative_from_output(curve, y, left) if exact else decode_float32(y, left, curve)

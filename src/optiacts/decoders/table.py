@@ -79,6 +79,8 @@ def decode_table(name: str, dtype: torch.dtype) -> Tensor:
             at = table_index(torch.tensor([0.0, -0.0], dtype=dtype), None).long()
             table[at] = _analytic(curve, dtype)[at]
         return table.float()
+    if curve.y_min == 0:
+        return table.float()  # its valley is a point
     value = every_value(dtype)
     itself = curve.derivative(value.double(), torch).repeat(2)
     return torch.where(valley.contains(curve, value).repeat(2), itself, table).float()

@@ -59,7 +59,7 @@ def _interpolated(name: str) -> Valley:
     curve = get(name)
     low, high = borders(curve, torch.float32)
     u = torch.cos((torch.arange(DEGREE + 1, dtype=torch.float64) + 0.5) * math.pi / (DEGREE + 1))
-    half, powers = (high - low) / 2, torch.arange(DEGREE + 1)
+    half, powers = max((high - low) / 2, 1e-3), torch.arange(DEGREE + 1)
     centre = rounded((low + high) / 2, torch.float32)
     gate = centre + half * u
     values = torch.stack([curve.function(gate, torch), curve.derivative(gate, torch)], dim=-1)
