@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from optiacts.backends import eager, eager_norm, native, native_norm, triton, triton_norm
+from optiacts.backends import eager, eager_chain, eager_norm, native, native_norm, triton, triton_norm
+from optiacts.chains import SavedChain
 from optiacts.curves import Curve
 from optiacts.layouts import Order
 from optiacts.norms import Norm, Saved
@@ -137,4 +138,30 @@ def _select_norm(device: torch.device, *dtypes: torch.dtype) -> NormBackend:
     return kernels if able else eager_norm
 
 
-__all__ = ["BACKENDS", "Backend", "NormBackend", "select", "select_for_dropout", "select_norm"]
+class ChainBackend(Protocol):
+    """What a backend for chains offers: see ``optiacts.backends.eager_chain``."""
+
+    name: str
+
+    def side_bits(self, z: Tensor, curve: Curve) -> Tensor:
+        """The packed side bits of the activation's input."""
+
+    def chain_backward(self, grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of x, in ``dtype``, of scale and of shift."""
+
+
+def select_chain(tensor: Tensor, curve: Curve) -> ChainBackend:
+    """The fastest backend that serves chains of ``tensor``, the activation's input or output."""
+    return eager_chain
+
+
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "ChainBackend",
+    "NormBackend",
+    "select",
+    "select_chain",
+    "select_for_dropout",
+    "select_norm",
+]

@@ -138,6 +138,9 @@ class Curve:
         worth_gating: whether conversion looks for such products; not where PyTorch holds no more for them.
         holds: how many tensors of its size PyTorch holds for it; None: one if it is one op, else several.
         kinks: where its slope jumps, besides 0.
+        tells_input: whether the output and the side bit tell the input everywhere, to a few roundings, so that a norm
+            before the activation can go by them (docs/chains.md). A forward that cancels or falls off fast far left
+            does not.
         modules, functions: the classes and functions that compute it.
         ops: the aten ops, such as ``"aten::gelu"``.
         triton: the forward as PyTorch's GPU kernel evaluates it, an expression in the float32 tile ``z``: see
@@ -160,6 +163,7 @@ class Curve:
     worth_gating: bool = True
     holds: int | None = None
     kinks: tuple[float, ...] = ()
+    tells_input: bool = False
     modules: tuple[Spelling, ...] = ()
     functions: tuple[Spelling, ...] = ()
     ops: tuple[str, ...] = ()
