@@ -54,7 +54,7 @@ class Chain:
     offset: float = 0.0
 
     def scale(self, weight: Tensor | None, copy: bool = False) -> Tensor | None:
-        """weight + offset, flat and in the precision of the arithmetic; None is 1. ``copy``: never the weight itself."""
+        """weight + offset, flat, in the precision of the arithmetic; None is 1. ``copy``: never the weight itself."""
         if weight is None:
             return None
         wide = flat(weight, copy)
@@ -78,7 +78,7 @@ class Chain:
         return lost | (size < smallest) | (away > most * size)
 
     def limits(self, dtype: torch.dtype, channels: int = 1) -> tuple[float, float, float]:
-        """The smallest and the largest |scale|, and the largest |shift| / |scale|, of what is surely no bad channel."""
+        """The smallest and the largest |scale|, and the largest |shift| / |scale|, of what is surely not bad."""
         most, spread = _MOST_BIAS[dtype.itemsize], _FURTHEST.get(dtype, _FURTHEST_OTHERWISE)
         largest = furthest_told(self.curve, dtype) / (spread + most)
         return _SMALLEST_NORMALS * torch.finfo(dtype).tiny, largest, most

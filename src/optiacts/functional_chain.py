@@ -24,6 +24,7 @@ docs/chains.md.
 from __future__ import annotations
 
 import contextlib
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -84,7 +85,7 @@ def checked(norm: Module, activation: str) -> str:
 
 
 NORMS = "a BatchNorm, GroupNorm, InstanceNorm, LayerNorm or RMSNorm"
-_FORWARDS = {
+_FORWARDS: dict[Any, str] = {
     nn.modules.batchnorm._BatchNorm.forward: "BatchNorm",
     nn.modules.instancenorm._InstanceNorm.forward: "InstanceNorm",
     nn.GroupNorm.forward: "GroupNorm",
@@ -95,7 +96,8 @@ _FORWARDS = {
 
 def norm_name(norm: Module) -> str | None:
     """Which of torch.nn's norms a module runs; None for any other module."""
-    return _FORWARDS.get(_own_class(norm).forward)
+    forward = getattr(_own_class(norm), "forward", None)  # TorchScript has none
+    return _FORWARDS.get(forward) if isinstance(forward, types.FunctionType) else None
 
 
 def _own_class(norm: Module) -> type[Module]:
@@ -113,20 +115,25 @@ def why_no_norm(norm: Module) -> str:
 
 def chained(input: Tensor, norm: Module, name: str) -> Tensor:
     """The chain of ``norm`` and the curve ``name``, or the two of them apart where it cannot be one."""
+    result = chained_or_none(input, norm, name)
+    return activations.activation(norm(input), name) if result is None else result
+
+
+def chained_or_none(input: Tensor, norm: Module, name: str) -> Tensor | None:
+    """The chain of ``norm`` and the curve ``name``; None, with nothing run, where it cannot be one."""
+    parameters = norm._parameters.get("weight"), norm._parameters.get("bias")
+    if watched(norm) or not saves_memory(input, *parameters):
+        return None
+    kind = kind_of(norm, name, input)
+    if kind is None:
+        return None
     forward = _own_class(norm).forward
-    kind = kind_of(norm, name, input) if isinstance(input, Tensor) and not watched(norm) else None
-    if kind is not None:
-        weight, bias = norm._parameters.get("weight"), norm._parameters.get("bias")
 
-        def run(x: Tensor) -> Tensor:
-            z: Tensor = forward(norm, x)
-            return z
+    def run(x: Tensor) -> Tensor:
+        z: Tensor = forward(norm, x)
+        return z
 
-        given = _given(norm, kind)
-        result = chain(input, weight, bias, kind, run, given)
-        if result is not None:
-            return result
-    return activations.activation(norm(input), name)
+    return chain(input, *parameters, kind, run, _given(norm, kind))
 
 
 def kind_of(norm: Module, name: str, x: Tensor) -> Chain | None:
@@ -182,12 +189,10 @@ def chain(
     forward: Callable[[Tensor], Tensor],
     given: Statistics | None = None,
 ) -> Tensor | None:
-    """The chain, if a gradient is wanted of tensors that it supports, and the weights allow it; else None.
+    """The chain of tensors of which ``saves_memory`` holds; None, with nothing run, if the weights forbid it.
 
     ``forward`` computes the norm ``kind``; ``given`` are its statistics where they are given.
     """
-    if not saves_memory(input, weight, bias):
-        return None
     factors = ops.factors(weight, bias, kind)
     channels = look(kind, *factors, input.dtype)
     if not channels.keep_output:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from optiacts.backends import eager, eager_chain, eager_norm, native, native_norm, triton, triton_norm
-from optiacts.chains import SavedChain
+from optiacts.chains import Chain, SavedChain
 from optiacts.curves import Curve
 from optiacts.layouts import Order
 from optiacts.norms import Norm, Saved
@@ -122,7 +122,7 @@ def select_norm(kept: Tensor, other: Tensor) -> NormBackend:
     return found if found is not triton_norm or triton_norm.serves(kept.shape[-1]) else eager_norm
 
 
-def any_bad(scale: Tensor | None, shift: Tensor | None, norm: Norm, dtype: torch.dtype) -> bool:
+def any_bad(scale: Tensor | None, shift: Tensor | None, norm: Norm | Chain, dtype: torch.dtype) -> bool:
     """Whether ``norm.bad`` holds of any channel, on a device where a look at values waits for nothing."""
     given = scale if scale is not None else shift
     if given is None:
