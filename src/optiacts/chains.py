@@ -109,16 +109,18 @@ class Chain:
 
     def taken(self, rows: Tensor, last: bool) -> tuple[Tensor, Tensor]:
         """mean and rstd of what ``rows`` made: those that the norm takes from its input."""
-        wide = rows.to(arithmetic(rows.dtype))
+        parts = rows.to(arithmetic(rows.dtype))
         if self.statistics == "batch":
-            axes, parts = (0, 1 if last else 2), wide
+            axes = (0, 1 if last else 2)
         else:
-            parts = wide.unflatten(2 if last else 1, (self.groups, -1))
+            parts = parts.unflatten(2 if last else 1, (self.groups, -1))
             axes = (1, 3) if last else (2, 3)
-        mean = parts.mean(axes, keepdim=True)
-        centre = mean if self.centered else torch.zeros_like(mean)
-        variance = (parts - centre).square().mean(axes)
-        return mean.reshape(variance.shape), (variance + self.eps).rsqrt()
+        if self.centered:
+            variance, mean = torch.var_mean(parts, axes, correction=0)
+        else:
+            variance = parts.square().mean(axes)
+            mean = torch.zeros_like(variance)
+        return mean, (variance + self.eps).rsqrt()
 
     def restored(self, rows: Tensor, like: Tensor, last: bool) -> Tensor:
         """Undoes ``rows`` for a tensor of the shape of ``like``."""

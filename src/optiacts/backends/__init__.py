@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from optiacts.backends import eager, eager_chain, eager_norm, native, native_norm, triton, triton_norm
+from optiacts.backends import eager, eager_chain, eager_norm, native, native_chain, native_norm, triton, triton_norm
 from optiacts.chains import Chain, SavedChain
-from optiacts.curves import Curve
+from optiacts.curves import Curve, get
 from optiacts.layouts import Order
 from optiacts.norms import Norm, Saved
 
@@ -152,7 +152,13 @@ class ChainBackend(Protocol):
 
 def select_chain(tensor: Tensor, curve: Curve) -> ChainBackend:
     """The fastest backend that serves chains of ``tensor``, the activation's input or output."""
-    return eager_chain
+    return _select_chain(tensor.device, tensor.dtype, curve.name)
+
+
+@functools.cache
+def _select_chain(device: torch.device, dtype: torch.dtype, curve: str) -> ChainBackend:
+    able = device.type == "cpu" and dtype in native.dtypes and native_chain.serves(get(curve))
+    return native_chain if able and native.unavailable(device) is None else eager_chain
 
 
 __all__ = [
