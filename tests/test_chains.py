@@ -159,11 +159,11 @@ def test_statistics_are_not_taken_twice() -> None:
 
 
 def test_activations_that_do_not_tell_their_input_are_refused() -> None:
-    for name in ("gelu", "gelu_tanh", "quick_gelu", "relu"):
+    for name in ("gelu", "gelu_tanh", "quick_gelu", "relu", "hardswish"):
         with pytest.raises(ValueError, match="does not tell its input everywhere"):
             optiacts.norm_activation(torch.randn(2, C, 4, 4), nn.BatchNorm2d(C), name)
     with pytest.raises(curves.CurveError):
-        optiacts.NormActivation(nn.BatchNorm2d(C), "hardswish")
+        optiacts.NormActivation(nn.BatchNorm2d(C), "nothing")
     with pytest.raises(TypeError, match="statistics are those of several devices"):
         optiacts.NormActivation(nn.SyncBatchNorm(C), "silu")
     with pytest.raises(TypeError, match="got Linear"):

@@ -155,6 +155,11 @@ def select_chain(tensor: Tensor, curve: Curve) -> ChainBackend:
     return _select_chain(tensor.device, tensor.dtype, curve.name)
 
 
+def has_chain_kernels(device: torch.device) -> bool:
+    """Whether chains are as fast as PyTorch there. Elsewhere they take many small steps, which only who asks gets."""
+    return device.type == "cpu"
+
+
 @functools.cache
 def _select_chain(device: torch.device, dtype: torch.dtype, curve: str) -> ChainBackend:
     able = device.type == "cpu" and dtype in native.dtypes and native_chain.serves(get(curve))
@@ -166,6 +171,7 @@ __all__ = [
     "Backend",
     "ChainBackend",
     "NormBackend",
+    "has_chain_kernels",
     "select",
     "select_chain",
     "select_for_dropout",

@@ -17,6 +17,7 @@ from torch.nn import Module
 
 from optiacts import curves, functional, functional_chain, functional_dropout, functional_gated
 from optiacts._torch import watched
+from optiacts.backends import has_chain_kernels
 from optiacts.chains import why_not_chained
 from optiacts.conversion.known import Activated, Dropping, Known, Rewritten, activated, chosen, dropping, intercepted
 from optiacts.conversion.purity import holds
@@ -95,7 +96,7 @@ def helpers(
 
     def begin_norm(callee: Any, x: Any, /) -> Any:
         waits = isinstance(callee, Module) and isinstance(x, Tensor) and functional_chain.saves_memory(x)
-        if not waits or not x.requires_grad or watched(callee) or intercepted():
+        if not waits or not x.requires_grad or not has_chain_kernels(x.device) or watched(callee) or intercepted():
             return callee(x)
         return PendingNorm(callee, x, _version(x))
 
