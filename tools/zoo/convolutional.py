@@ -22,7 +22,7 @@ class Conv(nn.Module):
         self.act = self.act
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.bn(self.conv(x)))  # type: ignore[no-any-return]
+        return self.act(self.bn(self.conv(x)))
 
 
 class Bottleneck(nn.Module):
@@ -31,7 +31,7 @@ class Bottleneck(nn.Module):
         self.cv1, self.cv2 = Conv(channels, channels, 3), Conv(channels, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.cv2(self.cv1(x))  # type: ignore[no-any-return]
+        return x + self.cv2(self.cv1(x))
 
 
 class C2f(nn.Module):
@@ -45,7 +45,7 @@ class C2f(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = list(self.cv1(x).chunk(2, 1))
         y.extend(m(y[-1]) for m in self.m)
-        return self.cv2(torch.cat(y, 1))  # type: ignore[no-any-return]
+        return self.cv2(torch.cat(y, 1))
 
 
 class C3(nn.Module):
@@ -58,7 +58,7 @@ class C3(nn.Module):
         self.m = nn.Sequential(*(Bottleneck(channels // 2) for _ in range(blocks)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))  # type: ignore[no-any-return]
+        return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))
 
 
 def backbone(block: type[nn.Module], width: int = 8) -> nn.Module:

@@ -26,6 +26,7 @@ from optiacts._torch import is_fake
 from optiacts.chains import Chain, SavedChain, furthest_told
 from optiacts.ops import library
 from optiacts.ops.functions import differentiable
+from optiacts.ops.norm import norm_statistics
 from optiacts.ops.norm_channels import Channels, guard, waits
 from optiacts.overwritten import remember, saved_tensors
 from optiacts.packing import packed_shape
@@ -60,12 +61,27 @@ def chain(x: Tensor, given: Factors, kind: Chain, normed: Normed, channels: Chan
     with torch.no_grad():
         last = kind.last(z)
         if rstd is None:
-            mean, rstd = kind.taken(kind.rows(x, last), last)
+            mean, rstd = _taken(kind, kind.rows(x, last), last)
         columns = channels.rescued
         if z.element_size() < x.element_size() or _lost(kind, z):  # channels were judged by the dtype of x
             columns = torch.arange(z.numel() // _positions(kind, z), device=z.device)
     result: Tensor = OptiActsChain.apply(x, *given, z, mean, rstd, columns, kind, last, channels.known)
     return result
+
+
+def _taken(kind: Chain, rows: Tensor, last: bool) -> tuple[Tensor, Tensor]:
+    """mean and rstd of the input: by the norms' op where what is normalised together lies together, or nearly so."""
+    if torch.compiler.is_compiling() or (last and not kind.dims):
+        return kind.taken(rows, last)
+    samples = rows.shape[0]
+    if kind.statistics == "batch":  # of each channel in each sample first
+        mean, rstd, _ = library.call(norm_statistics, rows, rows, None, None, 0.0, True, False)
+        between, centre = torch.var_mean(mean.squeeze(-1), 0, correction=0)
+        within = rstd.square().reciprocal().mean((0, 2))
+        return centre, (between + within + kind.eps).rsqrt()
+    together = rows.reshape(samples, kind.groups, -1)
+    mean, rstd, _ = library.call(norm_statistics, together, together, None, None, kind.eps, kind.centered, False)
+    return (mean.squeeze(-1) if kind.centered else torch.zeros_like(rstd.squeeze(-1))), rstd.squeeze(-1)
 
 
 def _lost(kind: Chain, z: Tensor) -> bool:
