@@ -47,6 +47,41 @@ typedef struct {
     float valley_slope[OPTIACTS_DEGREE + 1];
 } optiacts_pieces;
 
+enum { OPTIACTS_PREIMAGE_PIECES = 8 };
+
+/* A curve's slope and input: src/optiacts/decoders/preimage.py, with the same y_min. In 16-bit dtypes two tables of
+ * 2 * 65536 floats stand in its place, of the slope and of the input. */
+typedef struct {
+    optiacts_curve curve;
+    float per_output; /* 1 / y_min */
+    float limits[2];
+    float breaks[6];
+    float scale[OPTIACTS_PREIMAGE_PIECES];
+    float shift[OPTIACTS_PREIMAGE_PIECES];
+    float polynomials[OPTIACTS_DEGREE + 1][OPTIACTS_PREIMAGE_PIECES];
+} optiacts_chain_curve;
+
+/* A norm and the activation after it: src/optiacts/backends/eager_chain.py. Tensors are samples x channels x
+ * positions, or samples x positions x channels if `last`. */
+typedef struct {
+    const void *grad, *y;      /* of `dtype` */
+    const uint8_t* bits;
+    const void* decoder;       /* optiacts_chain_curve, or the tables */
+    const float *rstd, *mean;  /* of each group of each sample, or of each channel; mean may be null */
+    const float *scale, *shift, *inverse; /* of each channel; inverse is 1 / scale */
+    const int64_t* rescue;     /* of each channel its number among the rescued ones, or -1; null if none is */
+    const void* rescued;       /* their input, of `rescued_dtype` */
+    void* grad_x;              /* of `result_dtype` */
+    double* sums;              /* of grad * f'(z), and of that times x_hat, of each channel: `last` tells the order */
+    float* workspace;
+    int64_t samples, channels, positions, groups, rescues;
+    int64_t scratch;           /* so many elements a thread may keep decoded */
+    int64_t room;              /* for so many it has room, twice: see backends/native_chain.py */
+    int32_t dtype, rescued_dtype, result_dtype;
+    int32_t statistics;        /* 0: the groups of a sample; 1: a channel of all samples; 2: given */
+    int32_t centered, last, threads;
+} optiacts_chain;
+
 /* Instruction sets, each with its own build of the kernels. In 16-bit dtypes all of them give the same bits, in
  * float32 those that have fused multiply-adds: all but the portable level of x86. */
 enum { OPTIACTS_PORTABLE = 0, OPTIACTS_AVX2 = 1, OPTIACTS_AVX512 = 2 };
@@ -141,6 +176,10 @@ OPTIACTS_API void optiacts_dropped_gated_backward(int dtype, const void* grad, c
                                                   const uint8_t* bits, void* grad_gate, int64_t gate_stride,
                                                   void* grad_up, int64_t up_stride, int64_t rows, int64_t cols,
                                                   const void* decoder, float scale, float inverse, int threads);
+
+/* The gradients of a chain. The sums are pairs of each channel, or, if `last`, those of grad * f'(z) of all channels
+ * first. */
+OPTIACTS_API void optiacts_chain_backward(const optiacts_chain* chain);
 
 #ifdef __cplusplus
 }

@@ -122,6 +122,19 @@ inline Floats one_of_four(const float* table, Ints i) {
 #endif
 }
 
+// table[i] of a table of eight.
+inline Floats one_of_eight(const float* table, Ints i) {
+#if defined(__AVX512F__)
+    return _mm512_permutexvar_ps(same_bits<__m512i>(i), _mm512_castps256_ps512(_mm256_loadu_ps(table)));
+#elif defined(__AVX2__)
+    return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), same_bits<__m256i>(i));
+#else
+    Floats v;
+    for (int lane = 0; lane < LANES; ++lane) v[lane] = table[i[lane]];
+    return v;
+#endif
+}
+
 // table[i] of a table of any size.
 inline Floats lookup(const float* table, Ints i) {
 #if defined(__AVX512F__)

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map_only
 from zoo import (
     audio,
     blocks,
+    convolutional,
     diffusion,
     encoders,
     films,
@@ -31,7 +32,7 @@ __all__ = ["BATCH", "LENGTH", "VOCABULARY", "ZOO", "Entry", "build", "cast", "fi
 _TRANSFORMERS = (language, recurrent, encoders, seq2seq, vision, multimodal, audio, speaking)
 _DIFFUSERS = (unets, diffusion, films)
 ZOO: tuple[Entry, ...] = tuple(
-    entry for field in (*_TRANSFORMERS, *_DIFFUSERS, blocks, training) for entry in field.ENTRIES
+    entry for field in (*_TRANSFORMERS, *_DIFFUSERS, convolutional, blocks, training) for entry in field.ENTRIES
 )
 
 

@@ -5,6 +5,7 @@ from optiacts.curves import CurveError
 from optiacts.definition import Definition, define
 from optiacts.doctor import Diagnosis, doctor
 from optiacts.functional import activation, gelu, mish, quick_gelu, silu
+from optiacts.functional_chain import norm_activation
 from optiacts.functional_dropout import activation_dropout, dropout, gated_dropout
 from optiacts.functional_elementwise import (
     celu,
@@ -31,6 +32,7 @@ from optiacts.functional_gated import gated, geglu, reglu, swiglu
 from optiacts.functional_norm import layer_norm, rms_norm
 from optiacts.held.memory import SavedMemory, SavedStorage, saved_memory
 from optiacts.nn import GELU, Mish, QuickGELU, SiLU
+from optiacts.nn_chain import NormActivation
 from optiacts.nn_dropout import ActivationDropout, Dropout, GatedDropout
 from optiacts.nn_elementwise import (
     CELU,
@@ -85,6 +87,7 @@ __all__ = [
     "LeakyReLU",
     "LogSigmoid",
     "Mish",
+    "NormActivation",
     "OverwrittenError",
     "PReLU",
     "QuickGELU",
@@ -125,6 +128,7 @@ __all__ = [
     "leaky_relu",
     "logsigmoid",
     "mish",
+    "norm_activation",
     "norm_weights_changed",
     "prelu",
     "quick_gelu",

@@ -95,6 +95,22 @@ _global_hooks: tuple[dict[int, Any], ...] = tuple(
 )
 
 
+def seen(module: Any) -> bool:
+    """Whether somebody sees a call of ``module`` alone, or replaced what it does: then it has to be called."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def watched(module: Any) -> bool:
+    """Whether somebody sees a call of ``module``, or replaced what it does: then it has to be called."""
+    return seen(module) or watches_all_modules()
+
+
 function_modes: Callable[[], int] = _bound("_len_torch_function_stack", lambda: 0)
 """How many torch function modes (``torch.device(...)`` is one) are entered; they see all calls of its functions."""
 
@@ -202,3 +218,22 @@ def op_defaults(name: str) -> dict[str, Any]:
     """The default values of the arguments of an aten op."""
     schema = getattr(torch.ops.aten, name.partition("::")[2]).default._schema
     return {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+
+
+def statistics_of(normed: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The mean and rstd that PyTorch's norm keeps for its backward, found in the graph; None where they are not.
+
+    Of a batch norm in evaluation there are none.
+    """
+    node: Any = normed.grad_fn
+    for _ in range(4):  # an instance norm views its result, and autocast casts it
+        if node is None:
+            return None
+        if node.name().startswith(_KEEPING):
+            mean, rstd = getattr(node, "_saved_result1", None), getattr(node, "_saved_result2", None)
+            return (mean, rstd) if mean is not None and rstd is not None and rstd.numel() else None
+        node = node.next_functions[0][0] if node.next_functions else None
+    return None
+
+
+_KEEPING = ("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "NativeGroupNorm", "NativeLayerNorm")

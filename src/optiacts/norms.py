@@ -55,12 +55,12 @@ class Norm:
         """weight + offset, flat and in the precision of the arithmetic; None is 1. A ``copy`` shares no memory."""
         if weight is None:
             return None
-        wide = _flat(weight, copy and not self.offset)
+        wide = flat(weight, copy and not self.offset)
         return wide + self.offset if self.offset else wide
 
     def shift(self, bias: Tensor | None, copy: bool = False) -> Tensor | None:
         """The bias likewise; None is 0."""
-        return None if bias is None else _flat(bias, copy)
+        return None if bias is None else flat(bias, copy)
 
     def statistics(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """mean and rstd of each row, of one element in the last dimension."""
@@ -104,6 +104,10 @@ class Norm:
         largest = limits.max / 2 / channels**0.5  # |x̂| is at most the root of the channels
         return _SMALLEST_NORMALS * limits.tiny, largest, most
 
+    def most_rescued(self, channels: int) -> int:
+        """How many channels may be rescued; with more bad ones the norm keeps its input."""
+        return channels // _RESCUED_SHARE
+
 
 class Saved(NamedTuple):
     """What the backward of a norm goes by. Tensors are ``(..., channels)``; what is None is 1, 0 or not there.
@@ -129,14 +133,10 @@ class Saved(NamedTuple):
     output: bool
 
 
-def _flat(parameter: Tensor, copy: bool) -> Tensor:
+def flat(parameter: Tensor, copy: bool) -> Tensor:
+    """``parameter`` with one dimension, in the precision of the arithmetic; ``copy``: never the parameter itself."""
     flat = parameter.flatten() if parameter.ndim != 1 else parameter
     return flat.to(arithmetic(parameter.dtype), copy=copy)
-
-
-def most_rescued(channels: int) -> int:
-    """How many channels may be rescued; with more bad ones the norm keeps its input."""
-    return channels // _RESCUED_SHARE
 
 
 def arithmetic(dtype: torch.dtype) -> torch.dtype:

@@ -36,6 +36,7 @@ class Case:
     change: Change | None = None  # what somebody does after the conversion
     tools: bool = False  # also run in the slow worlds: compile, export, jit
     invalid: bool = False  # PyTorch raises, and not everywhere: it is run as it is alone
+    slack: float = 0  # of float32 gradients, where its inputs need more than the world's
     coarse: bool = False  # it computes in 16 bits, whatever the world
     leaf: bool = False  # the inputs themselves require gradients, not copies of them
     hidden: int = HIDDEN

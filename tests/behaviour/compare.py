@@ -45,7 +45,8 @@ def compare(case: Case, world: World, convert: Convert = optiacts.convert) -> li
 
 def _differences(seen: Observed, converted: Observed, case: Case, world: World) -> list[str]:
     def compared(reference: Observed | None) -> list[str]:
-        return differences(seen, converted, reference, replace(world, coarse=world.coarse or case.coarse))
+        own = replace(world, coarse=world.coarse or case.coarse, slack=max(world.slack, case.slack))
+        return differences(seen, converted, reference, own)
 
     def in_float64() -> Observed:
         return observe(world.after(_built(case, world)).double(), case, world, torch.float64)

@@ -24,6 +24,7 @@ for home in (
     "dropout",
     "stock",
     "norms",
+    "chains",
 ):
     importlib.import_module(f"tests.behaviour.cases_{home}")
 

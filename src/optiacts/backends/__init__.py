@@ -8,8 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from optiacts.backends import eager, eager_norm, native, native_norm, triton, triton_norm
-from optiacts.curves import Curve
+from optiacts.backends import eager, eager_chain, eager_norm, native, native_chain, native_norm, triton, triton_norm
+from optiacts.chains import Chain, SavedChain
+from optiacts.curves import Curve, get
 from optiacts.layouts import Order
 from optiacts.norms import Norm, Saved
 
@@ -121,7 +122,7 @@ def select_norm(kept: Tensor, other: Tensor) -> NormBackend:
     return found if found is not triton_norm or triton_norm.serves(kept.shape[-1]) else eager_norm
 
 
-def any_bad(scale: Tensor | None, shift: Tensor | None, norm: Norm, dtype: torch.dtype) -> bool:
+def any_bad(scale: Tensor | None, shift: Tensor | None, norm: Norm | Chain, dtype: torch.dtype) -> bool:
     """Whether ``norm.bad`` holds of any channel, on a device where a look at values waits for nothing."""
     given = scale if scale is not None else shift
     if given is None:
@@ -137,4 +138,42 @@ def _select_norm(device: torch.device, *dtypes: torch.dtype) -> NormBackend:
     return kernels if able else eager_norm
 
 
-__all__ = ["BACKENDS", "Backend", "NormBackend", "select", "select_for_dropout", "select_norm"]
+class ChainBackend(Protocol):
+    """What a backend for chains offers: see ``optiacts.backends.eager_chain``."""
+
+    name: str
+
+    def side_bits(self, z: Tensor, curve: Curve) -> Tensor:
+        """The packed side bits of the activation's input."""
+
+    def chain_backward(self, grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of x, in ``dtype``, of scale and of shift."""
+
+
+def select_chain(tensor: Tensor, curve: Curve) -> ChainBackend:
+    """The fastest backend that serves chains of ``tensor``, the activation's input or output."""
+    return _select_chain(tensor.device, tensor.dtype, curve.name)
+
+
+def has_chain_kernels(device: torch.device) -> bool:
+    """Whether chains are as fast as PyTorch there. Elsewhere they take many small steps, which only who asks gets."""
+    return device.type == "cpu"
+
+
+@functools.cache
+def _select_chain(device: torch.device, dtype: torch.dtype, curve: str) -> ChainBackend:
+    able = device.type == "cpu" and dtype in native.dtypes and native_chain.serves(get(curve))
+    return native_chain if able and native.unavailable(device) is None else eager_chain
+
+
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "ChainBackend",
+    "NormBackend",
+    "has_chain_kernels",
+    "select",
+    "select_chain",
+    "select_for_dropout",
+    "select_norm",
+]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from optiacts.chains import Chain
 from optiacts.norms import Norm, Saved
 from optiacts.packing import pack, unpack_planes
 
@@ -56,7 +57,7 @@ def _unit(y: Tensor) -> Tensor:
     return power.clamp_(min=limits.tiny).mul_(limits.eps)
 
 
-def any_bad(scale: Tensor | None, shift: Tensor | None, norm: Norm, dtype: torch.dtype) -> bool:
+def any_bad(scale: Tensor | None, shift: Tensor | None, norm: Norm | Chain, dtype: torch.dtype) -> bool:
     """Whether any channel is bad: see ``optiacts.norms.Norm.bad``."""
     bad = norm.bad(scale, shift, dtype)
     return bad is not None and bool(bad.any())

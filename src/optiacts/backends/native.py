@@ -184,6 +184,11 @@ def scale_kept(x: Tensor, dropped: Tensor, scale: float) -> Tensor:
     return out
 
 
+def side_bits(x: Tensor, curve: Curve) -> Tensor:
+    """The packed side bits alone."""
+    return _pack(x, _constants(curve.name, x.dtype))
+
+
 def threads() -> int:
     """How many threads a kernel may use: torch's number, but one in a forked child, whose pool is not alive."""
     return 1 if _in_forked_child else torch.get_num_threads()
@@ -269,7 +274,7 @@ class _Constants:
     span: int
     borders: tuple[float, float, float]  # between the branches, and the two of the valley
     decoder: int  # the address of
-    decoder_owner: _Struct | _PiecesStruct | Tensor
+    decoder_owner: CurveStruct | _PiecesStruct | Tensor
 
 
 @once
@@ -277,7 +282,7 @@ def _constants(curve: str, dtype: torch.dtype) -> _Constants:
     known = curves.get(curve)
     in_pieces = dtype == torch.float32 and has_pieces(known)
     if dtype == torch.float32:
-        decoder: _Struct | _PiecesStruct | Tensor = _pieces_struct(known) if in_pieces else _struct(known)
+        decoder: CurveStruct | _PiecesStruct | Tensor = _pieces_struct(known) if in_pieces else curve_struct(known)
     else:
         decoder = slot_table(curve, dtype)
     planes = known.decoder.side_bits
@@ -305,7 +310,7 @@ def _left_patterns(threshold: float, dtype: torch.dtype) -> tuple[int, int]:
     return (at_threshold + 1) % (1 << 8 * dtype.itemsize), at_infinity - at_threshold - 1
 
 
-class _Struct(ctypes.Structure):
+class CurveStruct(ctypes.Structure):
     """``optiacts_curve`` of csrc/optiacts.h."""
 
     _fields_ = [
@@ -325,10 +330,11 @@ class _Struct(ctypes.Structure):
     ]
 
 
-def _struct(curve: Curve) -> _Struct:
+def curve_struct(curve: Curve) -> CurveStruct:
+    """The coefficients of ``curve`` as the C functions take them."""
     c, around = coefficients(curve), valley.polynomials(curve, torch.float32)
     rows = tuple((ctypes.c_float * PIECES)(*row) for row in c.polynomials)
-    return _Struct(
+    return CurveStruct(
         c.y_min_high, c.y_min_low, c.least, -1 / curve.y_min, c.limits, c.breaks, c.scale, c.shift, rows,
         valley.borders(curve, torch.float32)[1], around.centre, around.output, around.slope,
     )  # fmt: skip
@@ -425,6 +431,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
             *[count, count, address, address, address],
             *[size, size, address, count],
         ],
+        "optiacts_chain_backward": [address],
         "optiacts_pack_dropped": [address, address, size, size, count],
         "optiacts_scale_kept": [count, *3 * [address], size, size, number, count],
         "optiacts_dropped_backward": [count, *4 * [address], size, size, address, number, number, count],
@@ -435,6 +442,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     }
     telling = {"optiacts_norm_any_bad", "optiacts_norm_backward"}
     telling.update(name for name, arguments in signatures.items() if len(arguments) < 2)
+    telling -= {"optiacts_chain_backward"}
     for function, arguments in signatures.items():
         getattr(library, function).argtypes = arguments
         getattr(library, function).restype = count if function in telling else None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from optiacts.backends import eager_norm, native
+from optiacts.chains import Chain
 from optiacts.norms import Norm, Saved
 from optiacts.packing import packed_shape
 
@@ -83,7 +84,7 @@ def norm_backward(grad: Tensor, saved: Saved, dtype: torch.dtype) -> tuple[Tenso
     return dx, by_scale, by_shift
 
 
-def any_bad(scale: Tensor | None, shift: Tensor | None, norm: Norm, dtype: torch.dtype) -> bool:
+def any_bad(scale: Tensor | None, shift: Tensor | None, norm: Norm | Chain, dtype: torch.dtype) -> bool:
     """Whether any channel is bad: see ``optiacts.norms.Norm.bad``."""
     given = scale if scale is not None else shift
     if given is None or not _single(scale, shift):

@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.nn import Module
 
 from optiacts import casts, curves, functional, functional_elementwise, functional_norm
-from optiacts.conversion.known import Known, intercepted
+from optiacts.conversion.known import intercepted
 from optiacts.conversion.norm_recognition import RecognisedNorm
 from optiacts.conversion.purity import holds
 from optiacts.conversion.recognition import Recognised, compilers_can_compare
 from optiacts.conversion.rewriting import Place, Plan, build, place_of
-from optiacts.conversion.sequences import forward_of
+from optiacts.conversion.sequences import Steps, forward_of
 from optiacts.conversion.subclass import quiet_subclass
 from optiacts.ops.norm_graphs import loaded, register
 from optiacts.overwritten import made_by
@@ -51,7 +51,7 @@ class KeptNorm(NamedTuple):
 class Recipe:
     """How to make the subclass of ``original``: methods by name, or what its forward computes: an activation, a norm.
 
-    ``sequence``, of a ``Sequential``, are the activations that dropouts take. ``linear``: a Linear that shares the
+    ``sequence``, of a ``Sequential``, is what becomes one step in it. ``linear``: a Linear that shares the
     casts of autocast.
 
     ``wrappers`` are the names of what is a static or class method or a property, with that type. Copies share a
@@ -65,7 +65,7 @@ class Recipe:
     gated: bool = True
     norm: KeptNorm | None = None
     dropout: bool = True
-    sequence: tuple[Known, ...] = ()
+    sequence: Steps | None = None
     prelu: bool = False
     linear: bool = False
 
@@ -76,7 +76,8 @@ class Recipe:
         chosen = frozenset(spot for _, plan in self.methods for spot in spots(plan))
         norm = None if self.norm is None else self.norm.mode
         one = self.activation is not None
-        what = one, bool(self.sequence), self.gated, self.dropout, norm, self.prelu, self.linear
+        sequence = None if self.sequence is None else (self.sequence.dropouts, self.sequence.chains)
+        what = one, sequence, self.gated, self.dropout, norm, self.prelu, self.linear
         return Request, (self.original, chosen, *what)
 
 
@@ -90,7 +91,7 @@ class Request:
     original: type[Module]
     spots: frozenset[Any]
     activation: bool
-    sequence: bool
+    sequence: tuple[bool, bool] | None
     gated: bool
     dropout: bool
     norm: NormMode | None = None
@@ -158,7 +159,7 @@ def note_paths(module: Module, recipe: Recipe, path: str) -> None:
         register(module, recognised.weight, recognised.bias, recognised.offset)
     for _, plan in recipe.methods:
         _note_path(plan, module, path)
-    if recipe.sequence:
+    if recipe.sequence is not None:
         place_of_sequence(recipe).modules[module] = path
 
 
@@ -200,7 +201,7 @@ def converted_class(recipe: Recipe) -> type[Module]:
         else:
             method = _unless_replaced(original, name, build(plan))
             methods[name] = method if wrapper is None else wrapper(method)
-    if recipe.sequence:
+    if recipe.sequence is not None:
         methods["forward"] = _unless_replaced(
             original, "forward", forward_of(recipe.sequence, place_of_sequence(recipe))
         )

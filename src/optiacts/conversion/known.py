@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from optiacts import curves
-from optiacts._torch import function_mode, function_modes, watches_all_modules
-from optiacts.conversion.purity import holds, seen
+from optiacts._torch import function_mode, function_modes, watched
+from optiacts.conversion.purity import holds
 from optiacts.conversion.recognition import Recognised
 from optiacts.conversion.spelled import FUNCTIONS
 from optiacts.functional import compiles_autocast, saves_memory
@@ -131,11 +131,6 @@ def dropping(callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Drop
     given = {**dict(zip(("p", "training", "inplace"), args, strict=False)), **kwargs}
     valid = len(args) <= 3 and not kwargs.keys() - {"p", "training", "inplace"}
     return Dropping(given.get("p", 0.5), given.get("training", True), given.get("inplace", False)) if valid else None
-
-
-def watched(module: Module) -> bool:
-    """Whether somebody sees a call of ``module``, or replaced what it does: then it has to be called."""
-    return seen(module) or watches_all_modules()
 
 
 def intercepted() -> bool:

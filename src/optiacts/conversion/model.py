@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import Module
 
+from optiacts import functional_chain
 from optiacts.conversion import sites
 from optiacts.conversion.callees import Scope
 from optiacts.conversion.converted import KeptNorm, NormMode, Recipe, Request, install, is_converted, uninstall
@@ -25,8 +26,8 @@ from optiacts.conversion.rehearsal import Rehearsal, rehearse
 from optiacts.conversion.report import Conversion, ConversionReport
 from optiacts.conversion.rewriting import Plan
 from optiacts.conversion.selection import Selection, Selector
-from optiacts.conversion.sequences import pairs_in, taken_in
-from optiacts.conversion.sites import Drop, Product, Site, act_of
+from optiacts.conversion.sequences import chains_in, pairs_in, steps_in
+from optiacts.conversion.sites import Drop, Link, Product, Site, act_of
 from optiacts.conversion.source import Position
 from optiacts.conversion.values import Origin
 
@@ -40,6 +41,7 @@ class Options(NamedTuple):
     dropout: bool = True
     norms: bool = True
     autocast: bool = False
+    chains: bool = True
 
 
 def convert(
@@ -51,16 +53,19 @@ def convert(
     example_inputs: Any = None,
     norms: bool = True,
     autocast: bool = False,
+    chains: bool = True,
 ) -> ConversionReport:
     """Makes the activations and norms of ``model`` keep their output instead of their input, in place.
 
-    Activation modules, whatever their class, get a forward that keeps its output. A function of the model that calls
-    an activation, writes one out, or multiplies an activation's output with another tensor (``act(gate) * up``), is
-    replaced by its own source with these expressions exchanged for calls that decide when they run. A norm module, a
-    LayerNorm or RMSNorm of whatever class, runs its own forward and keeps its output, or its input where nobody else
-    keeps the output. What an activation or a norm is, is recognised by what it computes. The results of the model
-    stay what they were, bit for bit, and so do its modules' identities, parameters and state dict; ``revert`` undoes
-    it. Convert before ``torch.compile``, FSDP and the like; before or after weights are loaded or adapters are added.
+    Activation modules, whatever their class, get a forward that keeps its output. A function of the model that
+    calls an activation, writes one out, or multiplies an activation's output with another tensor (``act(gate) *
+    up``), is replaced by its own source with these expressions exchanged for calls that decide when they run. A
+    norm module, a LayerNorm or RMSNorm of whatever class, runs its own forward and keeps its output, or its input
+    where nobody else keeps the output. A norm whose output only an activation takes, both called in one function or
+    following each other in a ``Sequential``, becomes one step with it. What an activation or a norm is, is
+    recognised by what it computes. The results of the model stay what they were, bit for bit, and so do its
+    modules' identities, parameters and state dict; ``revert`` undoes it. Convert before ``torch.compile``, FSDP and
+    the like; before or after weights are loaded or adapters are added.
 
     Args:
         model: any module, an activation itself included.
@@ -79,6 +84,7 @@ def convert(
             and of one tensor each makes a copy. Linears then share one copy of what several of them are given, and a
             norm before them keeps that copy and remainder bits, 2.25 bytes per element, instead of its input's 4. No
             dtype changes, but a norm's gradient is then that of a 16-bit output. Without autocast nothing differs.
+        chains: convert a norm and the activation after it as one step, which keeps the activation's output alone.
 
     Returns:
         What was converted and what was left alone for which reason; ``print`` shows it as a table. Modules
@@ -92,7 +98,7 @@ def convert(
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     with _one_at_a_time:
         selection = Selection(model, include, exclude)
-        options = Options(gated, dropout, norms, autocast)
+        options = Options(gated, dropout, norms, autocast, chains)
         if example_inputs is None:
             return _Conversion(model, selection, options).run()
 
@@ -146,15 +152,16 @@ def convert_loaded(module: Module, request: Request) -> None:
             install(module, Recipe(type(module), gated=request.gated, linear=True))
             return
         if request.sequence:
-            install(module, Recipe(type(module), sequence=taken_in(module), gated=request.gated))
+            steps = steps_in(module, *request.sequence)
+            install(module, Recipe(type(module), sequence=steps, gated=request.gated))
             return
 
         def choose(
-            function: types.FunctionType, at: Position, site: Site | Product | Drop, scope: Scope
+            function: types.FunctionType, at: Position, site: Site | Product | Drop | Link, scope: Scope
         ) -> str | None:
             return "" if (function.__module__, function.__qualname__, at) in request.spots else None
 
-        planner = Planner([module, *module.modules()], request.gated, dropout=request.dropout)
+        planner = Planner([module, *module.modules()], request.gated, dropout=request.dropout, chains=True)
         recipe = _recipe(planner, module, choose, Found(), request.gated, request.dropout)
         if recipe is not None:
             install(module, recipe)
@@ -194,7 +201,7 @@ class _Conversion:
         rehearsal: Rehearsal | None = None,
     ) -> None:
         self._selection = selection
-        self._gated, self._dropout, self._norms, self._autocast = options
+        self._gated, self._dropout, self._norms, self._autocast, self._chains = options
         self._model = model
         self._modules = [(path, module) for path, module in model.named_modules()]
         self._paths = {id(module): path for path, module in self._modules}
@@ -202,7 +209,7 @@ class _Conversion:
         if rehearsal is not None:
             settled = frozenset(id(module) for path, module in self._modules if path in rehearsal.products)
         every = [module for _, module in self._modules]
-        self._planner = Planner(every, options.gated, options.norms, options.dropout, settled)
+        self._planner = Planner(every, options.gated, options.norms, options.dropout, settled, options.chains)
         self._rehearsal = rehearsal
         self._reasons = rehearsal.reasons if rehearsal is not None else {}  # why a module must be left, by its path
         self._no_gain = rehearsal.no_gain if rehearsal is not None else {}  # unless a dropout takes its output
@@ -262,7 +269,7 @@ class _Conversion:
         whole = path in self._selection
 
         def choose(
-            function: types.FunctionType, at: Position, site: Site | Product | Drop, scope: Scope
+            function: types.FunctionType, at: Position, site: Site | Product | Drop | Link, scope: Scope
         ) -> str | None:
             act = act_of(site)
             owned = [] if act is None else self._among(self._callees(scope, act))
@@ -270,6 +277,9 @@ class _Conversion:
             if isinstance(site, Drop):
                 dropouts = self._among(scope.objects(site.call.func))
                 chosen = chosen and all(child in self._selection for child in dropouts)
+            if isinstance(site, Link):
+                norms = self._among(site.norms)
+                chosen = chosen and all(child in self._selection for child in norms)
             return self._reasons.get(path, "") if chosen else None
 
         if "forward" in module.__dict__:
@@ -304,23 +314,39 @@ class _Conversion:
         return [self._paths[id(callee)] for callee in callees if id(callee) in self._paths]
 
     def _sequence(self, path: str, module: Module, recipes: list[tuple[str, Module, Recipe]]) -> Iterator[Conversion]:
-        """A ``Sequential`` with dropouts right behind activations."""
-        pairs = pairs_in(module) if self._dropout and path in self._selection else []
-        if not all(child in self._selection for pair in pairs for child in self._among(pair)):
+        """A ``Sequential`` with dropouts right behind activations, or activations right behind norms."""
+        if path not in self._selection:
             return
-        found: dict[str, None] = {}
-        for act, _ in pairs:
-            recognised = sites.activation(act)
-            what = f"{recognised.base if recognised else ''} + dropout"
-            reason = why_not(self._planner.flow, Origin(id(act)), False)
+        kind = type(module).__qualname__
+        dropped = self._steps(pairs_in(module) if self._dropout else [])
+        chained = self._steps(chains_in(module) if self._chains else [])
+        found = {f"{_curve_of(act)} + dropout": self._changed(act) for act, _ in dropped}
+        linked = {
+            f"{functional_chain.norm_name(norm)} + {_curve_of(act)}": self._reasons.get(path, "")
+            or self._changed(act)
+            for norm, act in chained
+        }
+        taken = [not any(reasons.values()) and bool(reasons) for reasons in (found, linked)]
+        for what, reason in (found | linked).items():
             if reason:
-                yield Conversion(path, type(module).__qualname__, reason=f"{what}: {reason}")
-                return
-            found[what] = None
-        if found:
-            self._planner.taken |= {id(act) for act, _ in pairs}
-            recipes.append((path, module, Recipe(type(module), sequence=taken_in(module), gated=self._gated)))
-            yield from (Conversion(path, type(module).__qualname__, what) for what in found)
+                yield Conversion(path, kind, reason=f"{what}: {reason}")
+        if not any(taken):
+            return
+        if taken[0]:
+            self._planner.taken |= {id(act) for act, _ in dropped}
+        if taken[1]:
+            self._planner.chained |= {id(one) for pair in chained for one in pair}
+        recipe = Recipe(type(module), sequence=steps_in(module, *taken), gated=self._gated)
+        recipes.append((path, module, recipe))
+        for what in (*(found if taken[0] else ()), *(linked if taken[1] else ())):
+            yield Conversion(path, kind, what)
+
+    def _steps(self, pairs: list[tuple[Module, Module]]) -> list[tuple[Module, Module]]:
+        """The pairs, if all of them are selected; a ``Sequential`` does all or none."""
+        return pairs if all(child in self._selection for pair in pairs for child in self._among(pair)) else []
+
+    def _changed(self, act: Module) -> str:
+        return why_not(self._planner.flow, Origin(id(act)), False)
 
     def _activation(
         self, path: str, module: Module, recipes: list[tuple[str, Module, Recipe]]
@@ -342,6 +368,8 @@ class _Conversion:
             return
         once = sites.kept_once(recognised.base) and not recognised.steps
         reason, note = self._use(path, module, once)
+        if reason and id(module) in self._planner.chained:
+            return
         if reason:
             yield Conversion(path, kind, reason=reason)
             return
@@ -354,7 +382,7 @@ class _Conversion:
         recognised = self._planner.norm(module)
         if recognised is None:
             reason = why_no_norm(module)
-            if reason:
+            if reason and id(module) not in self._planner.chained:
                 yield Conversion(path, kind, reason=reason)
             return
         reason, note = self._use(path, module, False)
@@ -394,6 +422,11 @@ class _Conversion:
         for path, other in every.items():
             if other is module:
                 yield path, every[path.rpartition(".")[0]]
+
+
+def _curve_of(act: Module) -> str:
+    recognised = sites.activation(act)
+    return recognised.base if recognised is not None else ""
 
 
 def _names(owner: Module, name: str) -> bool:

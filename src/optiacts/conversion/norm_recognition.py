@@ -383,6 +383,7 @@ def norm_of(module: Module) -> RecognisedNorm | None:
 
 
 _OTHER_NORMS = (
+    (nn.SyncBatchNorm, "its statistics are those of several devices"),
     (nn.modules.batchnorm._BatchNorm, "it normalises over the batch"),
     (nn.modules.instancenorm._InstanceNorm, "it normalises each channel by itself"),
     (nn.GroupNorm, "it normalises groups of channels"),

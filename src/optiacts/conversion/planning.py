@@ -13,8 +13,10 @@ from torch.nn import Module
 from torch.nn import functional as F
 
 from optiacts import curves
+from optiacts.chains import why_not_chained
 from optiacts.conversion import sites
 from optiacts.conversion.callees import Scope, root_name
+from optiacts.conversion.chains import find_chains
 from optiacts.conversion.dropouts import find_dropouts
 from optiacts.conversion.flow import Flow
 from optiacts.conversion.interest import Interest, foreign, names_in, wrapped_in
@@ -24,7 +26,7 @@ from optiacts.conversion.products import find_products
 from optiacts.conversion.recognition import Recognised
 from optiacts.conversion.rewriting import Plan
 from optiacts.conversion.sequences import is_taken
-from optiacts.conversion.sites import Drop, Product, Site, Sites, act_of
+from optiacts.conversion.sites import Drop, Link, Product, Site, Sites, act_of
 from optiacts.conversion.source import Position, UnseenError, position, source_of
 from optiacts.conversion.spelled import torch_curve
 from optiacts.conversion.values import Origin
@@ -53,7 +55,7 @@ class Method(NamedTuple):
 
 
 # None: not chosen; a text: to be left for that reason; the empty text: to be converted
-Choice = Callable[[types.FunctionType, Position, "Site | Product | Drop", Scope], str | None]
+Choice = Callable[[types.FunctionType, Position, "Site | Product | Drop | Link", Scope], str | None]
 
 
 class Planner:
@@ -66,6 +68,7 @@ class Planner:
         dropout: whether to convert dropouts.
         settled: the modules whose gated products surely nobody keeps, by identity, if that was tried; then what is
             frozen now counts as frozen, too.
+        chains: whether to convert norms with the activations after them.
     """
 
     def __init__(
@@ -75,16 +78,18 @@ class Planner:
         norms: bool = False,
         dropout: bool = False,
         settled: frozenset[int] | None = None,
+        chains: bool = False,
     ) -> None:
         self._modules = {id(module): module for module in modules}
         self._gated, self._dropout = gated, dropout
-        self._with_norms, self._settled = norms, settled
+        self._with_norms, self._with_chains, self._settled = norms, chains, settled
         self._norms: dict[int, RecognisedNorm | None] = {}
         self._sites: dict[tuple[types.FunctionType, int | None], Sites] = {}
         self._attributes: dict[int, frozenset[str]] = {}
         self.interest = Interest(dropout)
         self.flow = Flow(self._origins, self._followed, self.interest.of, self._takes)
         self.taken: set[int] = set()  # activation modules, by identity, whose outputs dropouts take
+        self.chained: set[int] = set()  # norms and activation modules that are one step somewhere
 
     # what the flow asks
 
@@ -120,6 +125,8 @@ class Planner:
             find_products(scope, found, self)
             if self._dropout:
                 find_dropouts(scope, found, self, self._gated)
+            if self._with_chains:
+                find_chains(scope, found)
         return self._sites[key]
 
     def contains(self, module: Module) -> bool:
@@ -286,6 +293,13 @@ class _Planning:
         for at, act in met.acts.items():
             if at not in actions and act.alone and self._take(scope, at, act, where):
                 use(act, "call" if act.written is None else "evaluate")
+        for at, link in met.chains.items():
+            waits = any(actions.get(act.at, "call") not in ("call", "begin_dropped") for act in link.acts)
+            if not waits and self._take(scope, at, link, where):
+                actions[at] = "begin_norm"
+                for act in link.acts:
+                    use(act, actions.get(act.at, "call"))
+                self._planner.chained |= {id(module) for module in (*link.norms, *_modules_of(link))}
         rewritten = self._called(scope, actions, where)
         self._open.pop()
         if not actions:
@@ -312,7 +326,9 @@ class _Planning:
                     plans += [] if plan in plans else [plan]
         return plans
 
-    def _take(self, scope: Scope, at: Position, site: Site | Product | Drop, where: str, note: str = "") -> bool:
+    def _take(
+        self, scope: Scope, at: Position, site: Site | Product | Drop | Link, where: str, note: str = ""
+    ) -> bool:
         """Whether to convert a site; notes the outcome, and ``note`` with it."""
         reason = self._choose(scope.function, at, site, scope)
         if reason is None:
@@ -323,7 +339,13 @@ class _Planning:
             if isinstance(site, Site)
             else isinstance(site, Product) and curves.get(site.act.base).keeps_output
         )
-        reason = reason or why_not(self._planner.flow, _origin(scope, at), once)
+        if isinstance(site, Link):
+            origins = [Origin(id(module)) for module in _modules_of(site)]
+            origins += [_origin(scope, act.at) for act in site.acts]
+            reasons = (why_not(self._planner.flow, origin, False) for origin in origins)
+            reason = reason or why_unchained(site) or next(filter(None, reasons), "")
+        else:
+            reason = reason or why_not(self._planner.flow, _origin(scope, at), once)
         if reason:
             self._found.left.append(f"{what}: {reason}")
         else:
@@ -341,6 +363,18 @@ def why_not(flow: Flow, origin: Origin, kept_once: bool) -> str:
         return f"its output is changed in place by {changed}"
     frozen = any(follower.frozen for follower in flow.followers.get(origin, ()))  # they may be trained later
     return why_unkept(flow, origin) if kept_once and not frozen else ""
+
+
+def why_unchained(link: Link) -> str:
+    """Why none of the activations may be one step with the norm before it; empty if one may."""
+    names = {act.base for act in link.acts} | {entry.recognised.curve for act in link.acts for entry in act.known}
+    reasons = [why_not_chained(name) for name in sorted(names)]
+    return reasons[0] if all(reasons) else ""
+
+
+def _modules_of(link: Link) -> list[Module]:
+    """The activation modules of a chain."""
+    return [callee for act in link.acts for callee in act.callees if isinstance(callee, Module)]
 
 
 def why_unkept(flow: Flow, origin: Origin) -> str:

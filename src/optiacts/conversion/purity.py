@@ -20,6 +20,7 @@ from torch.nn import Module
 from torch.nn import functional as F
 
 from optiacts import functional as ours
+from optiacts._torch import seen
 from optiacts.conversion.lookup import Context, Found, UnknownError
 from optiacts.conversion.source import UnseenError, source_of
 
@@ -421,17 +422,6 @@ def holds(pins: tuple[Pin, ...], callee: Any) -> bool:
         elif not (now is value or _equal(now, value)) or (isinstance(now, Module) and seen(now)):
             return False
     return True
-
-
-def seen(module: Module) -> bool:
-    """Whether somebody sees a call of ``module`` alone, or replaced what it does: then it has to be called."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-    )
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -110,7 +110,7 @@ class _Edit(ast.NodeTransformer):
     def _replaced(self, node: Any, helper: str) -> ast.AST:
         if helper == "class_of":
             return _call(helper, node.args[0] if isinstance(node, ast.Call) else node.value)
-        if helper in ("call", "begin", "begin_dropped"):
+        if helper in ("call", "begin", "begin_dropped", "begin_norm"):
             called = _call(helper, node.func, *node.args)
             called.keywords = node.keywords
             return called

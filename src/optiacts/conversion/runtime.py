@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from optiacts import curves, functional, functional_dropout, functional_gated
+from optiacts import curves, functional, functional_chain, functional_dropout, functional_gated
+from optiacts._torch import watched
+from optiacts.backends import has_chain_kernels
+from optiacts.chains import why_not_chained
 from optiacts.conversion.known import Activated, Dropping, Known, Rewritten, activated, chosen, dropping, intercepted
 from optiacts.conversion.purity import holds
 from optiacts.conversion.recognition import Recognised
@@ -42,6 +45,23 @@ class PendingProduct(NamedTuple):
     multiply: Callable[[Any, Any], Any]
 
 
+class PendingNorm(NamedTuple):
+    """A norm that waits for the activation after it."""
+
+    norm: Module
+    input: Tensor
+    version: int
+
+
+class PendingChain(NamedTuple):
+    """A norm and an activation that wait for the dropout behind them."""
+
+    norm: PendingNorm
+    callee: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
 def helpers(
     known: tuple[Known, ...],
     rewritten: tuple[Rewritten, ...],
@@ -60,6 +80,8 @@ def helpers(
     """
 
     def call(callee: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if args and type(args[0]) is PendingNorm:
+            return _chained(args[0], callee, args[1:], kwargs)
         found = activated(known, callee, args, kwargs)
         if found is None or _keeps_output(found):
             return chosen(rewritten, callee)(*args, **kwargs)
@@ -72,7 +94,32 @@ def helpers(
             return call(callee, *args, **kwargs) if later is callee else later(*args, **kwargs)
         return Pending(found.curve, found.input, _version(found.input), lambda: callee(*args, **kwargs))
 
+    def begin_norm(callee: Any, x: Any, /) -> Any:
+        waits = isinstance(callee, Module) and isinstance(x, Tensor) and functional_chain.saves_memory(x)
+        if not waits or not x.requires_grad or not has_chain_kernels(x.device) or watched(callee) or intercepted():
+            return callee(x)
+        return PendingNorm(callee, x, _version(x))
+
+    def _chained(pending: PendingNorm, callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        found = activated(known, callee, (pending.input, *args), kwargs)
+        if found is not None and not why_not_chained(found.curve):
+            _unmoved(pending)
+            result = functional_chain.chained_or_none(pending.input, pending.norm, found.curve)
+            if result is not None:
+                return made_by(result, place)
+        return call(callee, _settled(pending), *args, **kwargs)
+
+    def _settled(pending: PendingNorm) -> Any:
+        _unmoved(pending)
+        return pending.norm(pending.input)
+
+    def _unmoved(pending: PendingNorm) -> None:
+        if _version(pending.input) != pending.version:
+            raise RuntimeError(_changed("the input of the norm", place))
+
     def begin_dropped(callee: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if args and type(args[0]) is PendingNorm:
+            return PendingChain(args[0], callee, args[1:], kwargs)
         found = activated(known, callee, args, kwargs)
         if found is not None and found.inplace:  # its output is what the dropout may overwrite
             return callee(*args, **kwargs)
@@ -113,6 +160,11 @@ def helpers(
 
     def drop(callee: Any, value: Any, /, *args: Any, **kwargs: Any) -> Any:
         how = dropping(callee, args, kwargs)
+        if type(value) is PendingChain:
+            if how is None or how.inplace:  # the chain's output must not be overwritten
+                value = begin_dropped(value.callee, _settled(value.norm), *value.args, **value.kwargs)
+            else:
+                value = _chained(value.norm, value.callee, value.args, value.kwargs)
         if type(value) is Pending or type(value) is PendingProduct:
             if how is not None:
                 dropped = _dropped(value, how, place)
@@ -144,6 +196,7 @@ NAMES = (
     "call",
     "begin",
     "begin_dropped",
+    "begin_norm",
     "evaluate",
     "begin_evaluate",
     "product",
@@ -221,10 +274,14 @@ def _fits(act: Pending, up: Any) -> bool:
 def _unchanged(act: Pending | PendingProduct, place: Maker) -> None:
     factor = act.gate if isinstance(act, Pending) else act.up
     if isinstance(factor, Tensor) and _version(factor) != act.version:
-        raise RuntimeError(
-            "optiacts: the input of the activation was changed in place before its output was used, in "
-            f"{place.optiacts_described()}. Leave the module alone: optiacts.convert(model, exclude=...)."
-        )
+        raise RuntimeError(_changed("the input of the activation", place))
+
+
+def _changed(what: str, place: Maker) -> str:
+    return (
+        f"optiacts: {what} was changed in place before its output was used, in {place.optiacts_described()}. "
+        "Leave the module alone: optiacts.convert(model, exclude=...)."
+    )
 
 
 def _dropped(value: Pending | PendingProduct, how: Dropping, place: Maker) -> Any:

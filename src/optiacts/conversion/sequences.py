@@ -1,27 +1,44 @@
-"""``Sequential`` modules in which a dropout stands right behind an activation."""
+"""``Sequential`` modules in which a dropout stands behind an activation, or an activation behind a norm."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.nn import Module, Sequential
 
+from optiacts import functional_chain
+from optiacts.chains import why_not_chained
 from optiacts.conversion import sites
 from optiacts.conversion.known import Known, is_dropout, original_class
-from optiacts.conversion.runtime import PREFIX, helpers
+from optiacts.conversion.runtime import PREFIX, PendingNorm, helpers
 from optiacts.overwritten import Maker
+
+
+class Steps(NamedTuple):
+    """What becomes one step in a ``Sequential``: the activations, and with what."""
+
+    known: tuple[Known, ...]
+    dropouts: bool
+    chains: bool
 
 
 def pairs_in(module: Module) -> list[tuple[Module, Module]]:
     """The activations with the dropouts behind them; none for what is no plain ``Sequential``."""
+    return [(first, second) for first, second in _neighbours(module) if is_taken(first, second)]
+
+
+def chains_in(module: Module) -> list[tuple[Module, Module]]:
+    """The norms with the activations behind them; none for what is no plain ``Sequential``."""
+    return [(first, second) for first, second in _neighbours(module) if is_chain(first, second)]
+
+
+def _neighbours(module: Module) -> list[tuple[Module, Module]]:
     if not isinstance(module, Sequential) or original_class(module).forward is not Sequential.forward:
         return []
-    if "forward" in module.__dict__:
-        return []
-    return [(first, second) for first, second in itertools.pairwise(module) if is_taken(first, second)]
+    return [] if "forward" in module.__dict__ else list(itertools.pairwise(module))
 
 
 def is_taken(first: Module, second: Module) -> bool:
@@ -30,30 +47,52 @@ def is_taken(first: Module, second: Module) -> bool:
     return recognised is not None and not recognised.inplace
 
 
-def taken_in(module: Module) -> tuple[Known, ...]:
-    """The activations that dropouts take, as they are recognised again when they are called."""
+def is_chain(first: Module, second: Module) -> bool:
+    """Whether ``first`` is a norm and ``second`` an activation that can be one step with it."""
+    recognised = sites.activation(second) if functional_chain.norm_name(first) is not None else None
+    return recognised is not None and not why_not_chained(recognised.curve)
+
+
+def steps_in(module: Module, dropouts: bool, chains: bool) -> Steps:
+    """The activations of one step with others, as they are recognised again when they are called."""
+    acts = [act for act, _ in pairs_in(module)] if dropouts else []
+    acts += [act for _, act in chains_in(module)] if chains else []
     found: list[Known] = []
-    for act, _ in pairs_in(module):
+    for act in acts:
         recognised = sites.activation(act)
         if recognised is not None:
             known = Known(original_class(act), recognised)
             found += [] if known in found else [known]
-    return tuple(found)
+    return Steps(tuple(found), dropouts, chains)
 
 
-def forward_of(known: tuple[Known, ...], place: Maker) -> Callable[..., Any]:
-    """The forward of a ``Sequential`` in which the activations ``known`` wait for their dropouts."""
-    names = helpers(known, (), (), (), place)
+def forward_of(steps: Steps, place: Maker) -> Callable[..., Any]:
+    """The forward of a ``Sequential`` in which norms wait for their activations, and these for their dropouts."""
+    names = helpers(steps.known, (), (), (), place)
+    call, begin_norm = names[f"{PREFIX}call"], names[f"{PREFIX}begin_norm"]
     begin, drop = names[f"{PREFIX}begin_dropped"], names[f"{PREFIX}drop"]
+
+    def acts(module: Module) -> bool:
+        return any(known.key is original_class(module) for known in steps.known)
 
     @functools.wraps(Sequential.forward)
     def forward(self: Sequential, input: Any) -> Any:
         modules, value = list(self), input
         for number, module in enumerate(modules):
-            if is_dropout(module):
+            following = modules[number + 1] if number + 1 < len(modules) else None
+            if steps.dropouts and is_dropout(module):
                 value = drop(module, value)
-            elif number + 1 < len(modules) and is_dropout(modules[number + 1]):
+            elif steps.dropouts and following is not None and is_dropout(following):
                 value = begin(module, value)
+            elif (
+                steps.chains
+                and following is not None
+                and functional_chain.norm_name(module) is not None
+                and acts(following)
+            ):
+                value = begin_norm(module, value)
+            elif type(value) is PendingNorm:
+                value = call(module, value)
             else:
                 value = module(value)
         return value

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch.nn import Module, PReLU
 
-from optiacts import curves
+from optiacts import curves, functional_chain
 from optiacts.conversion.callees import Scope
 from optiacts.conversion.known import Known
 from optiacts.conversion.purity import ImpureError
@@ -46,6 +46,7 @@ class Site:
     title: str = ""
     alone: bool = True
     kept_once: bool = False
+    callees: tuple[Any, ...] = ()  # that evaluate a curve
 
     @property
     def what(self) -> str:
@@ -80,8 +81,24 @@ class Drop:
         return "dropout" if self.source is None else f"{self.source.what} + dropout"
 
 
-def act_of(site: Site | Product | Drop) -> Site | None:
+@dataclass(frozen=True)
+class Link:
+    """A call of one of ``norms``, whose output goes to one of the activations ``acts`` and nowhere else."""
+
+    at: Position
+    norms: tuple[Module, ...]
+    acts: tuple[Site, ...]
+
+    @property
+    def what(self) -> str:
+        names = dict.fromkeys(functional_chain.norm_name(norm) or "" for norm in self.norms)
+        return f"{' or '.join(names)} + {self.acts[0].what}"
+
+
+def act_of(site: Site | Product | Drop | Link) -> Site | None:
     """The activation in it, if there is one."""
+    if isinstance(site, Link):
+        return site.acts[0]
     if isinstance(site, Drop):
         return None if site.source is None else act_of(site.source)
     return site.act if isinstance(site, Product) else site
@@ -94,6 +111,7 @@ class Sites:
     acts: dict[Position, Site] = field(default_factory=dict)
     products: dict[Position, Product] = field(default_factory=dict)
     drops: dict[Position, Drop] = field(default_factory=dict)
+    chains: dict[Position, Link] = field(default_factory=dict)
 
 
 class Model(Protocol):
@@ -138,11 +156,13 @@ def _called(scope: Scope, call: ast.Call, model: Model) -> Site | None:
     """A call of an activation."""
     bases: dict[str, None] = {}
     alone, once, known = False, True, []
+    callees: list[Any] = []
     for callee in scope.objects(call.func):
         curve, entry = _curve(callee, call)
         if curve is None or not curves.get(curve).worth_gating:
             continue
         bases[curve] = None
+        callees.append(callee)
         alone |= not curves.get(curve).keeps_output and not (isinstance(callee, Module) and model.contains(callee))
         once &= kept_once(curve) and (entry is None or not entry.recognised.steps)
         if entry is not None and entry not in known:
@@ -151,7 +171,7 @@ def _called(scope: Scope, call: ast.Call, model: Model) -> Site | None:
         return None
     base, *others = bases
     title = "activation" if others else base  # of a table of them: which one, the call tells
-    return Site(position(call), base, tuple(known), title=title, alone=alone, kept_once=once)
+    return Site(position(call), base, tuple(known), title=title, alone=alone, kept_once=once, callees=tuple(callees))
 
 
 def _returning(scope: Scope, call: ast.Call, model: Model) -> Site | None:

@@ -141,6 +141,9 @@ class Curve:
         holds: how many tensors of its size PyTorch holds for it; None: one if it is one op, else several.
         kinks: where its slope jumps, besides 0.
         minimum: where its minimum lies, if that is known already.
+        tells_input: whether the output and the side bit tell the input everywhere, to a few roundings, so that a norm
+            before the activation can go by them (docs/chains.md). A forward that cancels or falls off fast far left
+            does not.
         modules, functions: the classes and functions that compute it.
         ops: the aten ops, such as ``"aten::gelu"``.
         triton: the forward as PyTorch's GPU kernel evaluates it, an expression in the float32 tile ``z``: see
@@ -164,6 +167,7 @@ class Curve:
     holds: int | None = None
     kinks: tuple[float, ...] = ()
     minimum: float | None = None
+    tells_input: bool = False
     modules: tuple[Spelling, ...] = ()
     functions: tuple[Spelling, ...] = ()
     ops: tuple[str, ...] = ()

@@ -29,6 +29,7 @@ def variant_of(curve: Curve, name: str, forward: Callable[[Tensor], Tensor]) -> 
         forward_=forward_,
         forward_out=None,
         base=curve.base or curve.name,
+        tells_input=False,  # its steps round on their own
         modules=(),
         functions=(),
         ops=(),

@@ -32,6 +32,7 @@ CURVE = Curve(
     second_derivative=_second_derivative,
     decoder=Unimodal(tail=(2, 0)),
     forward_out=lambda x, y: torch.ops.aten.mish.out(x, out=y),
+    tells_input=True,
     modules=(
         spelled("torch.nn.Mish"),
         spelled("transformers.activations.MishActivation"),

@@ -17,6 +17,7 @@ CURVE = Curve(
     second_derivative=_logistic.second_derivative(1.0),
     decoder=Unimodal(tail=(1, 0)),
     forward_out=lambda x, y: torch.ops.aten.silu.out(x, out=y),
+    tells_input=True,
     modules=(
         spelled("torch.nn.SiLU"),
         spelled("transformers.activations.SiLUActivation"),

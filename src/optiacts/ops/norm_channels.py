@@ -23,7 +23,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from optiacts import backends
 from optiacts._torch import is_capturing, is_fake, once
-from optiacts.norms import Norm, most_rescued
+from optiacts.chains import Chain
+from optiacts.norms import Norm
 from optiacts.overwritten import Maker
 
 
@@ -44,7 +45,7 @@ class Channels(NamedTuple):
 
 
 def look(
-    kind: Norm,
+    kind: Norm | Chain,
     weight: Tensor | None,
     bias: Tensor | None,
     scale: Tensor | None,
@@ -61,7 +62,9 @@ def look(
         bad = kind.bad(scale, shift, dtype)
         assert bad is not None
         numbers = bad.nonzero().squeeze(-1)
-        return Channels(len(numbers) <= most_rescued(len(bad)), numbers)
+        if not len(numbers):  # what the quick look takes for bad may not be
+            return Channels(True)
+        return Channels(len(numbers) <= kind.most_rescued(len(bad)), numbers)
     if not all(parameter.is_leaf for parameter in given):
         return Channels(False)  # new tensors each time: nothing to remember
     watch_optimizers()
@@ -151,7 +154,7 @@ class Known:
     Those are all on devices that the host does not wait for, and compiled graphs on any: see norm_graphs.py.
     """
 
-    kind: Norm
+    kind: Norm | Chain
     dtype: torch.dtype  # of the output
     weight: weakref.ref[Tensor] | None
     bias: weakref.ref[Tensor] | None
@@ -215,7 +218,7 @@ class Known:
 
         It goes back to keeping the output only with half as many bad channels as led away from it.
         """
-        most = most_rescued(len(bad))
+        most = self.kind.most_rescued(len(bad))
         numbers = tuple(bad.nonzero().flatten().tolist())
         if self.graphs is not None:
             self.graphs.learn(self, numbers)
@@ -255,7 +258,7 @@ def watch_optimizers() -> None:
     register_optimizer_step_post_hook(_after_step)
 
 
-def remembered(kind: Norm, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Known:
+def remembered(kind: Norm | Chain, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Known:
     key = kind, dtype, id(weight), id(bias)
     known = _known.get(key)
     if known is None or not known.of(weight, bias):

@@ -73,7 +73,8 @@ def report(
             if how.shows(now.kinds, autocast is not None):
                 say(f"tracing it with its {stage}")
                 conversion.convert_stage(model, stage, found)
-                stages.append(run.stage(stage)[0])
+                after = run.stage(stage)[0]
+                stages += [] if how.only_if_less and after.bytes >= stages[-1].bytes else [after]
     finally:
         conversion.revert(model)
     return MemoryReport(

@@ -14,10 +14,14 @@ from optiacts.reporting import kinds
 
 @dataclass(frozen=True)
 class Conversion:
-    """One stage: options of ``convert``, and what there must be to show: a kind of storage, autocast."""
+    """One stage: options of ``convert``, and what there must be to show: a kind of storage, autocast.
+
+    ``only_if_less``: neither is there if it holds as much as the stage before.
+    """
 
     options: Options
     shrinks: str | None = None
+    only_if_less: bool = False
 
     def shows(self, held: dict[str, int], autocast: bool) -> bool:
         """Whether there is anything to show where so much of each kind of storage is held."""
@@ -25,10 +29,11 @@ class Conversion:
 
 
 CONVERSIONS: dict[str, Conversion] = {
-    "activations converted": Conversion(Options(gated=False, dropout=False, norms=False)),
-    "gated MLPs converted": Conversion(Options(dropout=False, norms=False), kinds.GATED),
-    "dropouts converted": Conversion(Options(norms=False), kinds.MASKS),
-    "norms converted": Conversion(Options(), kinds.NORMS),
+    "activations converted": Conversion(Options(gated=False, dropout=False, norms=False, chains=False)),
+    "gated MLPs converted": Conversion(Options(dropout=False, norms=False, chains=False), kinds.GATED),
+    "dropouts converted": Conversion(Options(norms=False, chains=False), kinds.MASKS),
+    "norms converted": Conversion(Options(chains=False), kinds.NORMS),
+    "norms and activations in one": Conversion(Options(), kinds.NORMS, only_if_less=True),
     "casts shared": Conversion(Options(autocast=True)),
 }
 """By name, each with all that the ones before it convert."""

@@ -61,6 +61,18 @@ def _vit(hidden: int, layers: int, heads: int) -> dict[str, Any]:
     }
 
 
+def _efficientnet(width: float, depth: float, side: int, features: int) -> dict[str, Any]:
+    return {
+        "model_type": "efficientnet",
+        "architectures": ["EfficientNetForImageClassification"],
+        "image_size": side,
+        "width_coefficient": width,
+        "depth_coefficient": depth,
+        "hidden_dim": features,
+        "num_labels": 1000,
+    }
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "bert-base": _bert(768, 12, 12),
     "bert-large": _bert(1024, 24, 16),
@@ -78,4 +90,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
     "vit-base": _vit(768, 12, 12),
     "vit-large": _vit(1024, 24, 16),
+    "efficientnet-b0": _efficientnet(1.0, 1.0, 224, 1280),
+    "efficientnet-b4": _efficientnet(1.4, 1.8, 380, 1792),
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """Derives the coefficients of unimodal curves. Needs mpmath and numpy: ``pip install 'optiacts[fit]'``.
 
-Three parts, each for itself: ``polynomials`` (float32), ``short`` (16 bits on a GPU) and ``valley`` (gated products).
+Four parts, each for itself: ``polynomials`` (float32), ``short`` (16 bits on a GPU), ``valley`` (gated products) and,
+of a curve that tells its input, ``preimage`` (norms before it).
 What is fitted is the mathematics, and a forward that is rounded correctly: PyTorch's own differs by CPU. The last
 digits of a fit may still differ by machine, so ``refit`` keeps what is there unless it finds something better.
 """
@@ -12,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from optiacts.curves import Curve, Unimodal
-from optiacts.decoders.fitting import polynomials, short, valley
+from optiacts.decoders.fitting import polynomials, preimage, short, valley
 from optiacts.decoders.fitting.quality import FitError, Quality
 
-PARTS = {"polynomials": polynomials, "short": short, "valley": valley}
+PARTS = {"polynomials": polynomials, "short": short, "valley": valley, "preimage": preimage}
 BETTER = 0.99  # a fit is better if it leaves so much of the old one's error
 
 
@@ -35,8 +36,8 @@ def fit(curve: Curve, parts: Sequence[str] = tuple(PARTS)) -> dict[str, Any]:
 
     Args:
         curve: a unimodal curve; it need not be registered.
-        parts: those to derive, of "polynomials", "short" and "valley". Without "short" the curve works on CPU only.
-            It takes about 15 of the 20 seconds.
+        parts: those to derive, of "polynomials", "short", "valley" and "preimage". Without "short" the curve works
+            on CPU only. It takes about 15 of the 20 seconds.
 
     Raises:
         FitError: a fit misses the accuracy contract; the message advises what to change.
@@ -64,6 +65,8 @@ def refit(
     if not isinstance(curve.decoder, Unimodal):
         raise FitError(f"{curve.name} is read in closed form: it has no coefficients")
     for part in parts:
+        if part == "preimage" and not curve.tells_input:
+            continue
         progress(part)
         module, old = PARTS[part], before.get(part)
         problem = module.Problem(curve)

@@ -1,0 +1,240 @@
+// The C interface of chains: chooses the instruction set, and shares the work out to threads.
+//
+// A row is decoded into g = grad * f'(z) and x_hat, added up, and once the sums of all that is normalised together are
+// known, written as grad_x. Where all of it fits into a thread's scratch memory it is decoded once, else twice.
+
+#include "chain_kernels.h"
+#include "optiacts.h"
+#include "parallel.h"
+
+namespace {
+
+const ChainKernels& kernels(int dtype) {
+#if defined(OPTIACTS_X86)
+    switch (optiacts_level()) {
+        case OPTIACTS_AVX512: return chain_kernels_avx512[dtype];
+        case OPTIACTS_AVX2: return chain_kernels_avx2[dtype];
+    }
+#endif
+    return chain_kernels_portable[dtype];
+}
+
+constexpr int64_t ROWS_PER_SUM = 16;  // so many are added up in float32
+enum { ROWS, BATCH, GIVEN };          // what is normalised together: optiacts.h
+
+struct Chain {
+    const optiacts_chain& given;
+    const ChainKernels &of, &of_rescued, &of_result;
+    const int64_t* rescue;  // of each channel its number among the rescued ones, or -1
+    const float* inverse;   // of each channel
+
+    explicit Chain(const optiacts_chain& chain)
+        : given(chain), of(kernels(chain.dtype)), of_rescued(kernels(chain.rescued_dtype)),
+          of_result(kernels(chain.result_dtype)), rescue(chain.rescue), inverse(chain.inverse) {}
+
+    template <class Byte>
+    Byte* at(Byte* tensor, int64_t row, int64_t cols, int64_t size) const {
+        return tensor + row * cols * size;
+    }
+    const char* in(const void* tensor, int64_t row, int64_t cols, int64_t size) const {
+        return at(static_cast<const char*>(tensor), row, cols, size);
+    }
+    // The number of a statistic.
+    int64_t statistic(int64_t sample, int64_t channel) const {
+        const int64_t group = channel / (given.channels / given.groups);
+        return given.statistics == ROWS ? sample * given.groups + group : channel;
+    }
+};
+
+// --- positions are the last dimension: a row is a channel of a sample ---
+
+void decode(const Chain& c, int64_t sample, int64_t channel, float* g, float* x_hat) {
+    const optiacts_chain& t = c.given;
+    const int64_t row = sample * t.channels + channel, octets = (t.positions + 7) / 8;
+    c.of.decode(c.in(t.grad, row, t.positions, c.of.element_size), c.in(t.y, row, t.positions, c.of.element_size),
+                t.bits + row * octets, t.shift[channel], c.inverse[channel], g, x_hat, t.positions, t.decoder);
+    if (c.rescue && c.rescue[channel] >= 0) {
+        const int64_t from = sample * t.rescues + c.rescue[channel], statistic = c.statistic(sample, channel);
+        c.of_rescued.from_input(c.in(t.rescued, from, t.positions, c.of_rescued.element_size),
+                                t.mean ? t.mean[statistic] : 0, t.rstd[statistic], x_hat, t.positions);
+    }
+}
+
+// Some channels of some samples, which are normalised together: sums[0] is that of w g, sums[1] of w g x_hat.
+void together(const Chain& c, int64_t first_sample, int64_t last_sample, int64_t first_channel, int64_t last_channel,
+              double* by_channel, float* scratch) {
+    const optiacts_chain& t = c.given;
+    const int64_t size = t.positions, samples = last_sample - first_sample;
+    const int64_t all = samples * (last_channel - first_channel) * size;
+    const bool fits = all <= t.scratch && t.statistics != GIVEN;
+    const int64_t step = fits ? size : 0, behind = fits ? all : size;
+    double sums[2] = {};
+    float* g = scratch;
+    if (t.statistics != GIVEN) {
+        for (int64_t sample = first_sample; sample < last_sample; ++sample)
+            for (int64_t channel = first_channel; channel < last_channel; ++channel, g += step) {
+                decode(c, sample, channel, g, g + behind);
+                double own[2] = {};
+                c.of.add(g, g + behind, own, size);
+                by_channel[2 * channel] += own[0], by_channel[2 * channel + 1] += own[1];
+                sums[0] += t.scale[channel] * own[0], sums[1] += t.scale[channel] * own[1];
+            }
+    }
+    const double mean = t.centered ? sums[0] / double(all) : 0, product = sums[1] / double(all);
+    g = scratch;
+    for (int64_t sample = first_sample; sample < last_sample; ++sample)
+        for (int64_t channel = first_channel; channel < last_channel; ++channel, g += step) {
+            if (!fits) decode(c, sample, channel, g, g + behind);
+            if (t.statistics == GIVEN) c.of.add(g, g + behind, by_channel + 2 * channel, size);
+            const float rstd = t.rstd[c.statistic(sample, channel)];
+            char* const out = c.at(static_cast<char*>(t.grad_x), sample * t.channels + channel, size,
+                                   c.of_result.element_size);
+            c.of_result.gradient(g, g + behind, t.scale[channel] * rstd, float(mean) * rstd, float(product) * rstd,
+                                 out, size);
+        }
+}
+
+void positions_last(const Chain& c) {
+    const optiacts_chain& t = c.given;
+    const int64_t channels = t.channels, shared = t.statistics != ROWS, groups = shared ? channels : t.groups;
+    const int64_t each = channels / groups;
+    // the threads share out the groups, so that each channel's sums are one thread's
+    parallel_ranges(groups, 1, t.threads, [&](int64_t group, int64_t end) {
+        float* const scratch = t.workspace + 2 * t.room * (group * t.threads / groups);
+        for (; group < end; ++group) {
+            const int64_t first = group * each;
+            for (int64_t i = 2 * first; i < 2 * (first + each); ++i) t.sums[i] = 0;
+            if (shared)
+                together(c, 0, t.samples, first, first + each, t.sums, scratch);
+            else
+                for (int64_t sample = 0; sample < t.samples; ++sample)
+                    together(c, sample, sample + 1, first, first + each, t.sums, scratch);
+        }
+    });
+}
+
+// --- channels are the last dimension: a row is a position ---
+
+void decode_channels(const Chain& c, int64_t sample, int64_t position, float* g, float* x_hat) {
+    const optiacts_chain& t = c.given;
+    const int64_t row = sample * t.positions + position, octets = (t.channels + 7) / 8;
+    c.of.decode_channels(c.in(t.grad, row, t.channels, c.of.element_size),
+                         c.in(t.y, row, t.channels, c.of.element_size), t.bits + row * octets, t.shift, c.inverse, g,
+                         x_hat, t.channels, t.decoder);
+    if (!c.rescue) return;
+    const char* const exact = c.in(t.rescued, row, t.rescues, c.of_rescued.element_size);
+    for (int64_t channel = 0; channel < t.channels; ++channel)
+        if (c.rescue[channel] >= 0) {
+            const int64_t statistic = c.statistic(sample, channel);
+            c.of_rescued.from_input(exact + c.rescue[channel] * c.of_rescued.element_size,
+                                    t.mean ? t.mean[statistic] : 0, t.rstd[statistic], x_hat + channel, 1);
+        }
+}
+
+// The numbers of `gradient_channels`, from the sums of each channel over `count` elements each.
+void constants(const Chain& c, int64_t sample, const double* sums, int64_t count, float* factor) {
+    const optiacts_chain& t = c.given;
+    float *const constant = factor + t.channels, *const slope = constant + t.channels;
+    const int64_t groups = t.statistics == ROWS ? t.groups : t.channels, each = t.channels / groups;
+    for (int64_t group = 0; group < groups; ++group) {
+        double mean = 0, product = 0;
+        for (int64_t channel = group * each; channel < (group + 1) * each && t.statistics != GIVEN; ++channel)
+            mean += t.scale[channel] * sums[channel], product += t.scale[channel] * sums[t.channels + channel];
+        mean = t.centered ? mean / double(count * each) : 0, product /= double(count * each);
+        for (int64_t channel = group * each; channel < (group + 1) * each; ++channel) {
+            const float rstd = t.rstd[c.statistic(sample, channel)];
+            factor[channel] = t.scale[channel] * rstd;
+            constant[channel] = float(mean) * rstd, slope[channel] = float(product) * rstd;
+        }
+    }
+}
+
+// Decodes some rows, one after the other, and adds them to `sums`; `g` has room for all of them if `step` is not 0.
+void add_rows(const Chain& c, int64_t first, int64_t end, double* sums, float* by_channel, float* g, int64_t step,
+              int64_t behind) {
+    const optiacts_chain& t = c.given;
+    for (int64_t row = first; row < end; ++row, g += step) {
+        decode_channels(c, row / t.positions, row % t.positions, g, g + behind);
+        c.of.add_channels(g, g + behind, by_channel, by_channel + t.channels, t.channels);
+        if ((row - first) % ROWS_PER_SUM == ROWS_PER_SUM - 1 || row + 1 == end)
+            c.of.settle(by_channel, sums, 2 * t.channels);
+    }
+}
+
+void write_rows(const Chain& c, int64_t first, int64_t end, const float* factor, float* g, int64_t step,
+                int64_t behind) {
+    const optiacts_chain& t = c.given;
+    const int64_t channels = t.channels;
+    for (int64_t row = first; row < end; ++row, g += step) {
+        if (!step) decode_channels(c, row / t.positions, row % t.positions, g, g + behind);
+        c.of_result.gradient_channels(
+            g, g + behind, factor, factor + channels, factor + 2 * channels,
+            c.at(static_cast<char*>(t.grad_x), row, channels, c.of_result.element_size), channels);
+    }
+}
+
+void channels_last(const Chain& c) {
+    const optiacts_chain& t = c.given;
+    const int64_t channels = t.channels, parts = t.threads, rows = t.samples * t.positions;
+    // of each part: its totals, as doubles; the floats that go into them; the constants; then room to decode into
+    const int64_t part_size = 2 * t.room + 16 * channels;
+    const auto part_of = [&](int64_t part) { return t.workspace + part * part_size; };
+    const auto totals_of = [&](int64_t part) { return reinterpret_cast<double*>(part_of(part)); };
+    for (int64_t part = 0; part < parts; ++part)
+        for (int64_t i = 0; i < 8 * channels; ++i) totals_of(part)[i] = 0;
+
+    parallel_ranges(parts, 1, t.threads, [&](int64_t part, int64_t last) {
+        for (; part < last; ++part) {
+            double *const totals = totals_of(part), *const own = totals + 2 * channels;
+            float* const by_channel = reinterpret_cast<float*>(own + 2 * channels);
+            float *const factor = by_channel + 2 * channels, *const scratch = part_of(part) + 16 * channels;
+            if (t.statistics == ROWS) {
+                const bool fits = t.positions * channels <= t.scratch;
+                const int64_t step = fits ? channels : 0, behind = fits ? t.positions * channels : channels;
+                for (int64_t sample = t.samples * part / parts; sample < t.samples * (part + 1) / parts; ++sample) {
+                    const int64_t first = sample * t.positions, end = first + t.positions;
+                    for (int64_t i = 0; i < 2 * channels; ++i) own[i] = 0;
+                    add_rows(c, first, end, own, by_channel, scratch, step, behind);
+                    for (int64_t i = 0; i < 2 * channels; ++i) totals[i] += own[i];
+                    constants(c, sample, own, t.positions, factor);
+                    write_rows(c, first, end, factor, scratch, step, behind);
+                }
+                continue;
+            }
+            const int64_t first = rows * part / parts, end = rows * (part + 1) / parts;
+            if (t.statistics == GIVEN) {
+                constants(c, 0, totals, 1, factor);
+                for (int64_t row = first; row < end; ++row) {
+                    add_rows(c, row, row + 1, totals, by_channel, scratch, channels, channels);
+                    write_rows(c, row, row + 1, factor, scratch, channels, channels);
+                }
+            } else {
+                add_rows(c, first, end, totals, by_channel, scratch, 0, channels);
+            }
+        }
+    });
+    for (int64_t i = 0; i < 2 * channels; ++i) {
+        double sum = 0;
+        for (int64_t part = 0; part < parts; ++part) sum += totals_of(part)[i];
+        t.sums[i] = sum;
+    }
+    if (t.statistics != BATCH) return;
+    parallel_ranges(parts, 1, t.threads, [&](int64_t part, int64_t last) {
+        for (; part < last; ++part) {
+            float* const factor = part_of(part) + 10 * channels;
+            constants(c, 0, t.sums, rows, factor);
+            write_rows(c, rows * part / parts, rows * (part + 1) / parts, factor, part_of(part) + 16 * channels, 0,
+                       channels);
+        }
+    });
+}
+
+}  // namespace
+
+void optiacts_chain_backward(const optiacts_chain* chain) {
+    const Chain c(*chain);
+    if (chain->last)
+        channels_last(c);
+    else
+        positions_last(c);
+}

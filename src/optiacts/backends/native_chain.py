@@ -1,0 +1,139 @@
+"""The chains' CPU backend: the kernels of csrc/chains.cpp, called with ctypes; see ``optiacts.backends.native``.
+
+Each element is decoded once, where what is normalised together fits into a thread's share of the cache, else twice.
+Results are those of ``optiacts.backends.eager_chain`` within the rounding of float32; the weight's and the bias's may
+differ in it by the number of threads. What has no kernel (float64, a rare mixture of dtypes, a curve in closed form,
+nothing to compute) is left to eager.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optiacts import curves
+from optiacts._torch import once
+from optiacts.backends import eager_chain, native
+from optiacts.chains import SavedChain
+from optiacts.curves import Curve, Unimodal
+from optiacts.decoders.polynomials import DEGREE
+from optiacts.decoders.preimage import PIECES, preimage_coefficients, preimage_table
+from optiacts.decoders.table import decode_table
+
+name = "native"
+
+_STATISTICS = ("rows", "batch", "given")  # in the order of csrc/optiacts.h
+_ELEMENTS_PER_THREAD = 1 << 14  # take it about 10 µs
+_KEPT = 1 << 18  # elements that a thread keeps decoded: 2 MiB
+
+
+def side_bits(z: Tensor, curve: Curve) -> Tensor:
+    """The packed side bits of the activation's input."""
+    return native.side_bits(z, curve)
+
+
+def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """All three gradients; see ``eager_chain.chain_backward``."""
+    y, rescued, last = saved.y, saved.rescued, saved.last
+    formats = {grad.dtype, y.dtype, dtype} | (set() if rescued is None else {rescued.dtype})
+    single = all(t is None or t.dtype is torch.float32 for t in (saved.rstd, saved.scale, saved.shift, saved.mean))
+    if grad.dtype is not y.dtype or not native.dtypes.issuperset(formats) or not y.numel() or not single:
+        return eager_chain.chain_backward(grad, saved, dtype)
+    samples, channels, positions = (y.shape[0], y.shape[2], y.shape[1]) if last else y.shape
+    rstd = saved.rstd.contiguous()
+    scale = rstd.new_ones(channels) if saved.scale is None else saved.scale.contiguous()
+    shift = rstd.new_zeros(channels) if saved.shift is None else saved.shift.contiguous()
+    mean = None if saved.mean is None else saved.mean.contiguous()
+    inverse = scale.reciprocal()  # of rescued channels not used
+    groups = rstd.shape[1] if saved.statistics == "rows" else 1
+    rescue = None
+    if saved.columns is not None and rescued is not None:
+        rescued = rescued.contiguous()
+        numbers = torch.arange(saved.columns.numel())
+        rescue = torch.full((channels,), -1, dtype=torch.int64).index_copy(0, saved.columns.long(), numbers)
+    threads = min(native.threads(), y.numel() // _ELEMENTS_PER_THREAD + 1)
+    row = channels if last else positions
+    together = positions * (channels if last else channels // groups)
+    if saved.statistics == "batch":
+        together = samples * positions
+    room = max(row, together if together <= _KEPT and saved.statistics != "given" else 0)
+    workspace = rstd.new_empty(threads * (2 * room + 16 * channels))
+    sums = torch.empty(2 * channels, dtype=torch.float64)
+    grad, y, bits = grad.contiguous(), y.contiguous(), saved.bits.contiguous()
+    dx = torch.empty(grad.shape, dtype=dtype)
+    native.ask_for_huge_pages(dx, dx.nbytes)
+    decoder = _decoder(saved.curve, y.dtype)
+    numbered = native.DTYPES.index
+    arguments = _Chain(
+        grad.data_ptr(), y.data_ptr(), bits.data_ptr(), decoder.address, rstd.data_ptr(), _address(mean),
+        scale.data_ptr(), shift.data_ptr(), inverse.data_ptr(), _address(rescue), _address(rescued), dx.data_ptr(),
+        sums.data_ptr(), workspace.data_ptr(), samples, channels, positions, groups,
+        0 if saved.columns is None else saved.columns.numel(), _KEPT, room, numbered(y.dtype),
+        numbered((y if rescued is None else rescued).dtype), numbered(dtype), _STATISTICS.index(saved.statistics),
+        saved.centered, last, threads,
+    )  # fmt: skip
+    native.library().optiacts_chain_backward(ctypes.addressof(arguments))
+    found = sums.to(torch.float32)
+    by_shift, by_scale = found.view(2, channels) if last else found.view(channels, 2).unbind(1)
+    return dx, by_scale, by_shift
+
+
+class _Chain(ctypes.Structure):
+    """``optiacts_chain`` of csrc/optiacts.h."""
+
+    _fields_ = [
+        *[(address, ctypes.c_void_p) for address in (
+            "grad", "y", "bits", "decoder", "rstd", "mean", "scale", "shift", "inverse", "rescue", "rescued",
+            "grad_x", "sums", "workspace",
+        )],
+        *[(size, ctypes.c_int64) for size in (
+            "samples", "channels", "positions", "groups", "rescues", "scratch", "room",
+        )],
+        *[(number, ctypes.c_int32) for number in (
+            "dtype", "rescued_dtype", "result_dtype", "statistics", "centered", "last", "threads",
+        )],
+    ]  # fmt: skip
+
+
+class _Curve(ctypes.Structure):
+    """``optiacts_chain_curve`` of csrc/optiacts.h."""
+
+    _fields_ = [
+        ("curve", native.CurveStruct),
+        ("per_output", ctypes.c_float),
+        ("limits", ctypes.c_float * 2),
+        ("breaks", ctypes.c_float * (2 * (PIECES - 1))),
+        ("scale", ctypes.c_float * (2 * PIECES)),
+        ("shift", ctypes.c_float * (2 * PIECES)),
+        ("polynomials", ctypes.c_float * (2 * PIECES) * (DEGREE + 1)),
+    ]
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    address: int
+    owner: _Curve | Tensor
+
+
+@once
+def _decoder(curve: str, dtype: torch.dtype) -> _Decoder:
+    known = curves.get(curve)
+    if dtype is not torch.float32:
+        tables = torch.cat([decode_table(curve, dtype), preimage_table(curve, dtype)])
+        return _Decoder(tables.data_ptr(), tables)
+    c = preimage_coefficients(known)
+    rows = tuple((ctypes.c_float * (2 * PIECES))(*row) for row in c.polynomials)
+    struct = _Curve(native.curve_struct(known), 1 / known.y_min, c.limits, c.breaks, c.scale, c.shift, rows)
+    return _Decoder(ctypes.addressof(struct), struct)
+
+
+def serves(curve: Curve) -> bool:
+    """Whether there are kernels for a curve."""
+    return isinstance(curve.decoder, Unimodal)
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

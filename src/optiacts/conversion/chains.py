@@ -1,0 +1,190 @@
+"""Norms in a function whose output goes to an activation and nowhere else: the two can be one step.
+
+Either the norm's call is the activation's argument, or it is bound to a variable whose next use, on every path
+through the function, is that argument. What stands between the two must call nothing: the norm runs when the
+activation does.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from torch.nn import Module
+
+from optiacts import functional_chain
+from optiacts.conversion.callees import Scope
+from optiacts.conversion.sites import Link, Sites
+from optiacts.conversion.source import Function, Position, position
+
+
+def find_chains(scope: Scope, sites: Sites) -> None:
+    """The chains of a function, by the positions of their norms' calls."""
+    products = {product.act.at for product in sites.products.values()}
+    acts: dict[int, Position] = {}  # of the argument, by the node's identity
+    for call in scope.calls:
+        act = sites.acts.get(position(call))
+        if act is None or act.at in products or act.written is not None or not act.callees or not call.args:
+            continue
+        if not isinstance(call.args[0], ast.Starred):
+            acts[id(call.args[0])] = act.at
+    if not acts:
+        return
+    for call in scope.calls:
+        norms = norms_of(scope, call)
+        if not norms:
+            continue
+        used = {acts[id(call)]} if id(call) in acts else _uses(scope, call, acts)
+        if used:
+            links = tuple(sites.acts[at] for at in sorted(used))
+            sites.chains[position(call)] = Link(position(call), norms, links)
+
+
+def norms_of(scope: Scope, call: ast.Call) -> tuple[Module, ...]:
+    """The norms that a call may run, of one tensor."""
+    if len(call.args) != 1 or call.keywords or isinstance(call.args[0], ast.Starred):
+        return ()
+    found = (callee for callee in scope.objects(call.func) if isinstance(callee, Module))
+    return tuple(callee for callee in found if functional_chain.norm_name(callee) is not None)
+
+
+class _RefusedError(Exception):
+    """The variable's value may be needed elsewhere, or later than something else runs."""
+
+
+def _uses(scope: Scope, norm: ast.Call, acts: dict[int, Position]) -> set[Position]:
+    """The activations that take the variable which the norm's output is bound to; none if anything else does."""
+    for blocks in _paths_to(scope.node, norm):
+        block, number = blocks[-1]
+        statement = block[number]
+        if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
+            return set()
+        target, value = statement.targets[0], statement.value
+        values = (value.body, value.orelse) if isinstance(value, ast.IfExp) else (value,)
+        if not isinstance(target, ast.Name) or norm not in values or _elsewhere(scope.node, target.id):
+            return set()
+        walk = _Walk(target.id, acts)
+        try:
+            return walk.after(blocks)
+        except _RefusedError:
+            return set()
+    return set()
+
+
+def _elsewhere(function: Function, name: str) -> bool:
+    """Whether inner functions read a variable, or others may bind it."""
+    for node in ast.walk(function):
+        if isinstance(node, (ast.Global, ast.Nonlocal)) and name in node.names:
+            return True
+        if isinstance(node, ast.Name) and node.id in ("locals", "vars", "eval", "exec"):
+            return True
+        if isinstance(node, ast.GeneratorExp):  # runs later, but for what it goes over
+            parts: list[ast.AST] = [node.elt, *node.generators[0].ifs, *node.generators[1:]]
+            if any(_reads(part, name) for part in parts):
+                return True
+        inner = isinstance(node, (ast.Lambda, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+        if inner and node is not function and _names(node, name):
+            return True
+    return False
+
+
+Blocks = list[tuple[list[ast.stmt], int]]  # from the outermost: a block, and the number of the statement in it
+
+
+def _paths_to(function: Function, node: ast.AST) -> Iterator[Blocks]:
+    """Where a node stands, at most once."""
+    if not isinstance(function, ast.Lambda):
+        blocks: Blocks = []
+        block: list[ast.stmt] | None = function.body
+        while block is not None:
+            number = next((n for n, s in enumerate(block) if any(node is inner for inner in ast.walk(s))), None)
+            if number is None:
+                return
+            blocks.append((block, number))
+            statement = block[number]
+            if isinstance(statement, ast.If):
+                inner = [statement.body, statement.orelse]
+            else:
+                inner = [statement.body] if isinstance(statement, (ast.With, ast.For, ast.While)) else []
+            block = next((b for b in inner if any(node is part for s in b for part in ast.walk(s))), None)
+        yield blocks
+
+
+class _Walk:
+    """Follows a variable from where it is bound to where it is bound again, on all paths."""
+
+    def __init__(self, name: str, acts: dict[int, Position]) -> None:
+        self._name, self._acts = name, acts
+        self._found: set[Position] = set()
+
+    def after(self, blocks: Blocks) -> set[Position]:
+        used = False
+        for depth in range(len(blocks) - 1, -1, -1):
+            block, number = blocks[depth]
+            used, goes_on = self._block(block[number + 1 :], used)
+            if not goes_on:
+                return self._found
+            if depth and not isinstance(blocks[depth - 1][0][blocks[depth - 1][1]], ast.If):
+                raise _RefusedError  # out of a loop or a context
+        return self._found
+
+    def _block(self, statements: list[ast.stmt], used: bool) -> tuple[bool, bool]:
+        """Whether the value has been used after the statements, and whether the path leads beyond them."""
+        for statement in statements:
+            used, goes_on = self._statement(statement, used)
+            if not goes_on:
+                return used, False
+        return used, True
+
+    def _statement(self, statement: ast.stmt, used: bool) -> tuple[bool, bool]:
+        if isinstance(statement, ast.If):
+            used = self._expression(statement.test, used)
+            first, second = self._block(statement.body, used), self._block(statement.orelse, used)
+            return first[0] or second[0], first[1] or second[1]
+        if isinstance(statement, (ast.Return, ast.Raise)):
+            self._expression(statement, used)
+            return used, False
+        simple = isinstance(statement, (ast.Assign, ast.AnnAssign, ast.Expr, ast.AugAssign, ast.Assert, ast.Pass))
+        if not simple:
+            leaves = isinstance(statement, (ast.Break, ast.Continue))
+            if not used or leaves or _names(statement, self._name):
+                raise _RefusedError
+            return used, True
+        if isinstance(statement, ast.AugAssign) and _names(statement.target, self._name):
+            raise _RefusedError
+        used = self._expression(statement, used)
+        targets = statement.targets if isinstance(statement, ast.Assign) else []
+        return used, not any(isinstance(t, ast.Name) and t.id == self._name for t in targets)
+
+    def _expression(self, node: ast.AST, used: bool) -> bool:
+        reads = _reads(node, self._name)
+        if not reads:
+            if not used and not _quiet(node):
+                raise _RefusedError
+            return used
+        if used or len(reads) > 1 or id(reads[0]) not in self._acts:
+            raise _RefusedError
+        others = [
+            n for n in ast.walk(node) if isinstance(n, ast.Call) and not any(reads[0] is m for m in ast.walk(n))
+        ]
+        if others or isinstance(node, ast.AugAssign):
+            raise _RefusedError
+        self._found.add(self._acts[id(reads[0])])
+        return True
+
+
+def _reads(node: ast.AST, name: str) -> list[ast.Name]:
+    return [n for n in ast.walk(node) if isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Load)]
+
+
+def _names(node: ast.AST, name: str) -> bool:
+    return any(isinstance(n, ast.Name) and n.id == name for n in ast.walk(node))
+
+
+def _quiet(node: ast.AST) -> bool:
+    """Whether nothing in it runs code of others or changes a tensor."""
+    loud = (ast.Call, ast.AugAssign, ast.Await, ast.Yield, ast.YieldFrom, ast.Delete)
+    return not any(
+        isinstance(n, loud) or (isinstance(n, (ast.Attribute, ast.Subscript)) and not isinstance(n.ctx, ast.Load))
+        for n in ast.walk(node)
+    )

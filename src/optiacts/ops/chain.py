@@ -1,0 +1,275 @@
+"""Chains: a norm and the activation after it, differentiated together from the last output.
+
+    optiacts::chain_forward(Tensor z, str curve, int dims, bool last) -> (Tensor y, Tensor bits)
+    optiacts::chain_backward(Tensor grad, Tensor y, Tensor bits, Tensor rstd, Tensor? scale, Tensor? shift,
+        Tensor? mean, Tensor? columns, Tensor? rescued, str curve, str statistics, bool centered, bool last,
+        ScalarType dtype) -> (Tensor grad_x, Tensor grad_scale, Tensor grad_shift)
+
+The first is the activation of the norm's output z, and the side bits, packed as ``Chain.rows`` lays them out, with
+``dims`` and ``last``. The second takes grad and y as ``Chain.rows`` makes them; see ``chains.SavedChain``. grad_x is
+of ``dtype``, the other two are in the precision of the arithmetic.
+
+The norm itself runs outside of the Function, as it is, and without leaving a graph. Saved are y, the side bits, rstd,
+the weight and the bias as they are now, since whoever changes them unseen must not change the gradient, and of the
+*rescued channels*, whose weight or bias would spoil x̂, the input, with the mean.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from optiacts import backends, curves
+from optiacts._torch import is_fake
+from optiacts.chains import Chain, SavedChain, furthest_told
+from optiacts.ops import library
+from optiacts.ops.functions import differentiable
+from optiacts.ops.norm import norm_statistics
+from optiacts.ops.norm_channels import Channels, guard, waits
+from optiacts.overwritten import remember, saved_tensors
+from optiacts.packing import packed_shape
+
+
+class Normed(NamedTuple):
+    """What a norm made of its input: the output, and the statistics that it went by, where they are known."""
+
+    z: Tensor
+    mean: Tensor | None
+    rstd: Tensor | None
+
+
+class Factors(NamedTuple):
+    """The weight and the bias of a norm, and copies of them as ``Chain.scale`` and ``Chain.shift`` make them."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    scale: Tensor | None
+    shift: Tensor | None
+
+
+def factors(weight: Tensor | None, bias: Tensor | None, kind: Chain) -> Factors:
+    """With copies as they are now: who changes the parameters unseen must not change the gradient."""
+    with torch.no_grad():
+        return Factors(weight, bias, kind.scale(weight, copy=True), kind.shift(bias, copy=True))
+
+
+def chain(x: Tensor, given: Factors, kind: Chain, normed: Normed, channels: Channels) -> Tensor:
+    """The activation of ``normed.z``, which is the norm ``kind`` of x, with what the backward of both needs."""
+    z, mean, rstd = normed
+    with torch.no_grad():
+        last = kind.last(z)
+        if rstd is None:
+            mean, rstd = _taken(kind, kind.rows(x, last), last)
+        columns = channels.rescued
+        if z.element_size() < x.element_size() or _lost(kind, z):  # channels were judged by the dtype of x
+            columns = torch.arange(z.numel() // _positions(kind, z), device=z.device)
+    result: Tensor = OptiActsChain.apply(x, *given, z, mean, rstd, columns, kind, last, channels.known)
+    return result
+
+
+def _taken(kind: Chain, rows: Tensor, last: bool) -> tuple[Tensor, Tensor]:
+    """mean and rstd of the input: by the norms' op where what is normalised together lies together, or nearly so."""
+    if torch.compiler.is_compiling() or (last and not kind.dims):
+        return kind.taken(rows, last)
+    samples = rows.shape[0]
+    if kind.statistics == "batch":  # of each channel in each sample first
+        mean, rstd, _ = library.call(norm_statistics, rows, rows, None, None, 0.0, True, False)
+        between, centre = torch.var_mean(mean.squeeze(-1), 0, correction=0)
+        within = rstd.square().reciprocal().mean((0, 2))
+        return centre, (between + within + kind.eps).rsqrt()
+    together = rows.reshape(samples, kind.groups, -1)
+    mean, rstd, _ = library.call(norm_statistics, together, together, None, None, kind.eps, kind.centered, False)
+    return (mean.squeeze(-1) if kind.centered else torch.zeros_like(rstd.squeeze(-1))), rstd.squeeze(-1)
+
+
+def _lost(kind: Chain, z: Tensor) -> bool:
+    """Whether an output of float16 is too faint to tell its input. A host that would have to wait does not look."""
+    if z.dtype is not torch.float16 or torch.compiler.is_compiling() or is_fake(z) or waits(z.device):
+        return False
+    return bool(z.amin() < -furthest_told(kind.curve, z.dtype))
+
+
+def _positions(kind: Chain, z: Tensor) -> int:
+    """How many elements a channel has."""
+    shape = z.shape[: z.ndim - kind.dims] if kind.dims else (z.shape[0], *z.shape[2:])
+    count = 1
+    for length in shape:
+        count *= length
+    return count
+
+
+# The ops
+
+
+def _rows(dims: int) -> Chain:
+    return Chain("", "", "rows", 0.0, dims)
+
+
+def _forward(z: Tensor, name: str, dims: int, last: bool) -> tuple[Tensor, Tensor]:
+    curve = curves.get(name)
+    y = curve.forward(z)
+    return y, backends.select_chain(z, curve).side_bits(_rows(dims).rows(z, last), curve)
+
+
+def _fake_forward(z: Tensor, name: str, dims: int, last: bool) -> tuple[Tensor, Tensor]:
+    planes = curves.get(name).decoder.side_bits
+    bits = packed_shape(_rows(dims).rows(z, last).shape, planes)
+    return torch.empty_like(z), z.new_empty(bits, dtype=torch.uint8)
+
+
+def _backward(grad: Tensor, *saved_and_dtype: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *fields, dtype = saved_and_dtype
+    saved = SavedChain(*fields)
+    return backends.select_chain(saved.y, curves.get(saved.curve)).chain_backward(grad, saved, dtype)
+
+
+def _fake_backward(grad: Tensor, *saved_and_dtype: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *fields, dtype = saved_and_dtype
+    saved = SavedChain(*fields)
+    by_channel = saved.rstd.new_empty(saved.y.shape[2 if saved.last else 1])
+    return grad.new_empty(grad.shape, dtype=dtype), by_channel, torch.empty_like(by_channel)
+
+
+def _check_saved(grad: Tensor, *saved_and_dtype: Any) -> None:
+    """A backend reads what is saved by address: nothing but the right shape may reach it."""
+    *fields, _ = saved_and_dtype
+    saved = SavedChain(*fields)
+    y, bits = saved.y, saved.bits
+    if y.ndim != 3 or grad.shape != y.shape:
+        raise ValueError(f"grad and y must have one shape of three dimensions; got {[*grad.shape]} and {[*y.shape]}")
+    wanted = packed_shape(y.shape, curves.get(saved.curve).decoder.side_bits)
+    if bits.dtype != torch.uint8 or bits.shape != wanted:
+        raise ValueError(f"bits must be uint8 of shape {wanted}; got {bits.dtype} of shape {tuple(bits.shape)}")
+    channels = y.shape[2 if saved.last else 1]
+    for argument, factor in (("scale", saved.scale), ("shift", saved.shift)):
+        if factor is not None and factor.shape != (channels,):
+            raise ValueError(f"{argument} must have shape {(channels,)}; got {tuple(factor.shape)}")
+    rstd = saved.rstd
+    of_groups = rstd.ndim == 2 and rstd.shape[0] == y.shape[0] and rstd.shape[1] and channels % rstd.shape[1] == 0
+    if not (of_groups if saved.statistics == "rows" else rstd.shape == (channels,)):
+        raise ValueError(f"rstd does not fit: {tuple(rstd.shape)} for {saved.statistics} of {tuple(y.shape)}")
+    if saved.mean is not None and saved.mean.shape != rstd.shape:
+        raise ValueError(f"mean must have the shape of rstd, {tuple(rstd.shape)}; got {tuple(saved.mean.shape)}")
+    if (saved.columns is None) != (saved.rescued is None):
+        raise ValueError("columns and rescued go together")
+    if saved.columns is not None and saved.rescued is not None:
+        shape = [*y.shape]
+        shape[2 if saved.last else 1] = saved.columns.numel()
+        if [*saved.rescued.shape] != shape:
+            raise ValueError(f"rescued must have shape {shape}; got {[*saved.rescued.shape]}")
+
+
+def _whole(*arguments: Any) -> tuple[()]:
+    """No way to distribute but to keep all of it everywhere."""
+    return ()
+
+
+chain_forward = library.declare(
+    "chain_forward(Tensor z, str curve, int dims, bool last) -> (Tensor, Tensor)",
+    _forward,
+    fake=_fake_forward,
+    sharding=_whole,
+)
+chain_backward = library.declare(
+    "chain_backward(Tensor grad, Tensor y, Tensor bits, Tensor rstd, Tensor? scale, Tensor? shift, Tensor? mean, "
+    "Tensor? columns, Tensor? rescued, str curve, str statistics, bool centered, bool last, ScalarType dtype)"
+    " -> (Tensor, Tensor, Tensor)",
+    _backward,
+    check=_check_saved,
+    fake=_fake_backward,
+    sharding=_whole,
+)
+
+
+# The Functions
+
+
+class OptiActsChain(torch.autograd.Function):
+    """(x, weight, bias), and the norm's output z with its statistics -> act(z)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        z: Tensor,
+        mean: Tensor | None,
+        rstd: Tensor,
+        columns: Tensor | None,
+        kind: Chain,
+        last: bool,
+        known: Any,
+    ) -> Tensor:
+        y, bits = library.call(chain_forward, z, kind.curve, kind.dims, last)
+        ctx.kind, ctx.last, ctx.dtype, ctx.known = kind, last, x.dtype, known
+        ctx.like = [None if t is None else (t.shape, t.dtype) for t in (weight, bias)]
+        ctx.set_materialize_grads(False)
+        rescued = None if columns is None else kind.chosen(x, columns, last)
+        mean = mean if kind.centered and columns is not None else None
+        remember(ctx, y)
+        ctx.save_for_backward(y, bits, rstd, scale, shift, mean, columns, rescued)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        unused = (None,) * 9
+        if grad is None:
+            return None, None, None, *unused
+        y, *saved = saved_tensors(ctx)
+        if differentiable():
+            return *OptiActsChainGradient.apply(grad, y, ctx, *saved), *unused
+        return *_gradients(ctx, grad, y, *saved), *unused
+
+
+class OptiActsChainGradient(torch.autograd.Function):
+    """The gradients, where somebody may differentiate them again: that is an error, and only then."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, y: Tensor, of: Any, *saved: Any) -> tuple[Tensor | None, ...]:
+        ctx.maker = getattr(of, "maker", None)
+        return _gradients(of, grad, y, *saved)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor | None) -> Any:
+        who = "" if ctx.maker is None else f" of {ctx.maker.optiacts_described()}"
+        raise NotImplementedError(
+            f"optiacts: second derivatives of a norm and its activation{who}, differentiated as one, are not "
+            "supported. Convert with optiacts.convert(model, chains=False), or call the norm and the activation apart"
+        )
+
+
+def _gradients(
+    ctx: Any,
+    grad: Tensor,
+    y: Tensor,
+    bits: Tensor,
+    rstd: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    mean: Tensor | None,
+    columns: Tensor | None,
+    rescued: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    kind: Chain = ctx.kind
+    last: bool = ctx.last
+    poison = None
+    if ctx.known is not None:
+        poison = guard(ctx.known, scale, shift, columns, getattr(ctx, "maker", None))
+        rstd = rstd.masked_fill(poison, torch.nan)
+    rows = kind.rows(y, last)
+    saved = SavedChain(
+        rows, bits, rstd, scale, shift, mean, columns, rescued, kind.curve, kind.statistics, kind.centered, last
+    )
+    dx, by_scale, by_shift = library.call(chain_backward, kind.rows(grad, last), *saved, ctx.dtype)
+    by_scale = by_scale if poison is None else by_scale.masked_fill(poison, torch.nan)
+    weight, bias = ctx.like
+    return (
+        kind.restored(dx, y, last) if ctx.needs_input_grad[0] else None,
+        by_scale.view(weight[0]).to(weight[1]) if ctx.needs_input_grad[1] else None,
+        by_shift.view(bias[0]).to(bias[1]) if ctx.needs_input_grad[2] else None,
+    )

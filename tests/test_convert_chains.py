@@ -1,0 +1,171 @@
+"""Models converted with chains: what is held, what the report says, and what is left alone."""
+
+import copy
+
+import pytest
+import torch
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+
+import optiacts
+
+
+class Conv(nn.Module):
+    """As ultralytics' Conv: the activation is shared by all of them."""
+
+    default_act = nn.SiLU(inplace=True)
+
+    def __init__(self, inputs: int, outputs: int, size: int = 1, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
+        self.bn = nn.BatchNorm2d(outputs)
+        self.act = self.default_act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.cv1, self.cv2 = Conv(channels, channels, 3), Conv(channels, channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.cv2(self.cv1(x))
+
+
+class C2f(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.cv1, self.cv2 = Conv(channels, channels), Conv(2 * channels, channels)
+        self.m = nn.ModuleList(Bottleneck(channels // 2) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = list(self.cv1(x).chunk(2, 1))
+        y.extend(m(y[-1]) for m in self.m)
+        return self.cv2(torch.cat(y, 1))
+
+
+def yolo() -> nn.Module:
+    torch.manual_seed(0)
+    layers = (Conv(3, 16, 3, 2), Conv(16, 32, 3, 2), C2f(32), Conv(32, 64, 3, 2), C2f(64), nn.Conv2d(64, 8, 1))
+    return copy.deepcopy(nn.Sequential(*layers))  # with an activation of its own, which its layers share
+
+
+def gradients(model: nn.Module, *inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+    y = model(*inputs)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    return y, list(torch.autograd.grad(y, list(model.parameters()), grad))
+
+
+def test_a_yolo_like_net_holds_less_than_half() -> None:
+    model, x = yolo(), torch.randn(2, 3, 64, 64)
+    plain, without = copy.deepcopy(model), copy.deepcopy(model)
+    report = optiacts.convert(model)
+    optiacts.convert(without, chains=False)
+    y, ours = gradients(model, x)
+    theirs, wanted = gradients(plain, x)
+    assert torch.equal(y, theirs)
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), plain.buffers(), strict=True))
+    for a, b in zip(ours, wanted, strict=True):
+        assert (a - b).norm() <= 2e-5 * b.norm()
+    held = [optiacts.saved_memory(m, x).bytes for m in (plain, without, model)]
+    assert held[2] < 0.5 * held[0]
+    assert held[2] < 0.7 * held[1]
+    assert sum(entry.what == "BatchNorm + silu" for entry in report.converted) == 15
+    assert not report.left
+
+
+def test_concatenated_outputs_are_chained_too() -> None:
+    """Nobody else keeps them: two tensors become one."""
+    model, x = copy.deepcopy(C2f(32)), torch.randn(2, 32, 16, 16)
+    report = optiacts.convert(model, example_inputs=x)
+    assert sum(entry.what == "BatchNorm + silu" for entry in report.converted) == 6
+    before, after = report.saved_bytes or (0, 0)
+    assert after < 0.67 * before  # its own input and what is concatenated are held as before
+    assert optiacts.saved_memory(model, x).bytes == after
+
+
+@pytest.mark.parametrize("name", ["down", "up"])
+def test_diffusers_blocks(name: str) -> None:
+    torch.manual_seed(0)
+    block = ResnetBlock2D(in_channels=32, out_channels=64, temb_channels=16, groups=8, **{name: True})
+    plain = copy.deepcopy(block)
+    report = optiacts.convert(block)
+    assert any(entry.what == "GroupNorm + silu" for entry in report.converted)
+    x, temb = torch.randn(2, 32, 16, 16), torch.randn(2, 16)
+    (y, ours), (theirs, wanted) = gradients(block, x, temb), gradients(plain, x, temb)
+    assert torch.equal(y, theirs)
+    for a, b in zip(ours, wanted, strict=True):
+        assert (a - b).norm() <= 2e-5 * b.norm() + 1e-4 * b.numel() ** 0.5 * (b.norm() < 1e-2)
+    saved = [optiacts.saved_memory(m, x, temb).bytes for m in (plain, block)]
+    assert saved[1] < 0.62 * saved[0]
+
+
+def test_the_switch_and_the_way_back() -> None:
+    model, x = yolo(), torch.randn(1, 3, 32, 32)
+    held = optiacts.saved_memory(model, x).bytes
+    report = optiacts.convert(model, chains=False)
+    assert not any("+" in entry.what for entry in report.converted)
+    optiacts.revert(model)
+    optiacts.convert(model)
+    optiacts.revert(model)
+    assert optiacts.saved_memory(model, x).bytes == held
+    assert all(type(module).__module__ != "optiacts" for module in model.modules())
+
+
+def test_selection_counts_for_norm_and_activation() -> None:
+    for excluded in ("2", "1"):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 3, 3))
+        report = optiacts.convert(model, exclude=excluded)
+        assert not any("+" in entry.what for entry in report.converted)
+    model = yolo()
+    report = optiacts.convert(model, exclude="*.bn")
+    assert not any("+" in entry.what for entry in report.converted)
+
+
+def test_other_activations_are_left_with_the_reason() -> None:
+    class Net(Conv):
+        default_act = nn.GELU()  # type: ignore[assignment]
+
+    report = optiacts.convert(Net(3, 8))
+    (left,) = [entry for entry in report.left if "+" in entry.reason]
+    assert (
+        left.reason
+        == "BatchNorm + gelu: the output of gelu does not tell its input everywhere, and so not the norm's"
+    )
+
+
+def test_sync_batch_norm_is_left() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SyncBatchNorm(8), nn.SiLU())
+    report = optiacts.convert(model)
+    assert [entry.reason for entry in report.left if entry.kind == "SyncBatchNorm"] == [
+        "its statistics are those of several devices"
+    ]
+
+
+def test_an_output_changed_in_place_is_found_before() -> None:
+    class Net(Conv):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.act(self.bn(self.conv(x)))
+            y += 1
+            return y
+
+    report = optiacts.convert(copy.deepcopy(Net(3, 8)))
+    assert any("BatchNorm + silu: its output is changed in place" in entry.reason for entry in report.left)
+
+
+def test_trained_weights_move_and_the_chain_stays_right() -> None:
+    torch.manual_seed(0)
+    model, x = yolo(), torch.randn(2, 3, 32, 32)
+    optiacts.convert(model)
+    plain = copy.deepcopy(model)
+    optiacts.revert(plain)
+    for net in (model, plain):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
+        for _ in range(5):
+            optimizer.zero_grad()
+            net(x).square().mean().backward()
+            optimizer.step()
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        assert (a - b).norm() <= 1e-4 * b.norm()

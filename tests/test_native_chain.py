@@ -1,0 +1,105 @@
+"""The CPU kernels of chains against the eager backend, at every level, in both memory orders."""
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from optiacts import curves
+from optiacts.backends import eager_chain, native, native_chain
+from optiacts.chains import SavedChain
+from optiacts.packing import pack
+from tests.kernels import DTYPES, LEVELS, named
+
+MOST = {torch.float32: 6e-6, torch.bfloat16: 4e-3, torch.float16: 6e-4}
+KINDS = [("rows", 4, True), ("rows", 16, True), ("rows", 1, False), ("batch", 1, True), ("given", 1, True)]
+SHAPES = [(3, 16, 37), (2, 32, 70), (5, 16, 1), (1, 16, 300)]  # samples, channels, positions
+
+
+@pytest.fixture(autouse=True)
+def level() -> Iterator[None]:
+    before = native.level()
+    yield
+    native.use_level(before)
+
+
+def saved(
+    curve: str,
+    dtype: torch.dtype,
+    kind: tuple[str, int, bool],
+    shape: tuple[int, int, int],
+    last: bool,
+    rescues: bool,
+) -> SavedChain:
+    statistics, groups, centered = kind
+    samples, channels, positions = shape
+    own = (samples, positions, channels) if last else shape
+    known = curves.get(curve)
+    z = (torch.randn(own) * 1.5).to(dtype)
+    scale, shift = 1 + 0.3 * torch.randn(channels), 0.3 * torch.randn(channels)
+    of_groups = (samples, groups) if statistics == "rows" else (channels,)
+    columns = torch.tensor([1, 5]) if rescues else None
+    rescued = torch.randn((samples, positions, 2) if last else (samples, 2, positions)).to(dtype) if rescues else None
+    if rescues:
+        scale[1] = 0
+    mean = torch.randn(of_groups) if rescues and centered else None
+    rstd = torch.rand(of_groups) + 0.5
+    return SavedChain(
+        known.forward(z), pack(known.left(z)), rstd, scale, shift, mean, columns, rescued, curve, statistics,
+        centered, last,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("chosen", LEVELS)
+@pytest.mark.parametrize("dtype", DTYPES, **named)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_gradients_are_eagers(
+    kind: tuple[str, int, bool], dtype: torch.dtype, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoded once or twice, with rescued channels or without, with both curves."""
+    native.use_level(chosen)
+    torch.manual_seed(0)
+    for shape, last, rescues in itertools.product(SHAPES, (False, True), (False, True)):
+        if shape[1] % kind[1]:
+            continue
+        for curve, kept in (("silu", 1 << 18), ("silu", 8), ("mish", 1 << 18)):
+            monkeypatch.setattr(native_chain, "_KEPT", kept)
+            given = saved(curve, dtype, kind, shape, last, rescues)
+            grad = torch.randn(given.y.shape).to(dtype)
+            dx, by_scale, by_shift = native_chain.chain_backward(grad, given, dtype)
+            exact = eager_chain.chain_backward(grad, given, dtype)
+            assert dx.dtype == dtype
+            for ours, theirs, most in zip((dx, by_scale, by_shift), exact, (MOST[dtype], 6e-6, 6e-6), strict=True):
+                assert (ours.double() - theirs.double()).norm() <= most * theirs.double().norm(), (shape, last, curve)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, **named)
+def test_far_outputs_and_those_that_are_no_numbers(dtype: torch.dtype) -> None:
+    """What underflows gives the furthest input, an infinite or NaN output none."""
+    torch.manual_seed(0)
+    given = saved("silu", dtype, ("given", 1, True), (1, 16, 32), False, False)
+    y = given.y.clone()
+    y[0, :, :4] = torch.tensor([-0.0, 1e30 if dtype is not torch.float16 else 6e4, torch.nan, 3.0])
+    bits = given.bits.clone()
+    bits[..., 0] = bits[..., 0] & 0b11110000 | 1
+    given = given._replace(y=y, bits=bits)
+    grad = torch.ones_like(y)
+    for ours, theirs in zip(
+        native_chain.chain_backward(grad, given, dtype), eager_chain.chain_backward(grad, given, dtype), strict=True
+    ):
+        assert torch.equal(ours.isnan(), theirs.isnan())
+        assert torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-4, equal_nan=True)
+    assert native_chain.chain_backward(grad, given, dtype)[0][0, :, 2].isnan().all()
+
+
+def test_what_has_no_kernel_is_eagers() -> None:
+    given = saved("silu", torch.float32, ("batch", 1, True), (2, 16, 20), False, False)
+    grad = torch.randn(given.y.shape, dtype=torch.float64)
+    assert native_chain.chain_backward(grad, given, torch.float32)[0].dtype is torch.float32
+
+
+def test_side_bits_are_eagers() -> None:
+    for dtype, curve in itertools.product(DTYPES, ("silu", "mish")):
+        z = torch.randn(3, 5, 77).to(dtype)
+        assert torch.equal(native_chain.side_bits(z, curves.get(curve)), eager_chain.side_bits(z, curves.get(curve)))
