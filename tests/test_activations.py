@@ -268,3 +268,11 @@ def test_eager_and_the_chosen_backend_agree(activation: Activation) -> None:
         grad = torch.randn_like(y)
         products = (backend.activation_backward(grad, y, bits, curve) for backend in (chosen, backends.eager))
         torch.testing.assert_close(*products, rtol=4 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_relu_squared_passes_nothing_where_it_is_zero(dtype: torch.dtype) -> None:
+    x = torch.cat([-torch.rand(1000), torch.zeros(3)]).to(dtype)
+    assert not gradient(optiacts.relu_squared, x, torch.ones_like(x)).any()
+    x = torch.tensor([1e-8, 3e-6, 1e-3, 2.0], dtype=torch.float32)
+    torch.testing.assert_close(gradient(optiacts.relu_squared, x, torch.ones_like(x)), 2 * x, rtol=2e-7, atol=1e-9)

@@ -1,5 +1,7 @@
 """ReLU^2: max(x, 0)^2 (arXiv 2109.08668). Its slope is 2 sqrt(y). Written ``relu(x) ** 2`` or in other ways."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ CURVE = Curve(
         inverse=lambda y, left: y.clamp(min=0).sqrt(),
         zero_is_flat=True,
         survives_dropout=True,
-        regions=Regions(),
+        regions=Regions(sign=(1.0, -1.0), end=(math.inf, -math.inf), split=0.0),
     ),
     holds=1,
     modules=(spelled("transformers.activations.ReLUSquaredActivation"),),

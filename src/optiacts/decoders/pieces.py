@@ -26,7 +26,7 @@ from optiacts.curves import ClosedForm, Curve, Regions, get
 from optiacts.decoders.fitted import remembered
 
 DEGREE = 3
-_LOWEST, _HIGHEST = -34, 128  # the exponents of d that have pieces
+_LOWEST, _HIGHEST = -64, 128  # the exponents of d that have pieces
 _BITS = 3  # of the mantissa: eight pieces to each power of 2
 SHIFT = 23 - _BITS
 FIRST = ((127 + _LOWEST) << _BITS) - 1
