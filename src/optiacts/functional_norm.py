@@ -116,8 +116,8 @@ def norm(
 
     It may return its mean and rstd as well: see ``optiacts.ops.norm.Forward``.
 
-    Only for tensors of which ``saves_memory`` and ``supports`` hold. ``share_cast``: under autocast keep the output in
-    autocast's dtype, in the copy that ``optiacts.casts.shared`` hands to what follows. It is rounded once.
+    Only for tensors of which ``saves_memory`` and ``supports`` hold. ``share_cast``: under autocast keep the output
+    in autocast's dtype, in the copy that ``optiacts.casts.shared`` hands to what follows. It is rounded once.
     """
     if torch.compiler.is_compiling():
         return compiled_norm(input, weight, bias, kind, forward)
