@@ -97,7 +97,8 @@ def test_float32_within_the_contract(activation: Activation) -> None:
     assert e.far <= max(2e-6, 1.2 * e.exact_far)
     assert e.anywhere <= max(1.2e-4, e.exact_anywhere)
     slope = gradient(activation.ours, x, torch.ones_like(x))
-    assert (slope.double() - true_derivative(curve, x)).abs().max() <= 1.01 * e.anywhere + 1e-7
+    pieces = 5e-7  # what the kernels' polynomials may be off by, a quarter of the contract
+    assert (slope.double() - true_derivative(curve, x)).abs().max() <= 1.01 * e.anywhere + pieces
 
 
 @every_activation

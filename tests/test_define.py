@@ -150,7 +150,7 @@ def test_a_name_is_what_is_computed() -> None:
 
 
 def test_what_is_known_stays_what_it_is() -> None:
-    assert optiacts.define(lambda x: x * torch.sigmoid(1.3 * x)).name == "swish(beta=1.3)"
+    assert optiacts.define(lambda x: x * torch.sigmoid(1.7 * x)).name == "swish(beta=1.7)"
     assert optiacts.define(nn.GELU()).name == "gelu"
 
 

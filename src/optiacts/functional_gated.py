@@ -88,17 +88,17 @@ def gated(gate: Tensor, up: Tensor | None, name: str, keep_output: bool = True) 
         CurveError: a ``ValueError`` that lists the known names.
     """
     curve = curves.get(name)
-    whole = saves_memory(gate) and curve.gates and not compiles_autocast(curve, gate)
+    fits = curve.gates and not compiles_autocast(curve, gate)
     if not keep_output and keeps_inputs(gate):
         halves = _halves(gate) if up is None else (gate, up)
         if matches(halves[1], halves[0]):
             return gated_from_inputs(*halves, curve.name)
     if up is None:
         halves = _halves(gate)
-        if whole and sharding.supports_gated(gate):
+        if fits and saves_memory(gate) and sharding.supports_gated(gate):
             return ops.gated_fused(gate, curve.name)
         gate, up = halves  # of a DTensor with sharded rows: gathered, and then two tensors to us
-    if whole and saves_memory(gate) and matches(up, gate):
+    if fits and saves_memory(gate) and matches(up, gate):
         return ops.gated(gate, up, curve.name)
     return curve.forward(gate) * up
 

@@ -239,7 +239,7 @@ class LeakyUnderscore(Changed):
         return self.down(F.leaky_relu_(F.gelu(self.gate(x))))
 
 
-@case(left=IN_PLACE)
+@case(saves=1)  # hardtanh's input, of which PyTorch keeps a copy; the silu before it is left
 class HardtanhInPlace(Changed):
     def forward(self, x):
         h = F.silu(self.gate(x))
@@ -568,7 +568,7 @@ class DiscardedModule(Changed):
         return self.down(h) + self.down(h)
 
 
-@case()
+@case(slack=1e-5)  # as that of all norms and activations in one
 class InPlaceAfterBatchNorm(nn.Module):
     def __init__(self):
         super().__init__()

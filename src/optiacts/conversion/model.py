@@ -205,11 +205,10 @@ class _Conversion:
         self._model = model
         self._modules = [(path, module) for path, module in model.named_modules()]
         self._paths = {id(module): path for path, module in self._modules}
-        settled = None
-        if rehearsal is not None:
-            settled = frozenset(id(module) for path, module in self._modules if path in rehearsal.products)
+        unkept = rehearsal.products if rehearsal is not None else set()
+        products = frozenset(id(module) for path, module in self._modules if path in unkept)
         every = [module for _, module in self._modules]
-        self._planner = Planner(every, options.gated, options.norms, options.dropout, settled, options.chains)
+        self._planner = Planner(every, options.gated, options.norms, options.dropout, products, options.chains)
         self._rehearsal = rehearsal
         self._reasons = rehearsal.reasons if rehearsal is not None else {}  # why a module must be left, by its path
         self._no_gain = rehearsal.no_gain if rehearsal is not None else {}  # unless a dropout takes its output

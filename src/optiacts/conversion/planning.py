@@ -66,8 +66,7 @@ class Planner:
         gated: whether to convert products.
         norms: whether to follow norms.
         dropout: whether to convert dropouts.
-        settled: the modules whose gated products surely nobody keeps, by identity, if that was tried; then what is
-            frozen now counts as frozen, too.
+        unkept: the modules whose gated products nobody keeps, by identity, as far as that was tried.
         chains: whether to convert norms with the activations after them.
     """
 
@@ -77,12 +76,12 @@ class Planner:
         gated: bool,
         norms: bool = False,
         dropout: bool = False,
-        settled: frozenset[int] | None = None,
+        unkept: frozenset[int] = frozenset(),
         chains: bool = False,
     ) -> None:
         self._modules = {id(module): module for module in modules}
         self._gated, self._dropout = gated, dropout
-        self._with_norms, self._with_chains, self._settled = norms, chains, settled
+        self._with_norms, self._with_chains, self._unkept = norms, chains, unkept
         self._norms: dict[int, RecognisedNorm | None] = {}
         self._sites: dict[tuple[types.FunctionType, int | None], Sites] = {}
         self._attributes: dict[int, frozenset[str]] = {}
@@ -204,11 +203,11 @@ class Planner:
         return (function, owner) if self.interest.of(function, attributes) else (None, None)
 
     def unkept(self, product: Origin) -> bool:
-        """Whether surely nobody keeps a product, so that its factors are less than it and a slot."""
-        if self._settled is not None and product.owner in self._settled:
-            return True
-        frozen = any(follower.frozen for follower in self.flow.followers.get(product, ()))
-        return bool(why_unkept(self.flow, product)) and (self._settled is not None or not frozen)
+        """Whether nobody keeps a product, so that its factors are less than it and a slot.
+
+        Reading does not tell: a cast may be none, and what is frozen may get an adapter.
+        """
+        return product.owner in self._unkept
 
     # plans
 
