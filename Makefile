@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test zoo models floor lint fit bench training gpu-check docs-figures native asan clean
 
-# About a minute on two cores once everything is installed.
+# One to two minutes on two cores once everything is installed.
 demo: $(VENV)/.installed
 	$(BIN)/optiacts demo
 

@@ -21,7 +21,7 @@ def run(steps: int, seed: int, picture: Path) -> list[Run]:
     """Trains, prints both tables and writes the picture."""
     console = Console()
     console.print(
-        "The same small GPT, trained as it is and after optiacts.convert(model). About a minute on two cores."
+        "The same small GPT, trained as it is and after optiacts.convert(model). One to two minutes on two cores."
     )
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
