@@ -97,7 +97,7 @@ def test_float32_within_the_contract(activation: Activation) -> None:
     assert e.far <= max(2e-6, 1.2 * e.exact_far)
     assert e.anywhere <= max(1.2e-4, e.exact_anywhere)
     slope = gradient(activation.ours, x, torch.ones_like(x))
-    pieces = 5e-7  # what the kernels' polynomials may be off by, a quarter of the contract
+    pieces = 5e-7  # a quarter of the contract; those of softplus and logsigmoid are off by 3.5e-7
     assert (slope.double() - true_derivative(curve, x)).abs().max() <= 1.01 * e.anywhere + pieces
 
 
@@ -135,9 +135,13 @@ def test_layouts(activation: Activation, dtype: torch.dtype) -> None:
         assert torch.equal(bits_of(y), bits_of(expected)) and y.stride() == expected.stride()
         grad = torch.randn_like(y)
         y.backward(grad)
-        truth = grad.double() * true_derivative(curves.get(activation.curve), laid)
+        alone = gradient(activation.ours, laid.contiguous().flatten(), grad.contiguous().flatten())
         assert leaf.grad is not None
-        assert torch.allclose(leaf.grad.double(), truth, rtol=0.02, atol=2e-4 if dtype == torch.float32 else 0.06)
+        # PyTorch may round an output otherwise in another layout; beside a minimum that moves the slope
+        has_minimum = curves.get(activation.curve).decoder.side_bits
+        moved = {torch.float32: 2e-4, torch.bfloat16: 0.06}[dtype] if has_minimum else 2e-6
+        rtol = 4 * torch.finfo(dtype).eps
+        torch.testing.assert_close(leaf.grad.contiguous().flatten(), alone, rtol=rtol, atol=moved)
 
 
 @every_activation
@@ -170,7 +174,7 @@ def test_the_input_comes_back_where_the_slope_is_not_zero(activation: Activation
 )
 def test_numbers_out_of_the_safe_range_mean_pytorch(ours, theirs) -> None:
     x, grad = torch.randn(500), torch.randn(500)
-    torch.testing.assert_close(gradient(ours, x, grad), gradient(theirs, x, grad), rtol=1e-6, atol=0, equal_nan=True)
+    torch.testing.assert_close(gradient(ours, x, grad), gradient(theirs, x, grad), rtol=0, atol=0, equal_nan=True)
     assert not type(ours(x.requires_grad_()).grad_fn).__name__.startswith("OptiActs")
 
 

@@ -9,6 +9,9 @@ and the leading bits of the float32 pattern of d, its exponent and a few more, a
 bits, as a fraction t in [0, 1), are what its polynomial is in. The first piece is constant and holds for all smaller
 d, negative ones too: what it says at the far end holds for all outputs beyond. The last one holds for all larger d.
 
+Degree 3 and eight pieces to a power of 2 make the slope of softplus, where the pieces are widest, wrong by 3.5e-7,
+beside the contract's 2e-6.
+
 A curve without side bits may have a left branch as well: the outputs up to ``split``.
 """
 
