@@ -1,55 +1,20 @@
 """Models converted with chains: what is held, what the report says, and what is left alone."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
+from zoo.convolutional import C2f, Conv, backbone
 
 import optiacts
 
 
-class Conv(nn.Module):
-    """As ultralytics' Conv: the activation is shared by all of them."""
-
-    default_act = nn.SiLU(inplace=True)
-
-    def __init__(self, inputs: int, outputs: int, size: int = 1, stride: int = 1) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
-        self.bn = nn.BatchNorm2d(outputs)
-        self.act = self.default_act
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.bn(self.conv(x)))
-
-
-class Bottleneck(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.cv1, self.cv2 = Conv(channels, channels, 3), Conv(channels, channels, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.cv2(self.cv1(x))
-
-
-class C2f(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.cv1, self.cv2 = Conv(channels, channels), Conv(2 * channels, channels)
-        self.m = nn.ModuleList(Bottleneck(channels // 2) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = list(self.cv1(x).chunk(2, 1))
-        y.extend(m(y[-1]) for m in self.m)
-        return self.cv2(torch.cat(y, 1))
-
-
 def yolo() -> nn.Module:
     torch.manual_seed(0)
-    layers = (Conv(3, 16, 3, 2), Conv(16, 32, 3, 2), C2f(32), Conv(32, 64, 3, 2), C2f(64), nn.Conv2d(64, 8, 1))
-    return copy.deepcopy(nn.Sequential(*layers))  # with an activation of its own, which its layers share
+    return backbone(partial(C2f, blocks=2), width=16)
 
 
 def gradients(model: nn.Module, *inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -78,7 +43,7 @@ def test_a_yolo_like_net_holds_less_than_half() -> None:
 
 def test_concatenated_outputs_are_chained_too() -> None:
     """Nobody else keeps them: two tensors become one."""
-    model, x = copy.deepcopy(C2f(32)), torch.randn(2, 32, 16, 16)
+    model, x = copy.deepcopy(C2f(32, blocks=2)), torch.randn(2, 32, 16, 16)
     report = optiacts.convert(model, example_inputs=x)
     assert sum(entry.what == "BatchNorm + silu" for entry in report.converted) == 6
     before, after = report.saved_bytes or (0, 0)
@@ -126,7 +91,7 @@ def test_selection_counts_for_norm_and_activation() -> None:
 
 def test_other_activations_are_left_with_the_reason() -> None:
     class Net(Conv):
-        default_act = nn.GELU()  # type: ignore[assignment]
+        act = nn.GELU()  # type: ignore[assignment]
 
     report = optiacts.convert(Net(3, 8))
     (left,) = [entry for entry in report.left if "+" in entry.reason]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ class C3(nn.Module):
         return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))
 
 
-def backbone(block: type[nn.Module], width: int = 8) -> nn.Module:
+def backbone(block: Callable[[int], nn.Module], width: int = 8) -> nn.Module:
     """Three stages, each at half the size, and a head of one convolution."""
     layers = (
         Conv(3, width, 3, 2), Conv(width, 2 * width, 3, 2), block(2 * width),
