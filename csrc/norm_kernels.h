@@ -4,6 +4,25 @@
 
 #include "optiacts.h"
 
+// Rows that are worked on together, so that what there is of each channel is loaded once for all of them.
+constexpr int NORM_ROWS = 2;
+
+// Consecutive rows of one dtype. x_hat is (y - shift) * inverse, or 0 where inverse is 0; where x is kept, `mean` and
+// `rstd` give it.
+struct NormRows {
+    int64_t cols;
+    const void *kept, *grad;
+    void* grad_x;
+    bool output, widened, centered;        // whether y is kept; whether it is float32, and not of the rows' dtype
+    const float *mean, *rstd;              // of each row; no mean is 0
+    const float *scale, *shift, *inverse;  // of each channel
+    float *by_scale, *by_shift;            // to which grad * x_hat and grad are added
+    // The channels whose x_hat y does not tell (inverse is 0), and x_hat there, row by row.
+    const int64_t* columns;
+    const float* exact;
+    int64_t rescues;
+};
+
 struct NormKernels {
     int64_t element_size;
     // mean and rstd of x; no mean is subtracted, nor told, where `mean` is null.
@@ -11,19 +30,14 @@ struct NormKernels {
     // The two planes of remainder bits of a 16-bit y, which is x_hat * scale + shift rounded; null for float32.
     void (*remainder)(const void* x, const void* y, const float* scale, const float* shift, float mean, float rstd,
                       uint8_t* low, uint8_t* high, int64_t cols);
-    // x_hat from y, 1 / scale and, if not null, the planes of remainder bits.
-    void (*from_output)(const void* y, const uint8_t* low, const uint8_t* high, const float* shift,
-                        const float* inverse, float* x_hat, int64_t cols);
-    void (*from_input)(const void* x, float mean, float rstd, float* x_hat, int64_t cols);
-    // scaled = grad * scale; the sums of scaled and of scaled * x_hat; grad * x_hat and grad are added to by_scale
-    // and by_shift.
-    void (*reduce)(const void* grad, const float* x_hat, const float* scale, float* scaled, float* by_scale,
-                   float* by_shift, double* sums, int64_t cols);
+    void (*from_input)(const void* x, float mean, float rstd, float* x_hat, int64_t count);
+    // A row in float32; with bits, each number is moved to the middle of the quarter that they tell. And back.
+    void (*widen)(const void* row, const uint8_t* low, const uint8_t* high, float* wide, int64_t cols);
+    void (*narrow)(const float* wide, void* row, int64_t cols);
+    // The gradients of `count` rows, at most NORM_ROWS.
+    void (*backward)(const NormRows& rows, int count);
     // Adds sums to totals and makes them 0.
     void (*settle)(float* sums, double* totals, int64_t count);
-    // grad_x = rstd * (scaled - mean_of_scaled - x_hat * mean_of_product)
-    void (*gradient)(const float* scaled, const float* x_hat, float mean_of_scaled, float mean_of_product, float rstd,
-                     void* grad_x, int64_t cols);
 };
 
 extern const NormKernels norm_kernels_portable[];

@@ -18,12 +18,41 @@ const NormKernels& kernels(int dtype) {
 
 constexpr int64_t ELEMENTS_PER_THREAD = 1 << 14;  // take it about 10 us
 constexpr int64_t ROWS_PER_SUM = 16;              // so many are added up in float32
+static_assert(ROWS_PER_SUM % NORM_ROWS == 0, "whole groups of rows");
 
 const char* row_of(const void* tensor, int64_t row, int64_t row_bytes) {
     return static_cast<const char*>(tensor) + row * row_bytes;
 }
 
 char* row_of(void* tensor, int64_t row, int64_t row_bytes) { return static_cast<char*>(tensor) + row * row_bytes; }
+
+struct Dtypes {
+    const NormKernels &grad, &kept, &rescued, &result;
+};
+
+// What is kept of some rows, made float32.
+void widen_kept(const Dtypes& of, NormRows& rows, const uint8_t* bits, int count, float* wide) {
+    const int64_t cols = rows.cols, octets = (cols + 7) / 8;
+    for (int i = 0; i < count; ++i) {
+        const uint8_t* const low = bits ? bits + 2 * i * octets : nullptr;
+        of.kept.widen(row_of(rows.kept, i, cols * of.kept.element_size), low, low ? low + octets : nullptr,
+                      wide + i * cols, cols);
+    }
+    rows.kept = wide, rows.widened = true;
+}
+
+// The gradients of rows whose own gradients are to be of another dtype, or whose input is: in float32, with what is
+// kept widened. They take the place of that.
+void backward_in_float32(const Dtypes& of, NormRows rows, int count, float* kept, float* grad) {
+    const int64_t cols = rows.cols;
+    for (int i = 0; i < count; ++i)
+        of.grad.widen(row_of(rows.grad, i, cols * of.grad.element_size), nullptr, nullptr, grad + i * cols, cols);
+    void* const grad_x = rows.grad_x;
+    rows.grad = grad, rows.grad_x = kept;
+    kernels(OPTIACTS_FLOAT32).backward(rows, count);
+    for (int i = 0; i < count; ++i)
+        of.result.narrow(kept + i * cols, row_of(grad_x, i, cols * of.result.element_size), cols);
+}
 
 }  // namespace
 
@@ -62,44 +91,52 @@ int optiacts_norm_backward(int grad_dtype, const void* grad, int kept_dtype, con
                            int rescued_dtype, const void* rescued, const int64_t* columns, int64_t rescues,
                            const uint8_t* bits, int centered, int result_dtype, void* grad_x, float* grad_scale,
                            float* grad_shift, int64_t rows, int64_t cols, double* workspace, int threads) {
+    if (rescues > cols) return -1;
     for (int64_t k = 0; k < rescues; ++k)
         if (columns[k] < 0 || columns[k] >= cols) return -1;
-    const NormKernels &of_grad = kernels(grad_dtype), &of_kept = kernels(kept_dtype);
-    const NormKernels &of_rescued = kernels(rescued_dtype), &of_result = kernels(result_dtype);
-    const int64_t octets = (cols + 7) / 8, parts = threads;
-    // Of each part: the totals of grad * x_hat and of grad, then the sums that go into them, x_hat, and grad * scale.
-    const int64_t part_size = 6 * cols;
+    const Dtypes of = {kernels(grad_dtype), kernels(kept_dtype), kernels(rescued_dtype), kernels(result_dtype)};
+    const bool alike = grad_dtype == result_dtype && (output || grad_dtype == kept_dtype);
+    const bool widened = !alike || grad_dtype != kept_dtype || bits;
+    const int64_t parts = threads, octets = (cols + 7) / 8;
+    // Of each part: the totals of grad * x_hat and of grad, the sums that go into them, rows made float32, and x_hat
+    // of the rescued channels.
+    static_assert(OPTIACTS_NORM_WORKSPACE == 2 + (2 + 3 * NORM_ROWS) / 2, "room for all of it");
+    const int64_t part_size = OPTIACTS_NORM_WORKSPACE * cols;
     float* const inverse = reinterpret_cast<float*>(workspace + parts * part_size);
-    for (int64_t i = 0; i < cols; ++i) inverse[i] = 1 / scale[i];  // of rescued channels not used
+    for (int64_t i = 0; i < cols; ++i) inverse[i] = 1 / scale[i];
+    for (int64_t k = 0; k < rescues; ++k) inverse[columns[k]] = 0;
 
-    parallel_ranges(parts, 1, threads, [=, &of_grad, &of_kept, &of_rescued, &of_result](int64_t part, int64_t last) {
+    parallel_ranges(parts, 1, threads, [=, &of](int64_t part, int64_t last) {
         for (; part < last; ++part) {
             double* const totals = workspace + part * part_size;
             float* const by_scale = reinterpret_cast<float*>(totals + 2 * cols);
-            float *const by_shift = by_scale + cols, *const x_hat = by_shift + cols, *const scaled = x_hat + cols;
+            float* const wide_kept = by_scale + 2 * cols, *const wide_grad = wide_kept + NORM_ROWS * cols;
+            float* const exact = wide_grad + NORM_ROWS * cols;
             for (int64_t i = 0; i < 2 * cols; ++i) totals[i] = 0, by_scale[i] = 0;
             const int64_t first = rows * part / parts, end = rows * (part + 1) / parts;
-            for (int64_t row = first; row < end; ++row) {
-                const char* const kept_row = row_of(kept, row, cols * of_kept.element_size);
-                const float centre = mean ? mean[row] : 0;
-                const uint8_t* const low = bits ? bits + 2 * row * octets : nullptr;
-                if (output)
-                    of_kept.from_output(kept_row, low, low ? low + octets : nullptr, shift, inverse, x_hat, cols);
+            for (int64_t row = first; row < end; row += NORM_ROWS) {
+                const int count = end - row < NORM_ROWS ? int(end - row) : NORM_ROWS;
+                NormRows together = {};
+                together.cols = cols;
+                together.kept = row_of(kept, row, cols * of.kept.element_size);
+                together.grad = row_of(grad, row, cols * of.grad.element_size);
+                together.grad_x = row_of(grad_x, row, cols * of.result.element_size);
+                together.output = output, together.centered = centered;
+                together.mean = mean ? mean + row : nullptr, together.rstd = rstd + row;
+                together.scale = scale, together.shift = shift, together.inverse = inverse;
+                together.by_scale = by_scale, together.by_shift = by_scale + cols;
+                together.columns = columns, together.exact = exact, together.rescues = rescues;
+                for (int i = 0; rescues && i < count; ++i)
+                    of.rescued.from_input(row_of(rescued, row + i, rescues * of.rescued.element_size),
+                                          mean ? mean[row + i] : 0, rstd[row + i], exact + i * rescues, rescues);
+                if (widened)
+                    widen_kept(of, together, bits ? bits + 2 * row * octets : nullptr, count, wide_kept);
+                if (alike)
+                    of.grad.backward(together, count);
                 else
-                    of_kept.from_input(kept_row, centre, rstd[row], x_hat, cols);
-                if (rescues) {
-                    float* const exact = scaled;  // free as yet
-                    of_rescued.from_input(row_of(rescued, row, rescues * of_rescued.element_size), centre, rstd[row],
-                                          exact, rescues);
-                    for (int64_t k = 0; k < rescues; ++k) x_hat[columns[k]] = exact[k];
-                }
-                double sums[2];
-                of_grad.reduce(row_of(grad, row, cols * of_grad.element_size), x_hat, scale, scaled, by_scale,
-                               by_shift, sums, cols);
-                of_result.gradient(scaled, x_hat, centered ? float(sums[0] / cols) : 0, float(sums[1] / cols),
-                                   rstd[row], row_of(grad_x, row, cols * of_result.element_size), cols);
-                if ((row - first) % ROWS_PER_SUM == ROWS_PER_SUM - 1 || row + 1 == end)
-                    of_grad.settle(by_scale, totals, 2 * cols);
+                    backward_in_float32(of, together, count, wide_kept, wide_grad);
+                if ((row - first) % ROWS_PER_SUM == ROWS_PER_SUM - NORM_ROWS || row + count == end)
+                    of.kept.settle(by_scale, totals, 2 * cols);
             }
         }
     });

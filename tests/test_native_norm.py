@@ -231,16 +231,17 @@ def test_sums_over_many_rows_stay_exact():
 @pytest.mark.parametrize("grad", DTYPES, **named)
 @pytest.mark.parametrize("result", DTYPES, **named)
 def test_every_mixture_of_dtypes(kept, grad, result, level):
+    """Against float64; a float32 result is rounded a few times on its way."""
     for output in (True, False):
         c = case(6, 77, kept, True)
-        _, *saved = c.saved(output)
-        arguments = (c.grad.to(grad), *saved, c.kind, output, result)
-        dx, by_scale, by_shift = backward(native_norm, *arguments)
-        expected_dx, *expected = backward(eager_norm, *arguments)
+        given, what, *saved, bits = c.saved(output)
+        dx, by_scale, by_shift = backward(native_norm, given.to(grad), what, *saved, bits, c.kind, output, result)
+        fields = [None if t is None else t.double() for t in (eager_norm.refined(what, bits), *saved)]
+        exact_dx, *exact = backward(eager_norm, given.to(grad).double(), *fields, None, c.kind, output, torch.float64)
         assert dx.dtype == result
-        assert error(dx, expected_dx.double()) <= ROUNDING[result]
-        for mine, wanted in zip((by_scale, by_shift), expected, strict=True):
-            assert error(mine, wanted.double()) <= 4 * 2.0**-24
+        assert error(dx, exact_dx) <= ROUNDING[result] * (1.5 if result is torch.float32 else 1)
+        for mine, wanted in zip((by_scale, by_shift), exact, strict=True):
+            assert error(mine, wanted) <= 4 * 2.0**-24
 
 
 @MEANS
