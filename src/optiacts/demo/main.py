@@ -11,7 +11,7 @@ from rich.table import Table
 import optiacts
 from optiacts.demo.full_size import reports
 from optiacts.demo.picture import draw
-from optiacts.demo.training import Change, Run, compare
+from optiacts.demo.training import BATCH, CONTEXT, DROPOUT, Change, Run, compare
 from optiacts.reporting.table import GIB
 
 MIB = 2**20
@@ -21,7 +21,7 @@ def run(steps: int, seed: int, picture: Path) -> list[Run]:
     """Trains, prints both tables and writes the picture."""
     console = Console()
     console.print(
-        "The same small GPT, trained as it is and after optiacts.convert(model). One to two minutes on two cores."
+        "The same small GPT, trained as it is and after optiacts.convert(model). About a minute on two cores."
     )
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
@@ -46,8 +46,8 @@ def run(steps: int, seed: int, picture: Path) -> list[Run]:
 def training_table(runs: list[Run]) -> Table:
     """What was measured in both trainings."""
     table = Table(
-        title="A small GPT on Python's help texts, 16 x 128 bytes a step: "
-        "2 layers with GELU, 2 with SwiGLU, dropout 0.1, LayerNorm, float32"
+        title=f"A small GPT on Python's help texts, {BATCH} x {CONTEXT} bytes a step: "
+        f"2 layers with GELU, 2 with SwiGLU, dropout {DROPOUT}, LayerNorm, float32"
     )
     table.add_column("")
     for run in runs:

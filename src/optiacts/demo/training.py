@@ -14,7 +14,7 @@ from optiacts.demo.gpt import GPT
 from optiacts.demo.text import batches, corpus
 from optiacts.held.memory import saved_memory
 
-BATCH, CONTEXT, LEARNING_RATE, DROPOUT = 16, 128, 2e-3, 0.1
+BATCH, CONTEXT, LEARNING_RATE, DROPOUT = 8, 128, 2e-3, 0.1
 Change = Callable[[nn.Module], object]  # done to a fresh model before it is trained
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from optiacts import backends, casts
+from optiacts._torch import run
 from optiacts.backends import eager_norm
 from optiacts.norms import Norm, Saved, arithmetic
 from optiacts.ops import library, sharding
@@ -49,7 +50,7 @@ def norm(
 
     ``cast``: in place of the output, keep a copy of it in this dtype, which is remembered for others to share.
     """
-    y, *_, rounded = OptiActsNorm.apply(x, weight, bias, kind, forward, keep_output, cast)
+    y, *_, rounded = run(OptiActsNorm, x, weight, bias, kind, forward, keep_output, cast)
     if rounded is not None:
         casts.remember(y, rounded)
     result: Tensor = y
@@ -239,7 +240,7 @@ def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> Gradients:
 def _as(parameter: Tensor, flat: Tensor) -> Tensor:
     """What is flat, in the shape and the dtype of the parameter."""
     shaped = flat if parameter.ndim == 1 else flat.view_as(parameter)
-    return shaped.to(parameter.dtype)
+    return shaped if shaped.dtype is parameter.dtype else shaped.to(parameter.dtype)
 
 
 def _differentiable_gradients(
