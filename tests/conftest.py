@@ -1,8 +1,12 @@
+import os
+
 import pytest
 import torch
 from hypothesis import settings
 
-torch.set_num_threads(1)  # two test processes share the machine; tests of threading ask for more
+# Two test processes share the machine, and so do the processes that they start. Tests of threading ask for more.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 # The same examples on every run; `--hypothesis-profile default` looks for new ones.

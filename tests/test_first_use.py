@@ -1,5 +1,6 @@
 """The first calls make the tables that all later ones read: wherever they happen, these are the same."""
 
+import json
 import subprocess
 import sys
 
@@ -7,19 +8,21 @@ import pytest
 
 from tests.first_use import SITUATIONS
 
-
-def afterwards(situation: str) -> str:
-    command = [sys.executable, "-m", "tests.first_use", situation]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+pytestmark = pytest.mark.xdist_group("first use")
 
 
 @pytest.fixture(scope="module")
-def usual() -> str:
-    return afterwards("nothing")
+def afterwards() -> dict[str, str]:
+    command = [sys.executable, "-m", "tests.first_use"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_gradients_are_told(afterwards: dict[str, str]) -> None:
+    assert len(json.loads(afterwards["nothing"])) == 8
 
 
 @pytest.mark.parametrize("situation", [name for name in SITUATIONS if name != "nothing"])
-def test_first_use(situation: str, usual: str) -> None:
-    assert afterwards(situation) == usual
+def test_first_use(situation: str, afterwards: dict[str, str]) -> None:
+    assert afterwards[situation] == afterwards["nothing"]

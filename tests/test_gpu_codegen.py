@@ -15,7 +15,10 @@ ROOT = Path(__file__).parents[1]
 TARGETS = ("sm_80", "sm_90", "sm_100")
 INSTRUCTION_BUDGET = 40  # per bf16 element of a backward, at 3 TB/s
 
-pytestmark = pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
+pytestmark = [
+    pytest.mark.skipif(lacking() is not None, reason=str(lacking())),
+    pytest.mark.xdist_group("code of the GPU kernels"),
+]
 
 
 @pytest.fixture(scope="module")
