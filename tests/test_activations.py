@@ -248,7 +248,9 @@ def test_as_gates(name: str, dtype: torch.dtype) -> None:
     exact = d * u * curve.derivative(g, torch), d * curve.function(g, torch)
     for mine, other, truth in zip(ours, theirs, exact, strict=True):
         error, due = ((found.double() - truth).norm() / truth.norm() for found in (mine, other))
-        assert error <= (1.5 * due if dtype in SIXTEEN_BIT else 1e-6), (error, due)
+        # a slope of exactly 1 leaves PyTorch one rounding, where we have that of h and our own: 2 ** 0.5
+        most = 1.5 if name in ("elu", "relu6") else 1.1
+        assert error <= (most * due if dtype in SIXTEEN_BIT else 1e-6), (error, due)
 
 
 def test_a_gate_of_zero_still_tells_up() -> None:
