@@ -11,7 +11,7 @@ from torch import Tensor
 from optiacts.backends import eager
 from optiacts.backends.triton.decode import valley
 from optiacts.backends.triton.gated_kernels import gated_backward_kernel, gated_forward_kernel
-from optiacts.backends.triton.launch import LARGEST, backward_constants, forward_constants, fused, on_device, tile
+from optiacts.backends.triton.launch import LARGEST, forward_constants, fused, on_device, slope_constants, tile
 from optiacts.curves import Curve
 from optiacts.decoders.valley import borders
 from optiacts.layouts import by_rows
@@ -87,7 +87,7 @@ def gated_backward_constants(curve: Curve, dtype: torch.dtype, *vendor: str) -> 
     more |= (
         {"VALLEY": valley(curve, dtype), "BORDER": borders(curve, dtype)[1]} if two else {"VALLEY": None, "BORDER": 0}
     )
-    return backward_constants(curve, dtype, *vendor) | more
+    return slope_constants(curve, dtype, *vendor) | more
 
 
 def _tiling(h: Tensor, bits: Tensor) -> tuple[tuple[int], tuple[int, int, int], dict[str, Any]]:

@@ -157,8 +157,12 @@ def forward_constants(curve: Curve, dtype: torch.dtype, fused: bool, vendor: str
 
 def backward_constants(curve: Curve, dtype: torch.dtype, vendor: str = VENDOR) -> dict[str, Any]:
     """The constants and compiler options of a backward."""
-    bits = {"BITS": curve.decoder.side_bits == 1}
-    return {"SLOPE": slope(curve, dtype, vendor), "enable_fp_fusion": True} | bits
+    return slope_constants(curve, dtype, vendor) | {"BITS": curve.decoder.side_bits == 1}
+
+
+def slope_constants(curve: Curve, dtype: torch.dtype, vendor: str = VENDOR) -> dict[str, Any]:
+    """Those of them that gated kernels take as well."""
+    return {"SLOPE": slope(curve, dtype, vendor), "enable_fp_fusion": True}
 
 
 def tile(unit: int, element_size: int, share: int = 1) -> dict[str, Any]:
