@@ -43,6 +43,7 @@ KERNELS = (
     *("dropped_backward", "dropped_gated_backward", "scale_kept"),
 )
 CURVES_OF = {kernel: ["gelu", "silu"] for kernel in KERNELS if "gated" in kernel or "dropped" in kernel}
+CLOSED_FORMS = (("backward", "softplus"), ("gated_forward", "relu"), ("gated_backward", "relu"))  # one of each kind
 CURVES_OF |= {"pack": ["gelu"], "scale_kept": ["gelu"]}
 # What kernels take besides, for a dropout; not there, it is None.
 FACTORS = ("scale", "inverse")
@@ -60,7 +61,7 @@ def compile_kernel(kernel: str, curve: str, dtype: torch.dtype, target: str, var
         "backward": lambda: (backward_kernel, launch.backward_constants(known, dtype, vendor)),
         "gated_forward": lambda: (
             gated_kernels.gated_forward_kernel,
-            gated_launch.gated_forward_constants(known, dtype, True, vendor),
+            gated_launch.gated_forward_constants(known, dtype, known.triton is not None, vendor),
         ),
         "scale_kept": lambda: (scale_kept_kernel, {}),
         "gated_backward": lambda: (
@@ -181,6 +182,8 @@ def all_figures(targets: list[str], dtypes: list[torch.dtype]) -> Iterator[Figur
                     yield figures(kernel, curve, dtype, target)
             for variant in ("bytes", "padded"):
                 yield figures(kernel, "gelu", dtypes[0], target, variant)
+        for kernel, curve in CLOSED_FORMS:
+            yield figures(kernel, curve, dtypes[0], target)
 
 
 def table(lines: list[Figures]) -> str:

@@ -54,7 +54,7 @@ def test_it_holds_its_output_alone(activation: Activation) -> None:
 @every_activation
 def test_gradients_by_pytorch_s_own_checkers(activation: Activation) -> None:
     curve = curves.get(activation.curve)
-    x = torch.randn(2, 7, dtype=torch.float64) * 2
+    x = torch.randn(7, dtype=torch.float64) * 2
     for kink in (0.0, *curve.kinks):
         x = torch.where((x - kink).abs() < 1e-3, kink + 0.01, x)
     x.requires_grad_()
@@ -97,7 +97,7 @@ def test_float32_within_the_contract(activation: Activation) -> None:
     assert e.far <= max(2e-6, 1.2 * e.exact_far)
     assert e.anywhere <= max(1.2e-4, e.exact_anywhere)
     slope = gradient(activation.ours, x, torch.ones_like(x))
-    pieces = 5e-7  # a quarter of the contract; those of softplus and logsigmoid are off by 3.5e-7
+    pieces = 1e-7  # of the kernels' decode: see decoders/pieces.py
     assert (slope.double() - true_derivative(curve, x)).abs().max() <= 1.01 * e.anywhere + pieces
 
 
@@ -248,7 +248,9 @@ def test_as_gates(name: str, dtype: torch.dtype) -> None:
     exact = d * u * curve.derivative(g, torch), d * curve.function(g, torch)
     for mine, other, truth in zip(ours, theirs, exact, strict=True):
         error, due = ((found.double() - truth).norm() / truth.norm() for found in (mine, other))
-        assert error <= (1.5 * due if dtype in SIXTEEN_BIT else 1e-6), (error, due)
+        # a slope of exactly 1 leaves PyTorch one rounding, where we have that of h and our own: 2 ** 0.5
+        most = 1.5 if name in ("elu", "relu6") else 1.1
+        assert error <= (most * due if dtype in SIXTEEN_BIT else 1e-6), (error, due)
 
 
 def test_a_gate_of_zero_still_tells_up() -> None:

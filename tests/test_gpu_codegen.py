@@ -31,7 +31,7 @@ def kernels() -> list[dict[str, Any]]:
 
 def test_every_kernel_is_compiled_for_every_target(kernels: list[dict[str, Any]]) -> None:
     words = [k for k in kernels if k["variant"] == "words"]
-    assert len(words) == len(TARGETS) * 2 * (5 + 5 + 1 + 2 + 2 + 2 + 2 + 1)
+    assert len(words) == len(TARGETS) * (2 * (5 + 5 + 1 + 2 + 2 + 2 + 2 + 1) + 3)  # and three in closed form
     assert len(kernels) - len(words) == len(TARGETS) * 8 * 2  # rows of whole bytes, and rows that end within one
 
 
@@ -53,15 +53,16 @@ def test_tensors_move_16_bytes_at_a_time_and_bits_in_words(kernels: list[dict[st
     }
     for kernel in (k for k in kernels if k["variant"] == "words"):
         loads, stores = tensors[kernel["kernel"]]
+        loads += kernel["kernel"] == "gated_forward" and kernel["curve"] == "relu"  # PyTorch's s
         assert kernel["loads"].count(16) == loads, kernel
         assert kernel["stores"].count(16) == stores, kernel
         bits = [width for width in kernel["loads"] + kernel["stores"] if width != 16]
-        assert bits and set(bits) == {4}, kernel
+        assert set(bits) == (set() if kernel["curve"] == "softplus" else {4}), kernel
 
 
 def test_the_16_bit_backward_stays_within_its_budget(kernels: list[dict[str, Any]]) -> None:
     backwards = [
         k for k in kernels if k["kernel"] == "backward" and k["dtype"] == "bfloat16" and k["variant"] == "words"
     ]
-    assert len(backwards) == 5 * len(TARGETS)
+    assert len(backwards) == 6 * len(TARGETS)
     assert max(k["instructions_per_element"] for k in backwards) <= INSTRUCTION_BUDGET

@@ -15,6 +15,7 @@ from .activations import (
     forward_is_pytorchs,
     layouts,
 )
+from .closed_forms import closed_forms
 from .common import BrokenPromiseError
 from .device import graph_capture, no_synchronisation, other_device, streams
 from .dropouts import dropout_draws_as_pytorch, dropout_kernels
@@ -29,6 +30,7 @@ CHECKS = (
     decode_float32,
     layouts,
     gated,
+    closed_forms,
     norms,
     norms_are_exact_or_an_error,
     norms_compiled,

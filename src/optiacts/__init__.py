@@ -9,6 +9,7 @@ from optiacts.functional_chain import norm_activation
 from optiacts.functional_dropout import activation_dropout, dropout, gated_dropout
 from optiacts.functional_elementwise import (
     celu,
+    clamp,
     clipped_gelu,
     elu,
     hardshrink,
@@ -28,7 +29,7 @@ from optiacts.functional_elementwise import (
     swish,
     threshold,
 )
-from optiacts.functional_gated import gated, geglu, reglu, swiglu
+from optiacts.functional_gated import clamped_swiglu, gated, geglu, glu, reglu, reglu_squared, swiglu
 from optiacts.functional_norm import layer_norm, rms_norm
 from optiacts.held.memory import SavedMemory, SavedStorage, saved_memory
 from optiacts.nn import GELU, Mish, QuickGELU, SiLU
@@ -55,7 +56,7 @@ from optiacts.nn_elementwise import (
     Swish,
     Threshold,
 )
-from optiacts.nn_gated import GEGLU, ReGLU, SwiGLU
+from optiacts.nn_gated import GEGLU, GLU, ClampedSwiGLU, ReGLU, ReGLUSquared, SwiGLU
 from optiacts.nn_norm import LayerNorm, RMSNorm
 from optiacts.ops.norm_channels import UnseenChangeError, norm_weights_changed
 from optiacts.overwritten import OverwrittenError
@@ -68,8 +69,10 @@ __all__ = [
     "ELU",
     "GEGLU",
     "GELU",
+    "GLU",
     "SELU",
     "ActivationDropout",
+    "ClampedSwiGLU",
     "ClippedGELU",
     "Conversion",
     "ConversionReport",
@@ -93,6 +96,7 @@ __all__ = [
     "QuickGELU",
     "RMSNorm",
     "ReGLU",
+    "ReGLUSquared",
     "ReLU6",
     "ReLUSquared",
     "ReportError",
@@ -109,6 +113,8 @@ __all__ = [
     "activation",
     "activation_dropout",
     "celu",
+    "clamp",
+    "clamped_swiglu",
     "clipped_gelu",
     "convert",
     "define",
@@ -119,6 +125,7 @@ __all__ = [
     "gated_dropout",
     "geglu",
     "gelu",
+    "glu",
     "hardshrink",
     "hardsigmoid",
     "hardswish",
@@ -133,6 +140,7 @@ __all__ = [
     "prelu",
     "quick_gelu",
     "reglu",
+    "reglu_squared",
     "relu6",
     "relu_squared",
     "report",

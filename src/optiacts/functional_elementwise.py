@@ -25,6 +25,7 @@ from torch.nn import functional
 from optiacts import curves
 from optiacts._torch import forward_mode, transforms_active
 from optiacts.functional import activation, saves_memory
+from optiacts.ops import clamp as clamp_ops
 from optiacts.ops import prelu as prelu_ops
 from optiacts.ops import sharding
 
@@ -300,6 +301,29 @@ def swish(input: Tensor, beta: float = 1.0, inplace: bool = False) -> Tensor:
 def _swish(input: Tensor, beta: Any, inplace: bool = False) -> Tensor:
     gate = torch.sigmoid(beta * input)
     return input.mul_(gate) if inplace else input * gate
+
+
+def clamp(input: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
+    """``torch.clamp(input, min, max)``: x, held between the bounds. Its gradient passes at a bound.
+
+    Args:
+        input: a tensor of any shape and layout; float64, float32, bfloat16 or float16 to save memory.
+        min, max: numbers, one of which may be left out. Tensors mean PyTorch's own op.
+
+    Returns:
+        The tensor ``torch.clamp`` returns. Saved for backward: one bit per element, and not the output.
+        So this is for a clamp whose input nobody else keeps. The gradient is PyTorch's own, to the bit.
+    """
+    served = (
+        saves_memory(input)
+        and all(type(bound) in (int, float, type(None)) for bound in (min, max))
+        and (min is not None or max is not None)
+        and (torch.compiler.is_compiling() or not (transforms_active() or forward_mode()))
+        and not sharding.is_dtensor_type(type(input))
+    )
+    if not served:
+        return torch.clamp(input, min, max)
+    return clamp_ops.clamp(input, *(None if bound is None else float(bound) for bound in (min, max)))
 
 
 def _of_family(

@@ -16,11 +16,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from optiacts import curves
 from optiacts._torch import forward_mode, transforms_active
 from optiacts.functional import compiles_autocast, gelu_curve, passes_our_ops, saves_memory
+from optiacts.functional_elementwise import clamp
 from optiacts.ops import gated as ops
+from optiacts.ops import glu as glu_ops
 from optiacts.ops import sharding
 from optiacts.ops.gated_inputs import gated_from_inputs
 
@@ -68,6 +71,63 @@ def reglu(gate: Tensor, up: Tensor | None = None, keep_output: bool = True) -> T
         The tensor that ``relu(gate) * up`` is. Saved for backward: it, one slot of its size, one bit per element.
     """
     return gated(gate, up, "relu", keep_output)
+
+
+def reglu_squared(gate: Tensor, up: Tensor | None = None, keep_output: bool = True) -> Tensor:
+    """ReGLU with the square of ReLU: relu(gate)^2 * up (arXiv 2109.08668).
+
+    Args:
+        gate: a tensor of any shape and layout; float64, float32, bfloat16 or float16 to save memory.
+        up: a tensor of the same shape and dtype, or nothing: see ``swiglu``.
+        keep_output: see ``gated``.
+
+    Returns:
+        The tensor that ``relu(gate).square() * up`` is. Saved for backward: it, one slot of its size, one bit per
+        element.
+    """
+    return gated(gate, up, "relu_squared", keep_output)
+
+
+def clamped_swiglu(gate: Tensor, up: Tensor | None = None, alpha: float = 1.702, limit: float = 7.0) -> Tensor:
+    """The gated product of GPT-OSS, evaluated as transformers does:
+
+        gate = gate.clamp(max=limit)
+        (up.clamp(-limit, limit) + 1) * (gate * sigmoid(alpha * gate))
+
+    Args:
+        gate: a tensor of any shape and layout; float64, float32, bfloat16 or float16 to save memory.
+        up: a tensor of the same shape and dtype. If left out, ``gate`` is the output of one fused projection as
+            GPT-OSS has it: gate and up take turns along its last dimension, unlike in ``swiglu``.
+        alpha: a number between 0.05 and 20; any other means that expression itself.
+        limit: a number.
+
+    Returns:
+        The value of the expression. Saved for backward: it, one slot of its size, four bits per element. Two of them
+        say where the clamps pass the gradient, as PyTorch's do: at a bound, not beyond.
+    """
+    if up is None:
+        if gate.ndim == 0 or gate.shape[-1] % 2:
+            raise ValueError(f"gate without up must have an even last dimension; got shape {tuple(gate.shape)}")
+        gate, up = gate[..., ::2], gate[..., 1::2]
+    gate, up = clamp(gate, max=limit), clamp(up, -limit, limit) + 1
+    name = "quick_gelu" if alpha == 1.702 else curves.member("swish", beta=alpha)
+    return gated(gate, up, name) if name is not None else up * (gate * torch.sigmoid(gate * alpha))
+
+
+def glu(input: Tensor, dim: int = -1) -> Tensor:
+    """GLU: a * sigmoid(b) of the halves of ``input`` (arXiv 1612.08083). Written in two steps it is
+    ``gated(b, a, "sigmoid")``, whose rounding in 16 bits is another.
+
+    Args:
+        input: a tensor of any shape and layout; float64, float32, bfloat16 or float16 to save memory.
+        dim: the dimension that holds a first, b second.
+
+    Returns:
+        The tensor ``torch.nn.functional.glu`` returns. Saved for backward: it, and b; PyTorch saves a and b.
+    """
+    if not keeps_inputs(input) or input.ndim == 0 or not -input.ndim <= dim < input.ndim or input.shape[dim] % 2:
+        return functional.glu(input, dim)
+    return glu_ops.glu(input, dim % input.ndim)
 
 
 def gated(gate: Tensor, up: Tensor | None, name: str, keep_output: bool = True) -> Tensor:

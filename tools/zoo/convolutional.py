@@ -88,10 +88,58 @@ def _inverted() -> nn.Module:
     )
 
 
+class Excitation(nn.Module):
+    """Squeeze and excitation, as MobileNet v3 has it (arXiv 1905.02244)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc1, self.fc2 = nn.Conv2d(channels, channels // 4, 1), nn.Conv2d(channels // 4, channels, 1)
+        self.activation, self.scale_activation = nn.ReLU(), nn.Hardsigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.activation(self.fc1(self.avgpool(x)))
+        return self.scale_activation(self.fc2(scale)) * x
+
+
+class MobileBlock(nn.Module):
+    """A bottleneck of MobileNet v3, as torchvision writes it."""
+
+    def __init__(self, channels: int, expanded: int) -> None:
+        super().__init__()
+
+        def part(inputs: int, outputs: int, size: int, groups: int = 1, act: bool = True) -> nn.Sequential:
+            conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, groups=groups, bias=False)
+            return nn.Sequential(conv, nn.BatchNorm2d(outputs), *([nn.Hardswish(inplace=True)] if act else []))
+
+        self.block = nn.Sequential(
+            part(channels, expanded, 1),
+            part(expanded, expanded, 3, groups=expanded),
+            Excitation(expanded),
+            part(expanded, channels, 1, act=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.block(x)
+
+
+def _mobile() -> nn.Module:
+    """A stem, bottlenecks and a classifier of MobileNet v3."""
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.Hardswish(inplace=True)),
+        MobileBlock(8, 32),
+        MobileBlock(8, 48),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Sequential(nn.Linear(8, 64), nn.Hardswish(inplace=True), nn.Dropout(0.2), nn.Linear(64, 10)),
+    )
+
+
 _picture = normal(input=(3, 32, 32))
 
 ENTRIES = (
     Entry("YOLO-like backbone, C2f", lambda: backbone(C2f), _picture),
     Entry("YOLO-like backbone, C3", lambda: backbone(C3), _picture),
     Entry("inverted residuals in Sequentials", _inverted, _picture),
+    Entry("MobileNet v3, bottlenecks", _mobile, _picture),
 )

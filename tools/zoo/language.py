@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from zoo.entry import Entry, family, tokens
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.entry import VOCABULARY, Entry, family, tokens
 from zoo.sizes import DECODER, DELTA, EXPERTS, GEMMA, GPT2, IDS, LATENT, LLAMA
 
 
@@ -137,4 +140,46 @@ _EXPERTS = (
     ),
 )
 
-ENTRIES = (*_DENSE, *_GATED, *_EXPERTS)
+
+class SpeedrunBlock(nn.Module):
+    """A layer as nanoGPT speedruns write it: norms without weights, ReLU² written out, no biases."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.c_attn, self.c_proj = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+        self.c_fc, self.mlp_proj = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._mlp(self._attention(x))
+
+    def _attention(self, x: Tensor) -> Tensor:
+        q, k, v = self.c_attn(norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        found = F.scaled_dot_product_attention(norm(q), norm(k), v, is_causal=True)
+        return x + self.c_proj(found.transpose(1, 2).flatten(-2))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        h = self.c_fc(norm(x))
+        h = F.relu(h).square()
+        return x + self.mlp_proj(h)
+
+
+def norm(x: Tensor) -> Tensor:
+    return F.rms_norm(x, (x.size(-1),))
+
+
+class Speedrun(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(VOCABULARY, 32)
+        self.h = nn.ModuleList(SpeedrunBlock(32, 4) for _ in range(2))
+        self.lm_head = nn.Linear(32, VOCABULARY, bias=False)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = norm(self.wte(input_ids))
+        for block in self.h:
+            x = block(x)
+        return self.lm_head(norm(x))
+
+
+ENTRIES = (*_DENSE, *_GATED, *_EXPERTS, Entry("nanoGPT speedrun (ReLU²)", Speedrun, tokens))

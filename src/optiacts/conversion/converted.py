@@ -12,6 +12,7 @@ import functools
 import inspect
 import types
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from optiacts import casts, curves, functional, functional_elementwise, functional_norm
+from optiacts import casts, curves, functional, functional_elementwise, functional_gated, functional_norm
 from optiacts.conversion.known import intercepted
 from optiacts.conversion.norm_recognition import RecognisedNorm
 from optiacts.conversion.purity import holds
@@ -51,8 +52,8 @@ class KeptNorm(NamedTuple):
 class Recipe:
     """How to make the subclass of ``original``: methods by name, or what its forward computes: an activation, a norm.
 
-    ``sequence``, of a ``Sequential``, is what becomes one step in it. ``linear``: a Linear that shares the
-    casts of autocast.
+    ``sequence``, of a ``Sequential``, is what becomes one step in it. ``twin``: a module of PyTorch's, no curve, that
+    becomes ours. ``linear``: a Linear that shares the casts of autocast.
 
     ``wrappers`` are the names of what is a static or class method or a property, with that type. Copies share a
     recipe; a pickle holds only the class and what was chosen, and the module is converted anew when it is loaded.
@@ -66,7 +67,7 @@ class Recipe:
     norm: KeptNorm | None = None
     dropout: bool = True
     sequence: Steps | None = None
-    prelu: bool = False
+    twin: str = ""
     linear: bool = False
 
     def __deepcopy__(self, memo: Any) -> Recipe:
@@ -77,7 +78,7 @@ class Recipe:
         norm = None if self.norm is None else self.norm.mode
         one = self.activation is not None
         sequence = None if self.sequence is None else (self.sequence.dropouts, self.sequence.chains)
-        what = one, sequence, self.gated, self.dropout, norm, self.prelu, self.linear
+        what = one, sequence, self.gated, self.dropout, norm, self.twin, self.linear
         return Request, (self.original, chosen, *what)
 
 
@@ -95,7 +96,7 @@ class Request:
     gated: bool
     dropout: bool
     norm: NormMode | None = None
-    prelu: bool = False
+    twin: str = ""
     linear: bool = False
 
 
@@ -207,8 +208,8 @@ def converted_class(recipe: Recipe) -> type[Module]:
         )
     if recipe.activation is not None:
         methods["forward"] = _activation_forward(original, recipe.activation)
-    if recipe.prelu:
-        methods["forward"] = _prelu_forward(original)
+    if recipe.twin:
+        methods["forward"] = _twin_forward(original, _TWINS[recipe.twin])
     if recipe.norm is not None:
         methods["forward"] = _norm_forward(original, *recipe.norm)
         methods["_load_from_state_dict"] = _loading_norm(original)
@@ -267,16 +268,22 @@ def _activation_forward(original: type[Module], recognised: Recognised) -> Any:
     return activation
 
 
-def _prelu_forward(original: type[Module]) -> Any:
+_TWINS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "prelu": lambda module, x: functional_elementwise.prelu(x, module.weight),
+    "glu": lambda module, x: functional_gated.glu(x, module.dim),
+}
+
+
+def _twin_forward(original: type[Module], ours: Callable[[Any, Tensor], Tensor]) -> Any:
     forward = original.forward
 
     @functools.wraps(forward)
-    def prelu(self: Module, input: Tensor) -> Any:
+    def twin(self: Module, input: Tensor) -> Any:
         if original.forward is not forward or intercepted():
             return original.forward(self, input)
-        return made_by(functional_elementwise.prelu(input, self.weight), self)  # type: ignore[arg-type]
+        return made_by(ours(self, input), self)  # type: ignore[arg-type]
 
-    return prelu
+    return twin
 
 
 def _linear_forward(original: type[Module]) -> Any:

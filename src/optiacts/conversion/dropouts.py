@@ -18,7 +18,7 @@ def find_dropouts(scope: Scope, sites: Sites, model: Model, gated: bool) -> None
     in_products = {product.act.at for product in sites.products.values()}
     sources: dict[Position, Site | Product] = {at: a for at, a in sites.acts.items() if at not in in_products}
     if gated:
-        sources |= {at: product for at, product in sites.products.items() if product.form != "into"}
+        sources |= {at: product for at, product in sites.products.items() if product.form not in ("into", "glu")}
     waiting = waiting_in(scope, sources)
     used: set[Position] = set()
     for call in scope.calls:

@@ -140,8 +140,8 @@ def convert_loaded(module: Module, request: Request) -> None:
             if recognised is not None:
                 install(module, Recipe(type(module), activation=recognised, gated=request.gated))
             return
-        if request.prelu:
-            install(module, Recipe(type(module), gated=request.gated, prelu=True))
+        if request.twin:
+            install(module, Recipe(type(module), gated=request.gated, twin=request.twin))
             return
         if request.norm is not None:
             norm = norm_of(module)
@@ -305,8 +305,6 @@ class _Conversion:
             if reason:
                 place = "forward" if name == "forward" else f"{name}()"
                 yield Conversion(path, type(module).__qualname__, reason=f"its {place} is left: {reason}")
-            elif torch.nn.functional.glu.__name__ in names_in(function.__code__):
-                yield Conversion(path, type(module).__qualname__, reason="glu: no curve for its sigmoid gate")
 
     def _among(self, callees: Iterable[Any]) -> list[str]:
         """The paths of those that are modules of the model."""
@@ -354,11 +352,12 @@ class _Conversion:
         if path not in self._selection or type(module).__module__.startswith("optiacts.nn"):
             return
         kind = type(module).__qualname__
-        if sites.is_prelu(module):
+        twin = sites.twin_of(module)
+        if twin:
             reason, note = self._use(path, module, True)
             if not reason:
-                recipes.append((path, module, Recipe(type(module), gated=self._gated, prelu=True)))
-            yield Conversion(path, kind, "" if reason else "prelu", reason=reason, note=note)
+                recipes.append((path, module, Recipe(type(module), gated=self._gated, twin=twin)))
+            yield Conversion(path, kind, "" if reason else twin, reason=reason, note=note)
             return
         recognised, reason = _judged(module)
         if recognised is None:
@@ -474,8 +473,7 @@ def _judged(module: Module) -> tuple[Recognised | None, str]:
     try:
         recognised = recognise_module(module)
     except ImpureError as error:
-        pointwise = str(error) == "no curve has its values and gradients" or isinstance(module, nn.GLU)
-        if not pointwise:
+        if str(error) != "no curve has its values and gradients":
             return None, ""
         return None, "no curve for this activation"
     if not recognised.keeps_input:

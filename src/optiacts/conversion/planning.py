@@ -94,7 +94,7 @@ class Planner:
 
     def _followed(self, module: Module) -> bool:
         recognised = sites.activation(module)
-        return recognised is not None or sites.is_prelu(module) or self.norm(module) is not None
+        return recognised is not None or bool(sites.twin_of(module)) or self.norm(module) is not None
 
     def _takes(self, first: Module, second: Module) -> bool:
         """Whether ``second`` is a dropout that takes the activation ``first`` where they follow each other."""
@@ -277,15 +277,18 @@ class _Planning:
                     self._planner.taken |= {id(callee) for callee in _callees(scope, act)}
                 if isinstance(drop.source, Product):
                     actions[drop.source.at] = f"later_{drop.source.form}"
+                    actions |= dict(drop.source.clamps)
                     use(drop.source.act, "begin")
                 elif drop.source is not None:
                     use(drop.source, "begin_dropped")
         for at, product in met.products.items():
-            unkept = product.form != "into" and self._planner.unkept(_origin(scope, at))
+            unkept = product.form not in ("into", "glu") and self._planner.unkept(_origin(scope, at))
             note = " (keeps gate and up)" if unkept else ""
             if at not in actions and self._planner._gated and self._take(scope, at, product, where, note):
                 actions[at] = f"unkept_{product.form}" if unkept else product.form
-                use(product.act, "begin")
+                actions |= dict(product.clamps)
+                if product.form != "glu":
+                    use(product.act, "begin")
         open_act = returned if returned is not None and returned.at not in actions else None
         if open_act is not None and self._choose(function, open_act.at, open_act, scope) == "":
             use(open_act, "begin")

@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from optiacts.conversion.callees import Scope
+from optiacts.conversion.clamps import clamps_in
 from optiacts.conversion.sites import Model, Product, Site, Sites
 from optiacts.conversion.source import Function, Position, position
 
@@ -25,11 +27,15 @@ def find_products(scope: Scope, sites: Sites, model: Model) -> None:
         if act.at in used or not stays(scope, gate, between, model):
             return False
         used.add(act.at)
-        sites.products[at] = Product(at, act, form, (*gate, up))
+        sites.products[at] = Product(at, act, form, (*gate, up), clamps_in(scope, (*gate, up)))
         return True
 
     waiting = waiting_in(scope, sites.acts)
     written = [act.at for act in sites.acts.values() if act.written is not None]
+    for fused in scope.calls:
+        if fused.args and any(callee is functional.glu for callee in scope.objects(fused.func)):
+            at = position(fused)
+            sites.products[at] = Product(at, Site(at, "sigmoid", alone=False), "glu")
     for node in ast.walk(scope.node):
         if isinstance(node, ast.expr) and any(_within(position(node), at) for at in written):
             continue  # x * sigmoid(x) is an activation, and no product with one

@@ -13,6 +13,7 @@ import functools
 import inspect
 import math
 import types
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -87,12 +88,16 @@ def pins_of(
 
 
 def pins_of_expression(
-    function: types.FunctionType, owner: Module | None, expression: ast.expr, variable: str
+    function: types.FunctionType,
+    owner: Module | None,
+    expression: ast.expr,
+    variable: str,
+    numbers: Mapping[str, float],
 ) -> tuple[Pin, ...]:
-    """The same of an expression in ``function`` that computes from one local variable alone."""
+    """The same of an expression in ``function`` that computes from one local variable and ``numbers``."""
     walk = Walk()
     context = Context(function, owner)
-    local = {variable: TENSOR}
+    local: dict[str, Any] = {variable: TENSOR, **numbers}
     if Body(walk, context, local, outermost=False).value(expression) is not TENSOR:
         raise ImpureError("is no tensor")
     return tuple(walk.pins)

@@ -18,7 +18,7 @@ import math
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -67,6 +67,7 @@ class Recognised:
 
     ``curve`` is the name of a curve or variant, ``base`` of the curve whose mathematics it is; ``steps`` are those of
     a variant. ``inplace``: the result overwrites the input. ``traceable``: compilers can compare what it depends on.
+    ``numbers`` are local variables that an expression depends on, with their values.
     """
 
     curve: str
@@ -75,6 +76,7 @@ class Recognised:
     pins: tuple[Pin, ...]
     steps: Steps = ()
     traceable: bool = True
+    numbers: tuple[tuple[str, float], ...] = ()
 
     @property
     def keeps_input(self) -> bool:
@@ -124,24 +126,29 @@ def recognise_module(module: Module) -> Recognised:
     return _recognised(functools.partial(forward, alone(module, pins)), pins, forward)
 
 
-def recognise_expression(scope: Scope, expression: ast.expr, variable: str) -> Recognised:
-    """What ``expression``, of one local variable of a function, computes; ``ImpureError`` says why not known."""
+def recognise_expression(
+    scope: Scope, expression: ast.expr, variable: str, numbers: Mapping[str, float]
+) -> Recognised:
+    """What ``expression``, of one local variable of a function, computes; ``ImpureError`` says why not known.
+
+    It may depend on other local variables that are ``numbers`` when they have these values.
+    """
     function, owner = scope.function, scope.owner
-    pins = pins_of_expression(function, owner, expression, variable)
+    pins = pins_of_expression(function, owner, expression, variable, numbers)
     name = scope.context.self_name
 
     def edit(node: Function) -> None:
-        names = [variable] if name is None else [name, variable]
+        names = [*([] if name is None else [name]), variable, *numbers]
         node.args = ast.arguments([], [ast.arg(n) for n in names], None, [], [], None, [])
         if isinstance(node, ast.Lambda):
             node.body = expression
         else:
             node.body = [ast.copy_location(ast.Return(expression), expression)]
 
-    run: Callable[..., Any] = rebuilt(function, edit, {"_optiacts_unused": None})
+    run: Callable[..., Any] = functools.partial(rebuilt(function, edit, {"_optiacts_unused": None}), **numbers)
     if name is not None and owner is not None:
         run = functools.partial(run, alone(owner, pins))
-    return _recognised(run, pins, function, position(expression))
+    return _recognised(run, pins, function, position(expression), tuple(numbers.items()))
 
 
 def alone(module: Module, pins: tuple[Pin, ...]) -> Module:
@@ -157,16 +164,20 @@ def alone(module: Module, pins: tuple[Pin, ...]) -> Module:
 
 
 def _recognised(
-    run: Callable[[Tensor], Any], pins: tuple[Pin, ...], function: types.FunctionType, part: Any = None
+    run: Callable[[Tensor], Any],
+    pins: tuple[Pin, ...],
+    function: types.FunctionType,
+    part: Any = None,
+    numbers: tuple[tuple[str, float], ...] = (),
 ) -> Recognised:
-    """The result for a function, or for the expression ``part`` of it, that depends on ``pins``."""
+    """The result for a function, or for the expression ``part`` of it, that depends on ``pins`` and ``numbers``."""
     pins = distinct(pins)
 
     def find() -> Recognised:
         curve, base, inplace, steps = _compared(run)
-        return Recognised(curve, base, inplace, pins, steps, compilers_can_compare(pins))
+        return Recognised(curve, base, inplace, pins, steps, compilers_can_compare(pins), numbers)
 
-    return _found.of(function, pins, (part, *curves.CURVES), find)
+    return _found.of(function, pins, (part, numbers, *curves.CURVES), find)
 
 
 T = TypeVar("T")

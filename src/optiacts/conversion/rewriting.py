@@ -63,9 +63,12 @@ def place_of(plan: Plan) -> Place:
 @functools.cache
 def build(plan: Plan) -> types.FunctionType:
     """The function that the plan describes."""
-    numbers = {at: (number, variable) for number, (at, variable, _) in enumerate(plan.written)}
+    written_at = {
+        at: (number, variable, [name for name, _ in recognised.numbers])
+        for number, (at, variable, recognised) in enumerate(plan.written)
+    }
     owner = plan.function.__code__.co_varnames[0] if plan.method and plan.function.__code__.co_argcount else None
-    edit = _Edit(dict(plan.actions), numbers, owner)
+    edit = _Edit(dict(plan.actions), written_at, owner)
     others = tuple((other.function, build(other)) for other in plan.rewritten)
     waiting = [(later.function, build(later)) for _, later in plan.waiting]
     waiting += [(build(plain), build(later)) for plain, later in plan.waiting if plain is not None]
@@ -78,9 +81,9 @@ class _Edit(ast.NodeTransformer):
     """Replaces the expressions of a plan."""
 
     def __init__(
-        self, actions: dict[Position, str], numbers: dict[Position, tuple[int, str]], owner: str | None
+        self, actions: dict[Position, str], written: dict[Position, tuple[int, str, list[str]]], owner: str | None
     ) -> None:
-        self._actions, self._numbers, self._owner = actions, numbers, owner
+        self._actions, self._written, self._owner = actions, written, owner
 
     def __call__(self, node: Function) -> None:
         if isinstance(node, ast.Lambda):
@@ -94,23 +97,28 @@ class _Edit(ast.NodeTransformer):
         if helper is None or (isinstance(node, ast.AugAssign) != (helper == "into")):
             return self.generic_visit(node)
         assert at is not None and isinstance(node, (ast.expr, ast.AugAssign))
-        if at in self._numbers:
-            return ast.copy_location(self._evaluated(node, *self._numbers[at], helper), node)
+        if at in self._written:
+            return ast.copy_location(self._evaluated(node, *self._written[at], helper), node)
         self.generic_visit(node)
         return ast.copy_location(self._replaced(node, helper), node)
 
-    def _evaluated(self, node: Any, number: int, variable: str, helper: str) -> ast.expr:
-        """An expression of one variable, handed over as a function of it."""
+    def _evaluated(self, node: Any, number: int, variable: str, numbers: list[str], helper: str) -> ast.expr:
+        """An expression of one variable, handed over as a function of it, and the numbers that it depends on."""
         arguments = ast.arguments([], [ast.arg(variable)], None, [], [], None, [])
         values: list[ast.expr] = [ast.Constant(number), ast.Lambda(arguments, node), _name(variable)]
-        if self._owner is not None:
-            values.append(_name(self._owner))
+        if self._owner is not None or numbers:
+            values.append(ast.Constant(None) if self._owner is None else _name(self._owner))
+        values += map(_name, numbers)
         return _call("begin_evaluate" if helper.startswith("begin") else "evaluate", *values)
 
     def _replaced(self, node: Any, helper: str) -> ast.AST:
         if helper == "class_of":
             return _call(helper, node.args[0] if isinstance(node, ast.Call) else node.value)
-        if helper in ("call", "begin", "begin_dropped", "begin_norm"):
+        if helper == "clamp_method":
+            called = _call(helper, node.func.value, ast.Constant(node.func.attr), *node.args)
+            called.keywords = node.keywords
+            return called
+        if helper in ("call", "begin", "begin_dropped", "begin_norm", "clamp", "glu"):
             called = _call(helper, node.func, *node.args)
             called.keywords = node.keywords
             return called

@@ -15,10 +15,18 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from optiacts import curves, functional, functional_chain, functional_dropout, functional_gated
+from optiacts import (
+    curves,
+    functional,
+    functional_chain,
+    functional_dropout,
+    functional_elementwise,
+    functional_gated,
+)
 from optiacts._torch import watched
 from optiacts.backends import has_chain_kernels
 from optiacts.chains import why_not_chained
+from optiacts.conversion.clamps import bounds as bounds_of
 from optiacts.conversion.known import Activated, Dropping, Known, Rewritten, activated, chosen, dropping, intercepted
 from optiacts.conversion.purity import holds
 from optiacts.conversion.recognition import Recognised
@@ -125,7 +133,24 @@ def helpers(
             return callee(*args, **kwargs)
         return begin(callee, *args, **kwargs)
 
-    def pure(number: int, x: Any, owner: Any) -> Recognised | None:
+    def clamp(callee: Any, x: Any, /, *args: Any, **kwargs: Any) -> Any:
+        bounds = bounds_of(callee, args, kwargs)
+        if bounds is None or not isinstance(x, Tensor) or not functional.saves_memory(x) or intercepted():
+            return callee(x, *args, **kwargs)
+        return functional_elementwise.clamp(x, **bounds)
+
+    def clamp_method(x: Any, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        bounds = bounds_of(name, args, kwargs)
+        if bounds is None or not isinstance(x, Tensor) or not functional.saves_memory(x) or intercepted():
+            return getattr(x, name)(*args, **kwargs)
+        return functional_elementwise.clamp(x, **bounds)
+
+    def glu(callee: Any, x: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if callee is not torch.nn.functional.glu or not isinstance(x, Tensor) or intercepted():
+            return callee(x, *args, **kwargs)
+        return made_by(functional_gated.glu(x, *args, **kwargs), place)
+
+    def pure(number: int, x: Any, owner: Any, numbers: tuple[Any, ...]) -> Recognised | None:
         recognised = written[number]
         if not isinstance(x, Tensor) or not functional.saves_memory(x) or intercepted():
             return None
@@ -133,16 +158,21 @@ def helpers(
             return None
         if not holds(recognised.pins, owner):
             return None
+        for now, (_, then) in zip(numbers, recognised.numbers, strict=True):
+            if type(now) is not type(then) or now != then:
+                return None
         return None if functional.compiles_autocast(curves.get(recognised.curve), x) else recognised
 
-    def evaluate(number: int, expression: Callable[[Any], Any], x: Any, owner: Any = None) -> Any:
-        recognised = pure(number, x, owner)
+    def evaluate(number: int, expression: Callable[[Any], Any], x: Any, owner: Any = None, *numbers: Any) -> Any:
+        recognised = pure(number, x, owner, numbers)
         if recognised is None:
             return expression(x)
         return made_by(functional.apply(recognised.curve, x), place)
 
-    def begin_evaluate(number: int, expression: Callable[[Any], Any], x: Any, owner: Any = None) -> Any:
-        recognised = pure(number, x, owner)
+    def begin_evaluate(
+        number: int, expression: Callable[[Any], Any], x: Any, owner: Any = None, *numbers: Any
+    ) -> Any:
+        recognised = pure(number, x, owner, numbers)
         if recognised is None:
             return expression(x)
         return Pending(recognised.curve, x, _version(x), lambda: expression(x))
@@ -199,6 +229,9 @@ NAMES = (
     "begin_norm",
     "evaluate",
     "begin_evaluate",
+    "clamp",
+    "clamp_method",
+    "glu",
     "product",
     "product_right",
     "product_by",

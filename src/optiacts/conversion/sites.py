@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 import functools
+import inspect
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch.nn import Module, PReLU
+from torch.nn import GLU, Module, PReLU
 
 from optiacts import curves, functional_chain
 from optiacts.conversion.callees import Scope
@@ -56,16 +57,21 @@ class Site:
 
 @dataclass(frozen=True)
 class Product:
-    """A product with the activation ``act`` as a factor. ``form`` says which helper forms it, of ``inputs``."""
+    """A product with the activation ``act`` as a factor. ``form`` says which helper forms it, of ``inputs``.
+
+    ``clamps`` are those of its inputs: where they stand, and the helper that takes their place. The form "glu" is a
+    call of the function of PyTorch that is called so.
+    """
 
     at: Position
     act: Site
     form: str
     inputs: tuple[ast.expr, ...] = ()
+    clamps: tuple[tuple[Position, str], ...] = ()
 
     @property
     def what(self) -> str:
-        return f"{self.act.what} gate"
+        return "glu" if self.form == "glu" else f"{self.act.what} gate{' with clamps' if self.clamps else ''}"
 
 
 @dataclass(frozen=True)
@@ -238,16 +244,17 @@ def activation(module: Module) -> Recognised | None:
         return None
 
 
-def is_prelu(module: Module) -> bool:
-    """Whether a module is PyTorch's PReLU, whose learnt weight makes it none of the curves."""
+def twin_of(module: Module) -> str:
+    """The module of PyTorch's that is no curve, but has a twin that saves: PReLU with its learnt weight, or GLU."""
     kind = getattr(type(module), "optiacts_original", type(module))
-    return getattr(kind, "forward", None) is PReLU.forward and "forward" not in module.__dict__
+    forward = None if "forward" in module.__dict__ else getattr(kind, "forward", None)
+    return "prelu" if forward is PReLU.forward else "glu" if forward is GLU.forward else ""
 
 
 def curve_of(module: Module) -> str | None:
     """The curve of an activation module that holds its input, or did before conversion; None for any other."""
-    if is_prelu(module):
-        return "prelu"
+    if twin_of(module):
+        return twin_of(module)
     found = activation(module)
     return found.base if found is not None and found.keeps_input else None
 
@@ -260,10 +267,10 @@ def _written_out(scope: Scope, calls: dict[Position, Site]) -> Iterator[Site]:
         if isinstance(node, (ast.Lambda, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             continue  # expressions in there have variables of their own
         if isinstance(node, (ast.BinOp, ast.Call)) and position(node) not in calls:
-            variable = _one_variable(scope, node)
+            variable, numbers = _one_variable(scope, node)
             if variable:
                 try:
-                    recognised = recognise_expression(scope, node, variable)
+                    recognised = recognise_expression(scope, node, variable, numbers)
                 except ImpureError:
                     pass
                 else:
@@ -273,17 +280,29 @@ def _written_out(scope: Scope, calls: dict[Position, Site]) -> Iterator[Site]:
         pending += ast.iter_child_nodes(node)
 
 
-def _one_variable(scope: Scope, node: ast.expr) -> str:
-    """The local variable that ``node`` computes from, if it is the only one and looks curved.
+def _one_variable(scope: Scope, node: ast.expr) -> tuple[str, dict[str, float]]:
+    """The local variable that ``node`` computes from, if it is the only one and looks curved; and numbers in it.
 
-    More than once, for what computes from it once is a call; or its ReLU squared.
+    More than once, for what computes from it once is a call; or its ReLU squared. The numbers are parameters of the
+    function, with their default values.
     """
     names = [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and n.id in scope.bound]
-    variables = set(names) - {scope.context.self_name}
+    numbers = {name: value for name, value in _number_parameters(scope).items() if name in names}
+    variables = set(names) - {scope.context.self_name} - numbers.keys()
     words = {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
     words |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
     squared = "relu" in words and (bool(words & {"square", "pow"}) or isinstance(getattr(node, "op", None), ast.Pow))
     if len(variables) != 1 or not (words & _CURVED or squared):
-        return ""
+        return "", {}
     (variable,) = variables
-    return variable if names.count(variable) > 1 or squared else ""
+    return (variable if names.count(variable) > 1 or squared else ""), numbers
+
+
+def _number_parameters(scope: Scope) -> dict[str, float]:
+    """The parameters of a function whose defaults are numbers, and which it binds to nothing else."""
+    parameters = inspect.signature(scope.function, follow_wrapped=False).parameters.values()
+    numbers = {p.name: p.default for p in parameters if type(p.default) in (int, float)}
+    if not numbers:
+        return {}
+    stored = {n.id for n in ast.walk(scope.node) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
+    return {name: value for name, value in numbers.items() if name not in stored}

@@ -25,6 +25,7 @@ def between(low: float, high: float) -> dict[str, Any]:
             slope=lambda y, left: (((y > low) & (y < high)) | told_zero(y, left, low)) + 0 * y,
             inverse=lambda y, left: y,
             backward=lambda grad, y: torch.ops.aten.hardtanh_backward(grad, y, low, high),
+            triton=f"where((y > {low!r}) & (y < {high!r}) | (y == 0.0) & ~left & {low == 0}, like(y, 1.0), 0.0)",
             zero_is_flat=low == 0 or high == 0,
         ),
         "kinks": (low, high),

@@ -76,6 +76,8 @@ class ClosedForm:
         survives_dropout: whether what a dropout drops can be taken for an output of 0, and the slope does not jump
             where the output that a dropout has multiplied is divided again. Only where ``zero_is_flat``.
         regions: what kernels for float32 need, to read the slope in pieces.
+        triton: ``slope`` for GPUs, an expression in the float32 tile ``y`` and in ``left``; ``most`` is the largest
+            number of the output's dtype. See backends/triton/decode.py. Only without side bits.
         searched: whether ``slope`` is found by a search, too slow for float32 outputs: they are read in pieces.
     """
 
@@ -88,6 +90,7 @@ class ClosedForm:
     scale_free: bool = False
     survives_dropout: bool = False
     regions: Regions | None = None
+    triton: str | None = None
     searched: bool = False
 
 

@@ -53,6 +53,7 @@ def linear_unit(name: str, alpha: float, scale: float = 1.0, input_scale: float 
             backward=backward,
             zero_is_flat=depth == 0,
             regions=Regions(sign=(1.0, -1.0), end=(math.inf, -depth), split=0.0),
+            triton=f"where(y > 0.0, {float(scale)!r}, {float(input_scale)!r} * (y + {float(depth)!r}))",
         ),
         "inplace_keeps_output": True,
     }

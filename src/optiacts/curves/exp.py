@@ -15,6 +15,7 @@ CURVE = Curve(
         slope=lambda y, left: y,
         inverse=lambda y, left: y.clamp(min=0).log(),
         backward=lambda grad, y: grad * y,
+        triton="y",
     ),
     keeps_output=True,
     worth_gating=False,

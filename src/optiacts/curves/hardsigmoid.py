@@ -18,6 +18,7 @@ CURVE = Curve(
         inverse=lambda y, left: 6 * y - 3,
         backward=lambda grad, y: torch.ops.aten.hardtanh_backward(grad, y, 0, 1).div_(6),
         zero_is_flat=True,
+        triton="where((y > 0.0) & (y < 1.0) | (y == 0.0) & ~left, like(y, 1 / 6), 0.0)",
     ),
     kinks=(-3.0, 3.0),
     modules=(spelled("torch.nn.Hardsigmoid"),),

@@ -27,6 +27,7 @@ def make(negative_slope: float = 0.01) -> Curve:
             inverse=lambda y, left: torch.where(y > 0, y, y / negative_slope),
             backward=lambda grad, y: torch.ops.aten.leaky_relu_backward(grad, y, negative_slope, True),
             scale_free=True,
+            triton=f"where(y > 0.0, 1.0, like(y, {float(negative_slope)!r}))",
         ),
         inplace_keeps_output=True,
         modules=(spelled("torch.nn.LeakyReLU", negative_slope=negative_slope),),

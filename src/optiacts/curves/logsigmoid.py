@@ -18,6 +18,7 @@ CURVE = Curve(
         slope=lambda y, left: torch.expm1(y).neg_(),
         inverse=lambda y, left: y - torch.log(-torch.expm1(y.clamp(max=0))),
         regions=Regions(sign=(-1.0, 1.0), end=(-math.inf, math.inf)),
+        triton="-expm1(y)",
     ),
     holds=2,  # the input, and on CPU a buffer of its size
     modules=(spelled("torch.nn.LogSigmoid"),),

@@ -19,6 +19,7 @@ CURVE = Curve(
         survives_dropout=True,
         backward=lambda grad, y: torch.ops.aten.threshold_backward(grad, y, 0),
         regions=Regions(),
+        triton="where(left, 0.0, like(y, 1.0))",
     ),
     keeps_output=True,
     modules=(spelled("torch.nn.ReLU"),),

@@ -25,6 +25,7 @@ CURVE = Curve(
         inverse=lambda y, left: y.clamp(min=0).sqrt(),
         zero_is_flat=True,
         survives_dropout=True,
+        triton="2.0 * tl.sqrt(clamp(y, 0.0, most))",
         regions=Regions(sign=(1.0, -1.0), end=(math.inf, -math.inf), split=0.0),
     ),
     holds=1,

@@ -19,6 +19,7 @@ CURVE = Curve(
         inverse=lambda y, left: y.clamp(0, 1).logit(),
         backward=lambda grad, y: torch.ops.aten.sigmoid_backward(grad, y),
         regions=Regions(end=(1.0, math.inf)),
+        triton="y * (1.0 - y)",
     ),
     keeps_output=True,
     modules=(spelled("torch.nn.Sigmoid"),),

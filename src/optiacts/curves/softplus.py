@@ -34,6 +34,7 @@ def make(beta: float = 1.0, threshold: float = 20.0) -> Curve:
                 beta * y > threshold, y, y + torch.log(-torch.expm1(-beta * y.clamp(min=0))) / beta
             ),
             regions=Regions(),
+            triton=f"-expm1(y * {-float(beta)!r})",
         ),
         kinks=(threshold / beta,),
         modules=(spelled("torch.nn.Softplus", beta=beta, threshold=threshold),),

@@ -24,6 +24,7 @@ def make(lambd: float = 0.5) -> Curve:
             zero_is_flat=True,
             scale_free=True,
             survives_dropout=True,
+            triton="where(left, 0.0, like(y, 1.0))",
         ),
         kinks=(-lambd, lambd),
         modules=(spelled("torch.nn.Softshrink", lambd=lambd),),

@@ -16,6 +16,7 @@ CURVE = Curve(
         slope=lambda y, left: y.abs().neg_().add_(1).square_(),
         inverse=lambda y, left: y / (1 - y.abs()).clamp(min=0),
         regions=Regions(sign=(1.0, -1.0), end=(1.0, -1.0), split=0.0),
+        triton="(1.0 - tl.abs(y)) * (1.0 - tl.abs(y))",
     ),
     modules=(spelled("torch.nn.Softsign"),),
     functions=(spelled("torch.nn.functional.softsign"),),

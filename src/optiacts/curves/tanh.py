@@ -16,6 +16,7 @@ CURVE = Curve(
         inverse=lambda y, left: y.clamp(-1, 1).atanh(),
         backward=lambda grad, y: torch.ops.aten.tanh_backward(grad, y),
         regions=Regions(sign=(1.0, -1.0), end=(1.0, -1.0), split=0.0),
+        triton="(1.0 - y) * (1.0 + y)",
     ),
     keeps_output=True,
     worth_gating=False,

@@ -21,6 +21,7 @@ def make(threshold: float = 0.0, value: float = 0.0) -> Curve:
             slope=lambda y, left: (y > threshold) + 0 * y,
             inverse=lambda y, left: y,
             backward=lambda grad, y: torch.ops.aten.threshold_backward(grad, y, threshold),
+            triton=f"where(y > {float(threshold)!r}, 1.0, like(y, 0.0))",
             zero_is_flat=value == 0 and threshold >= 0,
         ),
         kinks=(threshold,),

@@ -13,7 +13,8 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from optiacts.curves import Curve, Unimodal
+from optiacts.backends import eager
+from optiacts.curves import ClosedForm, Curve, Unimodal
 from optiacts.layouts import Order, permute, restore
 
 name = "triton"
@@ -22,8 +23,10 @@ _OLDEST = (3, 6)  # whose compiler can be told to keep subnormal numbers, as PyT
 
 
 def serves(curve: Curve, dtype: torch.dtype) -> bool:
-    """Whether there are kernels for ``curve``: for those that generated coefficients decode."""
-    return isinstance(curve.decoder, Unimodal) and curve.decoder.ends is None
+    """Whether there are kernels for ``curve``: of generated coefficients, or of an expression of its own."""
+    if isinstance(curve.decoder, Unimodal):
+        return curve.decoder.ends is None
+    return curve.decoder.triton is not None
 
 
 @functools.cache
@@ -51,6 +54,8 @@ def lacking() -> str | None:
 
 def activation_forward(x: Tensor, curve: Curve, order: Order) -> tuple[Tensor, Tensor]:
     """PyTorch's own output to the bit, and the packed side bits."""
+    if curve.decoder.side_bits == 0:
+        return eager.activation_forward(x, curve, order)
     from optiacts.backends.triton import launch
 
     ordered = permute(x, order)
@@ -68,6 +73,8 @@ def activation_forward(x: Tensor, curve: Curve, order: Order) -> tuple[Tensor, T
 
 def activation_forward_(x: Tensor, curve: Curve, order: Order) -> Tensor:
     """Overwrites ``x`` with the output and returns the packed side bits."""
+    if curve.decoder.side_bits == 0:
+        return eager.activation_forward_(x, curve, order)
     from optiacts.backends.triton import launch
 
     ordered = permute(x, order)
@@ -84,6 +91,8 @@ def activation_forward_(x: Tensor, curve: Curve, order: Order) -> Tensor:
 
 def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve, scale: float | None = None) -> Tensor:
     """``grad`` * f'(x), in the dtype of ``y``."""
+    if isinstance(curve.decoder, ClosedForm) and curve.decoder.backward is not None:  # PyTorch's own kernel
+        return eager.activation_backward(grad, y, bits, curve, scale)
     from optiacts.backends.triton import launch
 
     grad_x = torch.empty_like(y)

@@ -1,5 +1,8 @@
 """The decode (y, side bit) -> f'(x) on a tile, generic over the curves: their coefficients are constants.
 
+That of a curve in closed form is an expression of its own, in ``y``, ``left`` and ``most``, the largest number of the
+output's dtype, with ``tl`` and the functions of ``_NAMES``. Such a curve has no side bits: left are outputs of 0.
+
 ``slope`` and ``valley`` make the functions that a kernel calls: the generic ones with a curve's numbers.
 """
 
@@ -11,9 +14,9 @@ import torch
 import triton
 import triton.language as tl
 
-from optiacts.backends.triton.elementary import like, log1p, log2_approximate
+from optiacts.backends.triton.elementary import expm1, like, log1p, log2_approximate, where
 from optiacts.backends.triton.written import written
-from optiacts.curves import Curve
+from optiacts.curves import ClosedForm, Curve
 from optiacts.decoders.fitted import remembered
 from optiacts.decoders.polynomials import coefficients
 from optiacts.decoders.short import short_decoder
@@ -26,6 +29,9 @@ ALMOST_ONE = tl.constexpr(1 - 2.0**-24)
 def slope(curve: Curve, dtype: torch.dtype, vendor: str) -> Any:
     """The function ``slope(y, left)``: f'(x), of outputs of ``dtype`` on the branch that ``left`` tells."""
     name = f"slope of {curve.name} in {dtype}"
+    if isinstance(curve.decoder, ClosedForm):
+        expression = (curve.decoder.triton or "").replace("most", repr(torch.finfo(dtype).max))
+        return written(name, "y, left", f"return {expression}", _NAMES)
     if dtype is not torch.float32:
         s = short_decoder(curve, dtype)
         numbers: tuple[Any, ...] = (
@@ -128,3 +134,6 @@ def _polynomial(v, COEFFICIENTS: tl.constexpr):
 def clamp(v, LOW: tl.constexpr, HIGH: tl.constexpr):
     """``v`` between the two numbers; NaN stays NaN."""
     return tl.clamp(v, LOW, HIGH, propagate_nan=tl.PropagateNan.ALL)
+
+
+_NAMES = {"clamp": clamp, "expm1": expm1, "like": like, "where": where}

@@ -99,8 +99,10 @@ if INTERPRETED:
     exp = _of_numpy(np.exp)
     tanh = _of_numpy(np.tanh)
     log1p = _of_numpy(np.log1p)
+    expm1 = _of_numpy(np.expm1)
 else:
     erf = _erf
     exp = libdevice.exp
     tanh = libdevice.tanh
     log1p = libdevice.log1p
+    expm1 = libdevice.expm1

@@ -28,6 +28,7 @@ def gated_forward_kernel(
     gate_stride,
     up_stride,
     VALUE: tl.constexpr,
+    PLANES: tl.constexpr,
     THRESHOLD: tl.constexpr,
     BORDERS: tl.constexpr,
     TINY: tl.constexpr,
@@ -36,8 +37,13 @@ def gated_forward_kernel(
     UNITS: tl.constexpr,
     PADDED: tl.constexpr,
 ):
-    """s = VALUE(gate), or read from ``s_pointer`` without a VALUE; h = s * up; the slot and the bits."""
-    row, column, inside, word, word_inside = tiles.row_tile(units, columns, units_per_row, 2, UNIT, UNITS, PADDED)
+    """s = VALUE(gate), or read from ``s_pointer`` without a VALUE; h = s * up; the slot and the bits.
+
+    With one of the PLANES the side bits are left out.
+    """
+    row, column, inside, word, word_inside = tiles.row_tile(
+        units, columns, units_per_row, PLANES, UNIT, UNITS, PADDED
+    )
     dense = row * columns + column
     gate = tl.load(gate_pointer + row * gate_stride + column, mask=inside, other=0.0)
     up = tl.load(up_pointer + row * up_stride + column, mask=inside, other=0.0)
@@ -56,8 +62,10 @@ def gated_forward_kernel(
     tl.store(h_pointer + dense, h, mask=inside)
     tl.store(slot_pointer + dense, tl.where(holds_up, up, tl.where(in_valley, gate, s)), mask=inside)
     words = tiles.words(bits_pointer, UNIT) + word
-    tl.store(words, tiles.pack(left & inside, UNIT, UNITS), mask=word_inside)
-    tl.store(words + units_per_row, tiles.pack(holds_up & inside, UNIT, UNITS), mask=word_inside)
+    if PLANES == 2:
+        tl.store(words, tiles.pack(left & inside, UNIT, UNITS), mask=word_inside)
+        words += units_per_row
+    tl.store(words, tiles.pack(holds_up & inside, UNIT, UNITS), mask=word_inside)
 
 
 @triton.jit
@@ -76,6 +84,7 @@ def gated_backward_kernel(
     scale,
     inverse,
     SLOPE: tl.constexpr,
+    PLANES: tl.constexpr,
     VALLEY: tl.constexpr,
     BORDER: tl.constexpr,
     MOST: tl.constexpr,
@@ -88,11 +97,12 @@ def gated_backward_kernel(
     With a ``scale``, not None, h has gone through a dropout: it is ``scale`` times the product, or it and the slot
     are 0.
     """
-    row, column, inside, word, word_inside = tiles.row_tile(units, columns, units_per_row, 2, UNIT, UNITS, PADDED)
+    row, column, inside, word, word_inside = tiles.row_tile(
+        units, columns, units_per_row, PLANES, UNIT, UNITS, PADDED
+    )
     dense = row * columns + column
     words = tiles.words(bits_pointer, UNIT) + word
-    left = tiles.unpack(tl.load(words, mask=word_inside, other=0), UNIT, UNITS)
-    holds_up = tiles.unpack(tl.load(words + units_per_row, mask=word_inside, other=0), UNIT, UNITS)
+    holds_up = tiles.unpack(tl.load(words + (PLANES - 1) * units_per_row, mask=word_inside, other=0), UNIT, UNITS)
     grad = tl.load(grad_pointer + dense, mask=inside, other=0.0).to(tl.float32)
     h = clamp(tl.load(h_pointer + dense, mask=inside, other=0.0).to(tl.float32), -MOST, MOST)
     if scale is not None:
@@ -100,13 +110,19 @@ def gated_backward_kernel(
         h = h * inverse
     slot = tl.load(slot_pointer + dense, mask=inside, other=0.0)
     kept = slot.to(tl.float32)
-    in_valley = (kept <= BORDER) & (holds_up == 0)
-    output, valley_slope = VALLEY(kept)
-    known = tl.where(in_valley, output.to(slot.dtype).to(tl.float32), kept)
+    if PLANES == 2:
+        left = tiles.unpack(tl.load(words, mask=word_inside, other=0), UNIT, UNITS)
+        in_valley = (kept <= BORDER) & (holds_up == 0)
+        output, valley_slope = VALLEY(kept)
+        known = tl.where(in_valley, output.to(slot.dtype).to(tl.float32), kept)
+    else:
+        left = (kept == 0.0) & (holds_up == 0)
+        known = kept
     other = clamp(tl.where(known == 0.0, h * known, h / known), -MOST, MOST)
     s, up = tl.where(holds_up, other, known), tl.where(holds_up, known, other)
     slope = SLOPE(s.to(slot.dtype).to(tl.float32), left)
-    slope = tl.where(in_valley, valley_slope, slope)
+    if PLANES == 2:
+        slope = tl.where(in_valley, valley_slope, slope)
     element = grad_gate_pointer.dtype.element_ty
     tl.store(grad_up_pointer + row * grad_up_stride + column, (grad * s).to(element), mask=inside)
     tl.store(grad_gate_pointer + row * grad_gate_stride + column, (grad * up * slope).to(element), mask=inside)

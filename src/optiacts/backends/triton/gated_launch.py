@@ -11,7 +11,7 @@ from torch import Tensor
 from optiacts.backends import eager
 from optiacts.backends.triton.decode import valley
 from optiacts.backends.triton.gated_kernels import gated_backward_kernel, gated_forward_kernel
-from optiacts.backends.triton.launch import backward_constants, forward_constants, fused, on_device, tile
+from optiacts.backends.triton.launch import LARGEST, forward_constants, fused, on_device, slope_constants, tile
 from optiacts.curves import Curve
 from optiacts.decoders.valley import borders
 from optiacts.layouts import by_rows
@@ -21,7 +21,7 @@ from optiacts.packing import packed_shape
 def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor, Tensor]:
     """h = act(gate) * up, the slot and the packed bits, all contiguous."""
     h, slot = gate.new_empty(gate.shape), gate.new_empty(gate.shape)
-    bits = gate.new_empty(packed_shape(gate.shape, 2), dtype=torch.uint8)
+    bits = gate.new_empty(packed_shape(gate.shape, curve.decoder.side_bits + 1), dtype=torch.uint8)
     if gate.numel() == 0:
         return h, slot, bits
     ours = fused(curve, gate.dtype, gate.device)
@@ -74,14 +74,20 @@ def gated_tile(unit: int, element_size: int) -> dict[str, Any]:
 def gated_forward_constants(curve: Curve, dtype: torch.dtype, ours: bool, *vendor: str) -> dict[str, Any]:
     """Those of the forward, the valley's borders, and the range of normal numbers."""
     limits = torch.finfo(dtype)
-    more = {"BORDERS": borders(curve, dtype), "TINY": limits.tiny, "MOST": limits.max}
+    planes = curve.decoder.side_bits + 1
+    more: dict[str, Any] = {"PLANES": planes, "TINY": limits.tiny, "MOST": limits.max}
+    more["BORDERS"] = borders(curve, dtype) if planes == 2 else (LARGEST, -LARGEST)  # no valley
     return forward_constants(curve, dtype, ours, *vendor) | more
 
 
 def gated_backward_constants(curve: Curve, dtype: torch.dtype, *vendor: str) -> dict[str, Any]:
     """Those of the backward, the valley and its upper border, and the largest number."""
-    more = {"VALLEY": valley(curve, dtype), "BORDER": borders(curve, dtype)[1], "MOST": torch.finfo(dtype).max}
-    return backward_constants(curve, dtype, *vendor) | more
+    more: dict[str, Any] = {"PLANES": curve.decoder.side_bits + 1, "MOST": torch.finfo(dtype).max}
+    two = curve.decoder.side_bits == 1
+    more |= (
+        {"VALLEY": valley(curve, dtype), "BORDER": borders(curve, dtype)[1]} if two else {"VALLEY": None, "BORDER": 0}
+    )
+    return slope_constants(curve, dtype, *vendor) | more
 
 
 def _tiling(h: Tensor, bits: Tensor) -> tuple[tuple[int], tuple[int, int, int], dict[str, Any]]:

@@ -43,19 +43,24 @@ def backward_kernel(
     scale,
     inverse,
     SLOPE: tl.constexpr,
+    BITS: tl.constexpr,
     UNIT: tl.constexpr,
     UNITS: tl.constexpr,
     PADDED: tl.constexpr,
 ):
     """grad_x = grad * f'(x), with f'(x) = SLOPE(y, left), left being the bits. In float32, rounded once.
 
+    Without BITS, left are outputs of 0.
     With a ``scale``, not None, y has gone through a dropout: it is ``scale`` times the output, or 0 with the bit set.
     """
     first, offsets, inside, word, word_inside = tiles.dense_tile(units, columns, units_per_row, UNIT, UNITS, PADDED)
-    words = tl.load(tiles.words(bits_pointer, UNIT) + word, mask=word_inside, other=0)
     grad = tl.load(grad_pointer + first + offsets, mask=inside, other=0.0).to(tl.float32)
     y = tl.load(y_pointer + first + offsets, mask=inside, other=0.0).to(tl.float32)
-    left = tiles.unpack(words, UNIT, UNITS)
+    if BITS:
+        words = tl.load(tiles.words(bits_pointer, UNIT) + word, mask=word_inside, other=0)
+        left = tiles.unpack(words, UNIT, UNITS)
+    else:
+        left = y == 0.0
     if scale is None:
         product = grad * SLOPE(y, left)
     else:

@@ -29,6 +29,7 @@ FUSING = frozenset(("cuda", "interpreted"))
 
 BYTES_PER_PROGRAM = 4096  # of each tensor: two 16-byte accesses per thread
 WARPS = 4
+LARGEST = torch.finfo(torch.float32).max
 
 
 def fused(curve: Curve, dtype: torch.dtype, device: torch.device) -> bool:
@@ -91,9 +92,9 @@ def _forward(x: Tensor, y: Tensor, bits: Tensor, curve: Curve, fused: bool) -> N
 
 def backward(grad: Tensor, y: Tensor, bits: Tensor, grad_x: Tensor, curve: Curve, scale: float | None = None) -> None:
     """Writes ``grad`` * f'(x) to ``grad_x``; with a ``scale``, behind a dropout. All contiguous."""
-    if bits.numel() == 0:
+    if y.numel() == 0:
         return
-    grid, sizes, tiling = _tiling(y, bits)
+    grid, sizes, tiling = _tiling(y, bits) if curve.decoder.side_bits else _tiling_without_bits(y)
     with on_device(y.device):
         backward_kernel[grid](
             *(grad, y, bits, grad_x, *sizes, scale, scale and 1 / scale),
@@ -134,18 +135,33 @@ def _tiling(x: Tensor, bits: Tensor) -> tuple[tuple[int], tuple[int, int, int], 
     return (triton.cdiv(units, tiling["UNITS"]),), (units, columns, (columns + 7) // 8), tiling
 
 
+def _tiling_without_bits(x: Tensor) -> tuple[tuple[int], tuple[int, int, int], dict[str, Any]]:
+    """The same of a tensor alone, as one row."""
+    unit = 32 if x.numel() % 32 == 0 else 8
+    units = triton.cdiv(x.numel(), unit)
+    tiling = tile(unit, x.element_size()) | {"PADDED": x.numel() % unit != 0}
+    return (triton.cdiv(units, tiling["UNITS"]),), (units, x.numel(), units), tiling
+
+
 def forward_constants(curve: Curve, dtype: torch.dtype, fused: bool, vendor: str = VENDOR) -> dict[str, Any]:
     """The constants and compiler options of a forward, or of packing only.
 
     The options make our forwards PyTorch's: its CUDA kernels are compiled with fused multiply-adds, and without
     flushing subnormal numbers to zero (which Triton's libdevice does unless told otherwise).
     """
-    constants = {"VALUE": value(curve) if fused else None, "THRESHOLD": curve.threshold(dtype)}
+    # of a curve without branches, an output of 0 whose gradients are 0 counts as left, or none does
+    threshold = curve.threshold(dtype) if curve.decoder.side_bits else LARGEST if curve.zero_is_flat else -LARGEST
+    constants = {"VALUE": value(curve) if fused else None, "THRESHOLD": threshold}
     return constants | {"enable_fp_fusion": True} | ({"enable_reflect_ftz": False} if vendor == "cuda" else {})
 
 
 def backward_constants(curve: Curve, dtype: torch.dtype, vendor: str = VENDOR) -> dict[str, Any]:
     """The constants and compiler options of a backward."""
+    return slope_constants(curve, dtype, vendor) | {"BITS": curve.decoder.side_bits == 1}
+
+
+def slope_constants(curve: Curve, dtype: torch.dtype, vendor: str = VENDOR) -> dict[str, Any]:
+    """Those of them that gated kernels take as well."""
     return {"SLOPE": slope(curve, dtype, vendor), "enable_fp_fusion": True}
 
 
