@@ -19,7 +19,9 @@ from optiacts.reporting import conversion, kinds
 from optiacts.reporting.data import MemoryReport, Stage
 from optiacts.reporting.errors import ReportError
 from optiacts.reporting.known import trace
-from optiacts.reporting.states import states
+from optiacts.reporting.progress import Progress
+from optiacts.reporting.sizes import memory_of
+from optiacts.reporting.states import OPTIMIZERS, states
 
 NOW = "now"
 
@@ -28,13 +30,13 @@ def report(
     model: torch.nn.Module,
     *inputs: Any,
     optimizer: str = "adamw",
-    gpu_memory: int | None = None,
+    gpu_memory: int | float | str | None = None,
     fake: bool = True,
     like_cuda: bool = False,
     autocast: torch.dtype | None = None,
     name: str | None = None,
     setting: dict[str, str] | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
     **keyword_inputs: Any,
 ) -> MemoryReport:
     """How much memory a training step of ``model`` holds, and how much less after ``optiacts.convert``.
@@ -47,31 +49,33 @@ def report(
         model: the model as it is trained: in training mode, frozen where it is frozen; real or fake.
         inputs, keyword_inputs: its inputs for one step.
         optimizer: one of ``optiacts.reporting.states.OPTIMIZERS``, for the size of its state.
-        gpu_memory: bytes of the card, to tell the largest batch that fits.
+        gpu_memory: of the card, to tell the largest batch that fits: "24GB", 24 (GiB), "rtx-4090", or bytes.
         fake: run on fake copies, which takes no memory and changes no state. False runs the model itself,
             for forwards that need the values of tensors.
         like_cuda: make a forward on CPU save what it would save on CUDA (dropout masks, attention dropout).
         autocast: the dtype of ``torch.autocast`` that the step runs under; there is a stage more then.
         name, setting: carried into the report.
-        progress: called with what is done next.
+        progress: called with what is done next, and the fraction that is done already.
 
     Returns:
         ``MemoryReport``: the stages, the activations and what each gains, the states; ``print`` shows a table.
+        ``ReportError`` (a ``ValueError``) says what is wrong with an argument.
     """
-    say = progress or (lambda what: None)
+    say = progress or (lambda what, done: None)
+    card = _checked(model, optimizer, gpu_memory, autocast)
     if fake:
         model, inputs, keyword_inputs = fake_copy(model, inputs, keyword_inputs)
     run = _Runner(model, inputs, keyword_inputs, like_cuda, autocast, in_mode=fake)
 
-    say("tracing the model as it is")
+    say("tracing the model as it is", 0.0)
     now, traced = run.stage(NOW)
     found: tuple[ActivationSite, ...] = sites(traced)
     del traced
     stages = [now]
     try:
-        for stage, how in conversion.CONVERSIONS.items():
+        for number, (stage, how) in enumerate(conversion.CONVERSIONS.items(), 1):
             if how.shows(now.kinds, autocast is not None):
-                say(f"tracing it with its {stage}")
+                say(f"tracing it with its {stage}", number / (1 + len(conversion.CONVERSIONS)))
                 conversion.convert_stage(model, stage, found, like_cuda)
                 after = run.stage(stage)[0]
                 stages += [] if how.only_if_less and after.bytes >= stages[-1].bytes else [after]
@@ -83,8 +87,19 @@ def report(
         states=states(model, optimizer),
         stages=tuple(stages),
         sites=found,
-        gpu_memory=gpu_memory,
+        gpu_memory=card,
     )
+
+
+def _checked(model: Any, optimizer: Any, gpu_memory: Any, autocast: Any) -> int | None:
+    """The bytes of the card; ``ReportError`` for an argument that is not what it should be."""
+    if not isinstance(model, torch.nn.Module):
+        raise ReportError(f"model must be a torch.nn.Module; got {model!r:.80}")
+    if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
+        raise ReportError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {optimizer!r}")
+    if autocast not in (None, torch.bfloat16, torch.float16):
+        raise ReportError(f"autocast must be torch.bfloat16, torch.float16 or None; got {autocast!r}")
+    return None if gpu_memory is None else memory_of(gpu_memory)
 
 
 class _Runner:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from optiacts.held.sharing import ActivationSite
 from optiacts.reporting.data import MemoryReport, Stage
+from optiacts.reporting.sizes import GIB, MIB, Unit
 
 _WORDS = ("", "kind", "layer", "activation", "because")  # columns of words; numbers are set to the right
 
@@ -38,10 +39,18 @@ def headline(report: MemoryReport) -> str:
     setting = ", ".join(
         f"{value}" if key in ("batch", "model") else f"{key} {value}" for key, value in report.setting.items()
     )
+    whole = report.states.bytes + report.now.bytes
+    of_all = f"{(best.bytes - report.now.bytes) / whole:+.1%} of the whole card" if whole else ""
     return (
         f"{report.name}{f' ({setting})' if setting else ''}: {unit(report.now.bytes)} -> {unit(best.bytes)} "
-        f"{unit.name} held for backward, {report.change(best):+.1%}"
+        f"{unit.name} held for backward, {report.change(best):+.1%}, {of_all}"
     )
+
+
+FOOTNOTE = (
+    "Not counted: the CUDA context (0.3 to 0.6 GiB), the allocator's fragmentation, libraries' workspaces, and what "
+    "else runs on the card."
+)
 
 
 def markdown(report: MemoryReport, all_layers: bool = True) -> str:
@@ -56,6 +65,7 @@ def markdown(report: MemoryReport, all_layers: bool = True) -> str:
             *("| " + " | ".join(row) + " |" for row in section.rows),
         ]
         parts.append("\n".join(lines))
+    parts.append(FOOTNOTE)
     return "\n\n".join(parts) + "\n"
 
 
@@ -75,23 +85,8 @@ def rich_tables(report: MemoryReport) -> list[Any]:
         for row in section.rows:
             table.add_row(*row)
         tables.append(table)
+    tables.append(FOOTNOTE)
     return tables
-
-
-class Unit(NamedTuple):
-    """GiB, or MiB for small models."""
-
-    name: str
-    bytes: int
-
-    def __call__(self, nbytes: float) -> str:
-        """``nbytes`` in this unit; small amounts with more digits."""
-        value = nbytes / self.bytes
-        return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
-
-
-GIB = Unit("GiB", 2**30)
-MIB = Unit("MiB", 2**20)
 
 
 def unit_of(report: MemoryReport) -> Unit:
