@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -12,16 +12,19 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from optiacts.held.fake import LikeCuda, autocasting, fake_copy, mode_of, one_sequence_per_row
-from optiacts.held.memory import saved_memory
 from optiacts.held.sharing import ActivationSite, sites
 from optiacts.held.trace import Trace
 from optiacts.reporting import conversion, kinds
 from optiacts.reporting.data import MemoryReport, Stage
 from optiacts.reporting.errors import ReportError
 from optiacts.reporting.known import trace
+from optiacts.reporting.optimizers import OPTIMIZERS, Cost, cost
+from optiacts.reporting.peak import Peak, peak
 from optiacts.reporting.progress import Progress
+from optiacts.reporting.setting import brief
 from optiacts.reporting.sizes import memory_of
-from optiacts.reporting.states import OPTIMIZERS, states
+from optiacts.reporting.states import states
+from optiacts.reporting.step import Step, step
 
 NOW = "now"
 
@@ -42,17 +45,19 @@ def report(
     """How much memory a training step of ``model`` holds, and how much less after ``optiacts.convert``.
 
     Counted are the saved bytes: the distinct storages that autograd holds after ``model(*inputs,
-    **keyword_inputs)``, parameters and buffers left out. The peak of a step is higher by what backward works
-    with at the time. Converted is what pays (see ``optiacts.reporting.sharing``). ``model`` is left as it was.
+    **keyword_inputs)``, parameters and buffers left out; and the peak of a step: the most that is allocated at any
+    moment of forward, loss, backward and optimizer step. Converted is what pays (see
+    ``optiacts.reporting.sharing``). ``model`` is left as it was.
 
     Args:
         model: the model as it is trained: in training mode, frozen where it is frozen; real or fake.
         inputs, keyword_inputs: its inputs for one step.
         optimizer: one of ``optiacts.reporting.states.OPTIMIZERS``, for the size of its state.
         gpu_memory: of the card, to tell the largest batch that fits: "24GB", 24 (GiB), "rtx-4090", or bytes.
-        fake: run on fake copies, which takes no memory and changes no state. False runs the model itself,
-            for forwards that need the values of tensors.
-        like_cuda: make a forward on CPU save what it would save on CUDA (dropout masks, attention dropout).
+        fake: run on fake copies, which takes no memory and changes no state. False runs the forward of the model
+            itself, for forwards that need the values of tensors; then the peak is not known.
+        like_cuda: make a forward on CPU save what it would save on CUDA (dropout masks, attention dropout), and
+            count the workspaces of CUDA's kernels and of its multi-tensor optimizers.
         autocast: the dtype of ``torch.autocast`` that the step runs under; there is a stage more then.
         name, setting: carried into the report.
         progress: called with what is done next, and the fraction that is done already.
@@ -65,7 +70,8 @@ def report(
     card = _checked(model, optimizer, gpu_memory, autocast)
     if fake:
         model, inputs, keyword_inputs = fake_copy(model, inputs, keyword_inputs)
-    run = _Runner(model, inputs, keyword_inputs, like_cuda, autocast, in_mode=fake)
+    spent = cost((p for p in model.parameters() if p.requires_grad), optimizer, like_cuda)
+    run = _Runner(model, inputs, keyword_inputs, like_cuda, autocast, spent, in_mode=fake)
 
     say("tracing the model as it is", 0.0)
     now, traced = run.stage(NOW)
@@ -84,11 +90,26 @@ def report(
     return MemoryReport(
         name=name or type(model).__name__,
         setting=setting or {},
-        states=states(model, optimizer),
+        states=states(model, spent),
         stages=tuple(stages),
         sites=found,
         gpu_memory=card,
     )
+
+
+def peak_of(
+    model: torch.nn.Module,
+    inputs: Mapping[str, Any],
+    optimizer: str = "adamw",
+    like_cuda: bool = False,
+    autocast: torch.dtype | None = None,
+) -> Peak:
+    """The peak of a step of ``model`` as it is: a part of what ``report`` tells, in a fraction of the time."""
+    model, keywords = fake_copy(model, dict(inputs))
+    spent = cost((p for p in model.parameters() if p.requires_grad), optimizer, like_cuda)
+    found = _Runner(model, (), keywords, like_cuda, autocast, spent, in_mode=True).peak(doubled=False)
+    assert found is not None
+    return found
 
 
 def _checked(model: Any, optimizer: Any, gpu_memory: Any, autocast: Any) -> int | None:
@@ -103,7 +124,7 @@ def _checked(model: Any, optimizer: Any, gpu_memory: Any, autocast: Any) -> int 
 
 
 class _Runner:
-    """Runs the model on its inputs, and on twice as many samples, and sorts what autograd holds."""
+    """Runs the model on its inputs, and on twice as many samples: what autograd holds, and the peak of a step."""
 
     def __init__(
         self,
@@ -112,10 +133,11 @@ class _Runner:
         keywords: Any,
         like_cuda: bool,
         autocast: torch.dtype | None,
+        spent: Cost,
         in_mode: bool,
     ) -> None:
         self._model, self._inputs, self._keywords = model, inputs, keywords
-        self._like_cuda, self._autocast = like_cuda, autocast
+        self._like_cuda, self._autocast, self._cost = like_cuda, autocast, spent
         self._mode = mode_of(model, (inputs, keywords)) if in_mode else None
         self._batch = _batch((inputs, keywords))
 
@@ -127,35 +149,52 @@ class _Runner:
         for key, storage in traced.storages.items():
             by_kind[charged[key].kind] += storage.nbytes
             by_layer[charged[key].layer] += storage.nbytes
-        per_sample = self._per_sample(traced.bytes)
-        return Stage(name, traced.bytes, dict(by_kind), dict(by_layer.most_common()), per_sample, self._batch), traced
+        layers = dict(by_layer.most_common())
+        return Stage(name, traced.bytes, dict(by_kind), layers, self._batch, self.peak()), traced
 
-    def _per_sample(self, nbytes: int) -> float | None:
-        """The saved bytes are a constant plus so much a sample; a second batch size tells how much."""
-        if self._batch is None:
+    def peak(self, doubled: bool = True) -> Peak | None:
+        """Every moment has so many bytes, and so many more for each sample; a second batch size tells how many."""
+        if self._mode is None:
             return None
-        try:
-            with self._context():
-                inputs, keywords = _doubled((self._inputs, self._keywords), self._batch)
-            twice = self._run(saved_memory, inputs, keywords).bytes
-        except ReportError:
-            return None
-        return (twice - nbytes) / self._batch
+        once = self._step(self._inputs, self._keywords)
+        twice = None
+        if doubled and self._batch is not None:
+            with self._context(), suppress(ReportError):
+                twice = self._step(*_doubled((self._inputs, self._keywords), self._batch))
+        return peak(once, self._cost, twice, self._batch)
+
+    def _step(self, inputs: Any, keywords: Any) -> Step:
+        def run() -> Any:
+            return self._model(*inputs, **keywords)
+
+        def under_autocast() -> Any:
+            return autocasting(self._model, (inputs, keywords), self._autocast)
+
+        with self._context(autocast=False):
+            return self._tried(
+                "step", lambda: step(self._model, run, (inputs, keywords), under_autocast, self._like_cuda)
+            )
 
     def _run(self, how: Callable[..., Any], inputs: Any, keywords: Any) -> Any:
         with self._context():
-            try:
-                return how(self._model, *inputs, **keywords)
-            except Exception as error:
-                raise ReportError(
-                    f"the forward failed: {type(error).__name__}: {str(error).strip()[:300]}. Check that the inputs "
-                    "fit the model; a forward that needs the values of tensors cannot run on fake ones"
-                ) from error
+            return self._tried("forward", lambda: how(self._model, *inputs, **keywords))
 
-    def _context(self) -> ExitStack:
+    def _tried(self, what: str, do: Callable[[], Any]) -> Any:
+        try:
+            return do()
+        except ReportError:
+            raise
+        except Exception as error:
+            raise ReportError(
+                f"the {what} failed: {brief(error)}. Check that the inputs fit the model; a {what} that needs the "
+                "values of tensors cannot run on fake ones"
+            ) from error
+
+    def _context(self, autocast: bool = True) -> ExitStack:
         stack = ExitStack()
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(autocasting(self._model, (self._inputs, self._keywords), self._autocast))
+        if autocast:
+            stack.enter_context(autocasting(self._model, (self._inputs, self._keywords), self._autocast))
         if self._mode is not None:
             stack.enter_context(self._mode)
             stack.enter_context(one_sequence_per_row())

@@ -8,10 +8,10 @@ from typing import Any
 
 from optiacts.reporting.errors import ReportError
 from optiacts.reporting.lora import TRAIN_MODES
+from optiacts.reporting.optimizers import OPTIMIZERS
 from optiacts.reporting.presets import PRESETS
 from optiacts.reporting.setting import ATTENTIONS, DTYPES
 from optiacts.reporting.sizes import memory_of
-from optiacts.reporting.states import OPTIMIZERS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

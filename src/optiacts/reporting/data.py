@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from optiacts.held.sharing import ActivationSite
+from optiacts.reporting.peak import Peak
 from optiacts.reporting.states import States
 
 
@@ -17,13 +18,8 @@ class Stage:
     bytes: int
     kinds: dict[str, int]  # by what it is for; adds up to ``bytes``
     layers: dict[str, int]  # by the class of the layer that holds it; adds up to ``bytes``
-    per_sample: float | None  # bytes for each further sample of the batch; None if the batch cannot be doubled
     batch: int | None  # the samples in this forward
-
-    @property
-    def fixed(self) -> float:
-        """Bytes that do not grow with the batch."""
-        return self.bytes - self.per_sample * self.batch if self.per_sample is not None and self.batch else 0.0
+    peak: Peak | None  # of the whole step; None if it ran on real tensors
 
 
 @dataclass(frozen=True)
@@ -57,10 +53,10 @@ class MemoryReport:
         return stage.bytes / self.now.bytes - 1 if self.now.bytes else 0.0
 
     def largest_batch(self, stage: Stage) -> int | None:
-        """The most samples whose saved bytes fit ``gpu_memory`` beside the states; None if not known."""
-        if self.gpu_memory is None or not stage.per_sample:
+        """The most samples with which the peak of a step fits ``gpu_memory``; None if not known."""
+        if self.gpu_memory is None or stage.peak is None:
             return None
-        return max(0, int((self.gpu_memory - self.states.bytes - stage.fixed) // stage.per_sample))
+        return stage.peak.largest_batch(self.gpu_memory)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON takes it; sizes in bytes."""

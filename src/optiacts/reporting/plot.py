@@ -9,6 +9,7 @@ from typing import Any
 from optiacts.reporting import kinds
 from optiacts.reporting.data import MemoryReport, Stage
 from optiacts.reporting.errors import ReportError
+from optiacts.reporting.peak import HELD
 from optiacts.reporting.sizes import GIB
 from optiacts.reporting.table import unit_of
 
@@ -17,6 +18,8 @@ COLOURS = {
     "parameters": "#333333",
     "gradients": "#666666",
     "optimizer state": "#8c6bb1",
+    "inputs": "#000000",
+    "temporaries": "#cab2d6",
     kinds.LINEARS: "#0072b2",
     kinds.ATTENTION: "#009e73",
     kinds.NORMS: "#56b4e9",
@@ -103,10 +106,13 @@ def _parts(report: MemoryReport, stage: Stage) -> dict[str, int]:
     """What the bar of ``stage`` is made of, in bytes."""
     if report.gpu_memory is None:
         return stage.kinds
-    states = report.states
+    peak = stage.peak
+    if peak is None:
+        states = report.states
+        fixed = {"parameters": states.parameters, "gradients": states.gradients, "optimizer state": states.optimizer}
+        return {**fixed, **stage.kinds}
+    held, share = stage.bytes, peak.parts[HELD]  # of what the forward held, so much is left at the peak
     return {
-        "parameters": states.parameters,
-        "gradients": states.gradients,
-        "optimizer state": states.optimizer,
-        **stage.kinds,
+        **{part: size for part, size in peak.parts.items() if part != HELD},
+        **{kind: round(size * share / held) if held else 0 for kind, size in stage.kinds.items()},
     }

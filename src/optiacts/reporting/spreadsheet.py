@@ -33,6 +33,9 @@ def _rows(report: MemoryReport) -> list[dict[str, Any]]:
             "parameters": report.states.parameters,
             "gradients": report.states.gradients,
             "optimizer state": report.states.optimizer,
+            "peak": stage.peak.bytes if stage.peak else None,
+            "peak, when": stage.peak.phase if stage.peak else None,
+            **({f"at the peak: {part}": size for part, size in stage.peak.parts.items()} if stage.peak else {}),
             "card": report.gpu_memory,
             "largest batch": report.largest_batch(stage),
         }

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from optiacts.held.sharing import ActivationSite
 from optiacts.reporting.data import MemoryReport, Stage
+from optiacts.reporting.peak import OPTIMIZER_STEP, PARTS
 from optiacts.reporting.sizes import GIB, MIB, Unit
 
 _WORDS = ("", "kind", "layer", "activation", "because")  # columns of words; numbers are set to the right
@@ -39,18 +40,30 @@ def headline(report: MemoryReport) -> str:
     setting = ", ".join(
         f"{value}" if key in ("batch", "model") else f"{key} {value}" for key, value in report.setting.items()
     )
-    whole = report.states.bytes + report.now.bytes
-    of_all = f"{(best.bytes - report.now.bytes) / whole:+.1%} of the whole card" if whole else ""
-    return (
+    words = (
         f"{report.name}{f' ({setting})' if setting else ''}: {unit(report.now.bytes)} -> {unit(best.bytes)} "
-        f"{unit.name} held for backward, {report.change(best):+.1%}, {of_all}"
+        f"{unit.name} held for backward, {report.change(best):+.1%}"
     )
+    before, after = report.now.peak, best.peak
+    if before is not None and after is not None:
+        words += (
+            f"; peak {unit(before.bytes)} -> {unit(after.bytes)} {unit.name}, {after.bytes / before.bytes - 1:+.1%}"
+        )
+    return words
 
 
-FOOTNOTE = (
-    "Not counted: the CUDA context (0.3 to 0.6 GiB), the allocator's fragmentation, libraries' workspaces, and what "
-    "else runs on the card."
-)
+def notes(report: MemoryReport) -> str:
+    """What the tables do not say."""
+    found, peak = [], report.now.peak
+    if peak is not None and peak.largest:
+        found.append(f"Largest temporaries at the peak, now: {'; '.join(_numberless(t) for t in peak.largest)}.")
+    if peak is not None:
+        found += [f"Not counted of {op}: {why}." for op, why in peak.unknown.items()]
+    found.append(
+        "Not counted: the CUDA context (0.3 to 0.6 GiB), the allocator's fragmentation, the workspace of cuBLAS "
+        "(8 to 32 MiB), and what else runs on the card."
+    )
+    return "\n".join(found)
 
 
 def markdown(report: MemoryReport, all_layers: bool = True) -> str:
@@ -65,7 +78,7 @@ def markdown(report: MemoryReport, all_layers: bool = True) -> str:
             *("| " + " | ".join(row) + " |" for row in section.rows),
         ]
         parts.append("\n".join(lines))
-    parts.append(FOOTNOTE)
+    parts.append(notes(report))
     return "\n\n".join(parts) + "\n"
 
 
@@ -85,7 +98,7 @@ def rich_tables(report: MemoryReport) -> list[Any]:
         for row in section.rows:
             table.add_row(*row)
         tables.append(table)
-    tables.append(FOOTNOTE)
+    tables.append(notes(report))
     return tables
 
 
@@ -117,21 +130,31 @@ def _held(report: MemoryReport) -> Section:
 
 
 def _card(report: MemoryReport) -> Section:
-    states, unit = report.states, unit_of(report)
-    rows = [
-        (name, *(unit(size) for _ in report.stages))
-        for name, size in (
-            ("parameters", states.parameters),
-            ("gradients", states.gradients),
-            ("optimizer state", states.optimizer),
-        )
-    ]
-    rows.append(("held for backward", *(unit(stage.bytes) for stage in report.stages)))
-    rows.append(("total", *(unit(states.bytes + stage.bytes) for stage in report.stages)))
+    unit, peaks = unit_of(report), [stage.peak for stage in report.stages]
+    known = [peak for peak in peaks if peak is not None]
+    if len(known) < len(peaks):
+        return _without_peak(report)
+    rows = [(part, *(unit(peak.parts[part]) for peak in known)) for part in PARTS]
+    rows.append(("peak", *(unit(peak.bytes) for peak in known)))
+    rows.append(("change", *(f"{peak.bytes / known[0].bytes - 1:+.1%}" if known[0].bytes else "" for peak in known)))
+    rows.append(("when", *(peak.phase for peak in known)))
+    rows.append(("where", *("" if peak.phase == OPTIMIZER_STEP else _numberless(peak.where) for peak in known)))
     if report.gpu_memory is not None:
-        rows.append(
-            (f"largest batch in {GIB(report.gpu_memory)} GiB", *(_largest(report, stage) for stage in report.stages))
-        )
+        title = f"largest batch in {GIB(report.gpu_memory)} GiB"
+        rows.append((title, *(_largest(report, stage) for stage in report.stages)))
+    return Section(f"The whole card at the peak of a step, {unit.name}", ("", *_stage_columns(report)), tuple(rows))
+
+
+def _without_peak(report: MemoryReport) -> Section:
+    states, unit = report.states, unit_of(report)
+    named = (
+        ("parameters", states.parameters),
+        ("gradients", states.gradients),
+        ("optimizer state", states.optimizer),
+    )
+    rows = [(name, *(unit(size) for _ in report.stages)) for name, size in named]
+    rows.append(("held for backward", *(unit(stage.bytes) for stage in report.stages)))
+    rows.append(("total, below the peak", *(unit(states.bytes + stage.bytes) for stage in report.stages)))
     return Section(f"The whole card, {unit.name}", ("", *_stage_columns(report)), tuple(rows))
 
 
@@ -139,7 +162,7 @@ def _largest(report: MemoryReport, stage: Stage) -> str:
     largest = report.largest_batch(stage)
     if largest is None:
         return "unknown"
-    if largest == 0 and report.states.bytes > (report.gpu_memory or 0):
+    if largest == 0 and report.states.parameters + report.states.optimizer > (report.gpu_memory or 0):
         return "0 (states alone exceed it)"
     return str(largest)
 
