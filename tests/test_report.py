@@ -19,7 +19,7 @@ from optiacts.held.fake import LikeCuda, fake_copy, mode_of, one_sequence_per_ro
 from optiacts.reporting import MemoryReport, ReportError, conversion, report, trace
 from optiacts.reporting.analysis import peak_of
 from optiacts.reporting.build import Setting, build
-from optiacts.reporting.lora import LoraLinear, set_train_mode
+from optiacts.reporting.lora import Lora, LoraLinear, set_train_mode
 from optiacts.reporting.optimizers import OPTIMIZERS, cost
 from optiacts.reporting.peak import Peak
 from optiacts.reporting.states import states
@@ -288,7 +288,7 @@ def test_lora_starts_as_the_base_and_keeps_the_output() -> None:
     model = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
     x = torch.randn(5, 8)
     expected = model(x)
-    set_train_mode(model, "lora", rank=2)
+    set_train_mode(model, "lora", Lora(rank=2))
     assert torch.equal(model(x), expected)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 2 * (8 + 32) + 2 * (32 + 8)
     assert isinstance(model[2], LoraLinear)

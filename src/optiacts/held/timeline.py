@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from optiacts._torch import current_node_number, looking_on, next_node_number
 from optiacts.held.memory import local_tensors, storage_key
@@ -45,11 +46,15 @@ class Event(NamedTuple):
 
 @dataclass
 class Timeline:
-    """All that came and went, in order. ``given``: how many of the pieces were there before the step."""
+    """All that came and went, in order. ``given``: how many of the pieces were there before the step.
+
+    ``work``: floating-point operations of products, convolutions and attention, by ``torch.utils.flop_counter``.
+    """
 
     pieces: list[Piece] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     given: int = 0
+    work: int = 0
 
     def levels(self) -> list[int]:
         """The bytes alive after each event; while its op runs, for what was there only then."""
@@ -129,6 +134,9 @@ class Recorder(TorchDispatchMode):
                     if plain.layout is torch.strided and storage_key(plain) not in self._living:
                         where = self._places.here() if where is None else where
                         self._add(plain, name, where)
+        count = flop_registry.get(getattr(func, "_overloadpacket", None))
+        if count is not None:
+            self.timeline.work += count(*args, **(kwargs or {}), out_val=output)
         if self._workspace is not None:
             size = self._workspace(func, args, output)
             if size:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -12,9 +13,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from optiacts.held.fake import LikeCuda, autocasting, fake_copy, mode_of, one_sequence_per_row
+from optiacts.held.memory import storage_key
 from optiacts.held.sharing import ActivationSite, sites
 from optiacts.held.trace import Trace
 from optiacts.reporting import conversion, kinds
+from optiacts.reporting.changes import checkpointed, layers_of
+from optiacts.reporting.choices import Choice, Choices, Option
 from optiacts.reporting.data import MemoryReport, Stage
 from optiacts.reporting.errors import ReportError
 from optiacts.reporting.known import trace
@@ -27,6 +31,7 @@ from optiacts.reporting.states import states
 from optiacts.reporting.step import Step, step
 
 NOW = "now"
+CASTS = "casts shared"
 
 
 def report(
@@ -39,6 +44,8 @@ def report(
     autocast: torch.dtype | None = None,
     name: str | None = None,
     setting: dict[str, str] | None = None,
+    choices: bool | None = None,
+    checkpoint: int = 0,
     progress: Progress | None = None,
     **keyword_inputs: Any,
 ) -> MemoryReport:
@@ -60,6 +67,9 @@ def report(
             count the workspaces of CUDA's kernels and of its multi-tensor optimizers.
         autocast: the dtype of ``torch.autocast`` that the step runs under; there is a stage more then.
         name, setting: carried into the report.
+        choices: run what people choose from to make it fit: checkpointing, a chunked loss, LoRA, an 8-bit optimizer,
+            with OptiActs and without; by default if ``gpu_memory`` is given. For models with keyword inputs.
+        checkpoint: every so many-th of the repeated layers is checkpointed; none if 0.
         progress: called with what is done next, and the fraction that is done already.
 
     Returns:
@@ -71,22 +81,29 @@ def report(
     if fake:
         model, inputs, keyword_inputs = fake_copy(model, inputs, keyword_inputs)
     spent = cost((p for p in model.parameters() if p.requires_grad), optimizer, like_cuda)
-    run = _Runner(model, inputs, keyword_inputs, like_cuda, autocast, spent, in_mode=fake)
+    if checkpoint and not fake:
+        raise ReportError("checkpoint: only on fake tensors, since what it holds is not seen among saved tensors")
+    run = _Runner(model, inputs, keyword_inputs, like_cuda, autocast, spent, fake, checkpoint)
 
     say("tracing the model as it is", 0.0)
-    now, traced = run.stage(NOW)
-    found: tuple[ActivationSite, ...] = sites(traced)
-    del traced
+    found: tuple[ActivationSite, ...] = sites(run.traced())
+    now = run.stage(NOW)
     stages = [now]
     try:
         for number, (stage, how) in enumerate(conversion.CONVERSIONS.items(), 1):
             if how.shows(now.kinds, autocast is not None):
                 say(f"tracing it with its {stage}", number / (1 + len(conversion.CONVERSIONS)))
                 conversion.convert_stage(model, stage, found, like_cuda)
-                after = run.stage(stage)[0]
+                after = run.stage(stage)
                 stages += [] if how.only_if_less and after.bytes >= stages[-1].bytes else [after]
     finally:
         conversion.revert(model)
+    options: tuple[Option, ...] = ()
+    partial: tuple[Option, ...] = ()
+    longest = None
+    if (choices if choices is not None else card is not None) and not checkpoint:
+        options, partial, longest = _options(run, found, optimizer, card, stages, say)
+        stages = [_growing(stage, options) for stage in stages]
     return MemoryReport(
         name=name or type(model).__name__,
         setting=setting or {},
@@ -94,7 +111,65 @@ def report(
         stages=tuple(stages),
         sites=found,
         gpu_memory=card,
+        options=options,
+        partial=partial,
+        longest=longest,
     )
+
+
+def _options(
+    run: _Runner,
+    found: tuple[ActivationSite, ...],
+    optimizer: str,
+    card: int | None,
+    stages: list[Stage],
+    say: Progress,
+) -> tuple[tuple[Option, ...], tuple[Option, ...], int | None]:
+    """What people choose from; with some layers checkpointed; the most tokens that fit. Empty if it is not known."""
+    choices = run.choices(found, optimizer)
+    if choices is None:
+        return (), (), None
+    options: list[Option] = []
+    asked = choices.all()
+    for number, choice in enumerate(asked):
+        say(f"what it takes with {choice.words}", number / len(asked))
+        with suppress(ReportError, ValueError):  # where a choice is not for this model
+            option = choices.option(choice)
+            whole = _stage_of(choice, stages)
+            if whole is not None and whole.peak is not None and option.peak != whole.peak.bytes:
+                choices.fold = False  # its layers are not as equal as they look
+                option = choices.option(choice)
+            options.append(option)
+    if not options or options[0].choice != asked[0]:
+        return (), (), None
+    partial: list[Option] = []
+    longest = None
+    if card is not None and options[0].peak > card:
+        for ours in (False, True):
+            alike = [o for o in options if o.choice in (choices.plain(ours), choices.plain(ours, choices.layers))]
+            if len(alike) == 2 and alike[0].peak > card >= alike[1].peak:
+                say("how many layers to checkpoint", 1.0)
+                fewest = choices.fewest_checkpoints(alike[0], alike[1], card)
+                partial += [fewest] if fewest is not None else []
+        if options[0].largest_batch(card) == 0:
+            say("the longest sample that fits", 1.0)
+            longest = run.longest(found, optimizer, card)
+    return tuple(options), tuple(partial), longest
+
+
+def _stage_of(choice: Choice, stages: list[Stage]) -> Stage | None:
+    """The stage that is this choice, if one is: as it is, and the last of conversion."""
+    if choice.optiacts:
+        return stages[-1] if choice.words == "OptiActs" and stages[-1].name != CASTS else None
+    return stages[0] if choice.words == "now" else None
+
+
+def _growing(stage: Stage, options: tuple[Option, ...]) -> Stage:
+    """With how its peak grows, where an option has it."""
+    for option in options:
+        if stage.peak is not None and option.peak == stage.peak.bytes and option.choice.words in ("now", "OptiActs"):
+            return dataclasses.replace(stage, peak=dataclasses.replace(stage.peak, growth=option.growth))
+    return stage
 
 
 def peak_of(
@@ -107,7 +182,7 @@ def peak_of(
     """The peak of a step of ``model`` as it is: a part of what ``report`` tells, in a fraction of the time."""
     model, keywords = fake_copy(model, dict(inputs))
     spent = cost((p for p in model.parameters() if p.requires_grad), optimizer, like_cuda)
-    found = _Runner(model, (), keywords, like_cuda, autocast, spent, in_mode=True).peak(doubled=False)
+    found = _Runner(model, (), keywords, like_cuda, autocast, spent, in_mode=True).peak()
     assert found is not None
     return found
 
@@ -124,7 +199,7 @@ def _checked(model: Any, optimizer: Any, gpu_memory: Any, autocast: Any) -> int 
 
 
 class _Runner:
-    """Runs the model on its inputs, and on twice as many samples: what autograd holds, and the peak of a step."""
+    """Runs the model on its inputs: what autograd holds, and the peak of a step."""
 
     def __init__(
         self,
@@ -135,44 +210,94 @@ class _Runner:
         autocast: torch.dtype | None,
         spent: Cost,
         in_mode: bool,
+        checkpoint: int = 0,
     ) -> None:
         self._model, self._inputs, self._keywords = model, inputs, keywords
         self._like_cuda, self._autocast, self._cost = like_cuda, autocast, spent
+        self._checkpoint, self._held = checkpoint, 0
         self._mode = mode_of(model, (inputs, keywords)) if in_mode else None
         self._batch = _batch((inputs, keywords))
 
-    def stage(self, name: str) -> tuple[Stage, Trace]:
-        traced = self._run(trace, self._inputs, self._keywords)
+    def traced(self) -> Trace:
+        """One forward, without checkpointing."""
+        return self._run(trace, self._inputs, self._keywords)
+
+    def stage(self, name: str) -> Stage:
+        """What it holds, and its peak."""
+        with self._checkpointed():
+            traced = self.traced()
         by_kind = Counter(dict.fromkeys(kinds.KINDS, 0))
         by_layer: Counter[str] = Counter()
         charged = kinds.charges(traced)
         for key, storage in traced.storages.items():
             by_kind[charged[key].kind] += storage.nbytes
             by_layer[charged[key].layer] += storage.nbytes
-        layers = dict(by_layer.most_common())
-        return Stage(name, traced.bytes, dict(by_kind), layers, self._batch, self.peak()), traced
+        found, held = self.peak(), traced.bytes
+        if self._checkpoint:  # what those keep is not among the saved tensors
+            inputs = {storage_key(t) for t in tree_leaves((self._inputs, self._keywords)) if isinstance(t, Tensor)}
+            seen = sum(s.nbytes for key, s in traced.storages.items() if key not in inputs)
+            kept = self._held - seen
+            by_kind[kinds.CHECKPOINTS] += kept
+            by_layer["(checkpoints)"] += kept
+            held += kept
+        return Stage(name, held, dict(by_kind), dict(by_layer.most_common()), self._batch, found)
 
-    def peak(self, doubled: bool = True) -> Peak | None:
-        """Every moment has so many bytes, and so many more for each sample; a second batch size tells how many."""
+    def _checkpointed(self) -> AbstractContextManager[Any]:
+        layers = layers_of(self._model) if self._checkpoint else []
+        return checkpointed(layers[:: self._checkpoint or 1], LikeCuda if self._like_cuda else nullcontext)
+
+    def peak(self) -> Peak | None:
+        """Of a step; None on real tensors."""
         if self._mode is None:
             return None
-        once = self._step(self._inputs, self._keywords)
-        twice = None
-        if doubled and self._batch is not None:
-            with self._context(), suppress(ReportError):
-                twice = self._step(*_doubled((self._inputs, self._keywords), self._batch))
-        return peak(once, self._cost, twice, self._batch)
+        with self._checkpointed():
+            once = self._step(self._inputs, self._keywords)
+        self._held = once.held_bytes
+        return peak(once, self._cost)
 
-    def _step(self, inputs: Any, keywords: Any) -> Step:
-        def run() -> Any:
-            return self._model(*inputs, **keywords)
+    def choices(self, found: tuple[ActivationSite, ...], optimizer: str, keywords: Any = None) -> Choices | None:
+        """What one may choose from; None where the inputs have no batch."""
+        keywords = self._keywords if keywords is None else keywords
+        mode, batch = self._mode, self._batch
+        if mode is None or batch is None:
+            return None
+
+        def run(model: Any, forward: Callable[..., Any], times: int) -> Step:
+            with self._context():
+                inputs, given = _repeated((self._inputs, keywords), batch, times)
+            return self._step(inputs, given, model, lambda: forward(inputs, given))
+
+        again: Any = LikeCuda if self._like_cuda else nullcontext
+        cuda = self._like_cuda
+        return Choices(self._model, self._inputs, keywords, batch, run, found, optimizer, cuda, mode, again)
+
+    def longest(self, found: tuple[ActivationSite, ...], optimizer: str, card: int) -> int | None:
+        """The most tokens of one sample with which the model as it is fits; None if that is not known, or none do."""
+        ids = self._keywords.get("input_ids")
+        if ids is None:
+            return None
+        low, high = 0, ids.shape[1]  # fits; does not
+        while high - low > max(1, ids.shape[1] // 64):
+            tokens = (low + high) // 2
+            with self._context():
+                fewer = {k: v[:, :tokens].contiguous() for k, v in self._keywords.items() if v.shape == ids.shape}
+            choices = self.choices(found, optimizer, {**self._keywords, **fewer})
+            assert choices is not None
+            low, high = (tokens, high) if choices.peak(Choice(optimizer)) <= card else (low, tokens)
+        return low or None
+
+    def _step(self, inputs: Any, keywords: Any, model: Any = None, run: Callable[[], Any] | None = None) -> Step:
+        model = self._model if model is None else model
+
+        def forward() -> Any:
+            return model(*inputs, **keywords) if run is None else run()
 
         def under_autocast() -> Any:
-            return autocasting(self._model, (inputs, keywords), self._autocast)
+            return autocasting(model, (inputs, keywords), self._autocast)
 
         with self._context(autocast=False):
             return self._tried(
-                "step", lambda: step(self._model, run, (inputs, keywords), under_autocast, self._like_cuda)
+                "step", lambda: step(model, forward, (inputs, keywords), under_autocast, self._like_cuda)
             )
 
     def _run(self, how: Callable[..., Any], inputs: Any, keywords: Any) -> Any:
@@ -209,12 +334,12 @@ def _batch(values: Any) -> int | None:
     return tensors[0].shape[0] if tensors and tensors[0].shape[0] > 0 else None
 
 
-def _doubled(values: Any, batch: int) -> Any:
-    """``values`` with twice as many samples."""
+def _repeated(values: Any, batch: int, times: int) -> Any:
+    """``values`` with so many times as many samples."""
 
-    def double(value: Any) -> Any:
+    def repeat(value: Any) -> Any:
         if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != batch:
             return value
-        return torch.cat((value, value)).detach().requires_grad_(value.requires_grad)
+        return torch.cat([value] * times).detach().requires_grad_(value.requires_grad)
 
-    return tree_map(double, values)
+    return tree_map(repeat, values) if times > 1 else values

@@ -45,6 +45,25 @@ def _training(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--attention", choices=ATTENTIONS, help="(sdpa, where the model has it, else eager)")
     parser.add_argument("--train-mode", choices=TRAIN_MODES, default="full", help="(%(default)s)")
+    parser.add_argument("--lora-rank", type=_whole, default=16, help="of lora and qlora (%(default)s)")
+    parser.add_argument(
+        "--lora-targets",
+        metavar="NAMES",
+        default=(),
+        type=lambda text: tuple(name for name in text.split(",") if name),
+        help="names of Linears, e.g. q_proj,v_proj (all in the repeated layers)",
+    )
+    parser.add_argument("--lora-dropout", type=float, default=0.0, help="(%(default)s)")
+    parser.add_argument(
+        "--lora-dtype", choices=DTYPES, help="of the adapters, float32 as PEFT has them (that of the base)"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="every=N",
+        type=_every,
+        default=0,
+        help="checkpoint every N-th of the repeated layers: its inner tensors are computed again in backward",
+    )
     parser.add_argument(
         "--loss", action=argparse.BooleanOptionalAction, default=True, help="with head and loss (%(default)s)"
     )
@@ -80,6 +99,13 @@ def _whole(text: str) -> int:
         return int(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"must be a whole number; got {text!r}") from error
+
+
+def _every(text: str) -> int:
+    number = text.removeprefix("every=")
+    if not number.isdecimal() or int(number) < 1:
+        raise argparse.ArgumentTypeError(f"must be every=N with N from 1 on; got {text!r}")
+    return int(number)
 
 
 def _memory(text: str) -> int:

@@ -20,7 +20,7 @@ def build(name: str, setting: Setting) -> Built:
     """The model called ``name`` with inputs, on the current device: enter a FakeTensorMode to make it weightless."""
     built = _built(name, setting)
     try:
-        set_train_mode(built.model, setting.train_mode)
+        set_train_mode(built.model, setting.train_mode, setting.lora)
     except ValueError as error:
         raise ReportError(str(error)) from error
     return built

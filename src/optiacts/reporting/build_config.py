@@ -76,7 +76,7 @@ def from_config(config: dict[str, Any], name: str, setting: Setting) -> Built:
     words |= {
         "dtype": setting.weights + " under bfloat16 autocast" * setting.autocast,
         "attention": setting.attention or str(model.config._attn_implementation),
-        "train mode": setting.train_mode,
+        "train mode": setting.training,
     }
     words["model"] = f"{type(model).__name__}" + ("" if setting.loss else ", without a loss")
     words |= {key: str(value) for key, value in setting.overrides.items()}

@@ -41,7 +41,7 @@ def from_function(name: str, setting: Setting) -> Built:
     model, inputs = result
     words = {key: str(value).removeprefix("torch.") for key, value in given.items()}
     words |= {"autocast": "bfloat16"} if setting.autocast else {}
-    words |= {"train mode": setting.train_mode}
+    words |= {"train mode": setting.training}
     if "batch" in words:
         words["batch"] += " samples"
     if isinstance(inputs, Mapping):

@@ -19,12 +19,14 @@ from optiacts.reporting import conversion, spreadsheet
 from optiacts.reporting.analysis import report as make_report
 from optiacts.reporting.build import build
 from optiacts.reporting.data import Measured, MemoryReport
+from optiacts.reporting.errors import ReportError
+from optiacts.reporting.lora import Lora
 from optiacts.reporting.measure import measure as measure_step
 from optiacts.reporting.measure import require_cuda
 from optiacts.reporting.plot import check as check_plot
 from optiacts.reporting.plot import plot as draw
 from optiacts.reporting.progress import Progress, shown
-from optiacts.reporting.setting import Setting
+from optiacts.reporting.setting import DTYPES, Setting
 from optiacts.reporting.table import markdown, rich_tables
 
 
@@ -34,6 +36,12 @@ def run(chosen: argparse.Namespace) -> int:
         require_cuda()
     if chosen.plot is not None:
         check_plot(chosen.plot)
+    try:
+        adapters = Lora(
+            chosen.lora_rank, chosen.lora_targets, chosen.lora_dropout, DTYPES.get(chosen.lora_dtype or "")
+        )
+    except ValueError as error:
+        raise ReportError(str(error)) from error
     setting = Setting(
         chosen.batch,
         chosen.seq,
@@ -43,6 +51,7 @@ def run(chosen: argparse.Namespace) -> int:
         chosen.loss,
         chosen.autocast,
         dict(chosen.overrides),
+        adapters,
     )
     with shown(quiet=chosen.json or chosen.csv) as progress:
         reports = [_one(name, setting, chosen, progress) for name in chosen.models]
@@ -75,6 +84,7 @@ def _one(name: str, setting: Setting, chosen: argparse.Namespace, progress: Prog
             autocast=torch.bfloat16 if setting.autocast else None,
             name=name,
             setting=built.setting,
+            checkpoint=chosen.checkpoint,
             progress=tell,
             **built.kwargs,
         )

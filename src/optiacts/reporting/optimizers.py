@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -83,7 +84,11 @@ OPTIMIZERS: dict[str, Make] = {
 
 def cost(trained: Iterable[Tensor], name: str, like_cuda: bool) -> Cost:
     """What the optimizer called ``name`` costs for the parameters ``trained``: of its second step, on fake copies."""
-    key = tuple((tuple(p.shape), p.dtype) for p in trained)
+    return _cost(tuple((tuple(p.shape), p.dtype) for p in trained), name, like_cuda)
+
+
+@functools.lru_cache(maxsize=64)
+def _cost(key: tuple[tuple[tuple[int, ...], torch.dtype], ...], name: str, like_cuda: bool) -> Cost:
     if not key:
         return Cost(0, 0)
     with FakeTensorMode(), warnings.catch_warnings():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from optiacts.held.timeline import Piece, envelope
+from optiacts.held.timeline import Piece
 from optiacts.held.workspaces import unknown
+from optiacts.reporting.growth import Growth
 from optiacts.reporting.optimizers import Cost
 from optiacts.reporting.step import BACKWARD, FORWARD, Step
 
@@ -25,39 +26,21 @@ class Peak:
     where: str  # the layer that runs, or the op outside of one
     parts: dict[str, int]  # of PARTS; adds up to ``bytes``
     largest: tuple[str, ...]  # the largest temporaries, in words
-    lines: tuple[tuple[float, float], ...] | None  # for a batch of n the peak is the largest of fixed + n x slope
     unknown: dict[str, str]  # ops whose workspace is not counted, and why
-
-    def of_batch(self, batch: int) -> float | None:
-        """The bytes at the peak of a step of ``batch`` samples; None where they are not known."""
-        return None if self.lines is None else max(fixed + slope * batch for fixed, slope in self.lines)
-
-    def largest_batch(self, memory: int) -> int | None:
-        """The most samples whose peak is at most ``memory``; None if that is not known."""
-        if self.lines is None or not any(slope > 0 for _, slope in self.lines):
-            return None
-        if any(slope <= 0 and fixed > memory for fixed, slope in self.lines):
-            return 0
-        return max(0, min(int((memory - fixed) // slope) for fixed, slope in self.lines if slope > 0))
+    growth: Growth | None = None  # with the batch, where it is asked for
 
 
-def peak(step: Step, cost: Cost, twice: Step | None, batch: int | None) -> Peak:
-    """The peak of ``step`` with an optimizer of that ``cost``; ``twice`` is the step of a batch twice as large."""
+def peak(step: Step, cost: Cost) -> Peak:
+    """The peak of ``step`` with an optimizer of that ``cost``."""
     timeline = step.timeline
     levels = timeline.levels()[timeline.given - 1 :]
     at = max(range(len(levels)), key=levels.__getitem__)
     final = sum(timeline.pieces[piece].nbytes for piece in (*range(timeline.given), *step.gradients))
-    lines = None
-    if twice is not None and batch and timeline.same_course(twice.timeline):
-        others = twice.timeline.levels()[twice.timeline.given - 1 :]
-        grown = sum(twice.timeline.pieces[piece].nbytes for piece in (*range(timeline.given), *step.gradients))
-        courses = ([*levels, final + cost.temporary], [*others, grown + cost.temporary])
-        lines = tuple((fixed + cost.state, slope) for fixed, slope in envelope(*courses, batch, 2 * batch))
     not_counted = unknown({piece.op for piece in timeline.pieces})
     if final + cost.temporary > levels[at]:
         parts = _parts(step, [*range(timeline.given), *step.gradients])
         parts[STATE], parts[TEMPORARIES] = cost.state, cost.temporary
-        return Peak(sum(parts.values()), OPTIMIZER_STEP, OPTIMIZER_STEP, parts, (), lines, not_counted)
+        return Peak(sum(parts.values()), OPTIMIZER_STEP, OPTIMIZER_STEP, parts, (), not_counted)
     moment = at + timeline.given - 1
     alive = timeline.alive(moment)
     parts = _parts(step, alive)
@@ -67,7 +50,7 @@ def peak(step: Step, cost: Cost, twice: Step | None, batch: int | None) -> Peak:
     named = [timeline.pieces[piece] for piece in alive if _part(step, piece) == TEMPORARIES]
     named.sort(key=lambda piece: -piece.nbytes)
     words = tuple(_in_words(piece) for piece in named[:_NAMED])
-    return Peak(sum(parts.values()), phase, last.where or last.op, parts, words, lines, not_counted)
+    return Peak(sum(parts.values()), phase, last.where or last.op, parts, words, not_counted)
 
 
 def _parts(step: Step, alive: list[int]) -> dict[str, int]:

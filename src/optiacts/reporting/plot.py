@@ -25,6 +25,7 @@ COLOURS = {
     kinds.NORMS: "#56b4e9",
     kinds.MASKS: "#f0e442",
     kinds.LOSS: "#999999",
+    kinds.CHECKPOINTS: "#b3de69",
     kinds.OTHER: "#dddddd",
     kinds.GATED: "#e69f00",
     kinds.ACTIVATIONS: "#d55e00",

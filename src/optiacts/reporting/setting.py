@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from optiacts.reporting.errors import ReportError
+from optiacts.reporting.lora import Lora
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTIONS = ("sdpa", "eager", "flash")
@@ -30,6 +31,7 @@ class Setting:
     loss: bool = True
     autocast: bool = False  # in bfloat16, with the weights in dtype
     overrides: Mapping[str, Any] = field(default_factory=dict)  # entries of the config to change
+    lora: Lora = field(default_factory=Lora)  # of the train modes lora and qlora
 
     def __post_init__(self) -> None:
         for name, number in (("batch", self.batch), ("seq", self.seq)):
@@ -52,6 +54,17 @@ class Setting:
     def weights(self) -> str:
         """The dtype of the weights: what is said; float32 under autocast, which is what it is for; else bfloat16."""
         return self.dtype or ("float32" if self.autocast else "bfloat16")
+
+    @property
+    def training(self) -> str:
+        """The train mode in words."""
+        if self.train_mode not in ("lora", "qlora"):
+            return self.train_mode
+        words = [f"{self.train_mode} of rank {self.lora.rank}"]
+        words += [f"on {', '.join(self.lora.targets)}"] if self.lora.targets else []
+        words += [f"dropout {self.lora.dropout}"] if self.lora.dropout else []
+        words += [f"adapters in {str(self.lora.dtype).removeprefix('torch.')}"] if self.lora.dtype else []
+        return ", ".join(words)
 
 
 @dataclass(frozen=True)

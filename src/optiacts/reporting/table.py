@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from optiacts.held.sharing import ActivationSite
 from optiacts.reporting.data import MemoryReport, Stage
 from optiacts.reporting.peak import OPTIMIZER_STEP, PARTS
-from optiacts.reporting.sizes import GIB, MIB, Unit
+from optiacts.reporting.sizes import GIB, MIB, Unit, in_words
 
 _WORDS = ("", "kind", "layer", "activation", "because")  # columns of words; numbers are set to the right
 
@@ -25,6 +25,8 @@ class Section(NamedTuple):
 def sections(report: MemoryReport, all_layers: bool = True) -> list[Section]:
     """The tables of ``report``."""
     found = [_held(report), _card(report)]
+    if report.options:
+        found.append(_choices(report))
     if all_layers:
         found.append(_layers(report))
     if report.sites:
@@ -63,6 +65,8 @@ def notes(report: MemoryReport) -> str:
         "Not counted: the CUDA context (0.3 to 0.6 GiB), the allocator's fragmentation, the workspace of cuBLAS "
         "(8 to 32 MiB), and what else runs on the card."
     )
+    if report.options and report.gpu_memory is not None:
+        found.append(f"{report.name}: {report.fits()}")
     return "\n".join(found)
 
 
@@ -158,10 +162,21 @@ def _without_peak(report: MemoryReport) -> Section:
     return Section(f"The whole card, {unit.name}", ("", *_stage_columns(report)), tuple(rows))
 
 
+def _choices(report: MemoryReport) -> Section:
+    unit, now, card = unit_of(report), report.options[0], report.gpu_memory
+    rows = []
+    for option in report.options:
+        more = "" if option.more_work is None else f"{option.more_work:+.0%}"
+        cells = [option.choice.words, unit(option.peak), f"{option.peak / now.peak - 1:+.0%}", more]
+        rows.append((*cells, *([str(option.largest_batch(card))] if card is not None else [])))
+    titles = ("kind", "peak", "change", "more work", *([f"largest batch in {in_words(card)}"] if card else []))
+    return Section(f"What there is to choose from, {unit.name}", titles, tuple(rows))
+
+
 def _largest(report: MemoryReport, stage: Stage) -> str:
     largest = report.largest_batch(stage)
     if largest is None:
-        return "unknown"
+        return ""
     if largest == 0 and report.states.parameters + report.states.optimizer > (report.gpu_memory or 0):
         return "0 (states alone exceed it)"
     return str(largest)
