@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from typing import Any
 
@@ -44,7 +44,7 @@ def report(
     autocast: torch.dtype | None = None,
     name: str | None = None,
     setting: dict[str, str] | None = None,
-    choices: bool | None = None,
+    choices: bool | Collection[str] | None = None,
     checkpoint: int = 0,
     progress: Progress | None = None,
     **keyword_inputs: Any,
@@ -68,7 +68,8 @@ def report(
         autocast: the dtype of ``torch.autocast`` that the step runs under; there is a stage more then.
         name, setting: carried into the report.
         choices: run what people choose from to make it fit: checkpointing, a chunked loss, LoRA, an 8-bit optimizer,
-            with OptiActs and without; by default if ``gpu_memory`` is given. For models with keyword inputs.
+            with OptiActs and without; by default if ``gpu_memory`` is given. Or those of them that are named, such
+            as ``("OptiActs", "checkpointing")``.
         checkpoint: every so many-th of the repeated layers is checkpointed; none if 0.
         progress: called with what is done next, and the fraction that is done already.
 
@@ -101,8 +102,9 @@ def report(
     options: tuple[Option, ...] = ()
     partial: tuple[Option, ...] = ()
     longest = None
-    if (choices if choices is not None else card is not None) and not checkpoint:
-        options, partial, longest = _options(run, found, optimizer, card, stages, say)
+    if (card is not None if choices is None else choices is not False) and not checkpoint:
+        only = choices if isinstance(choices, Collection) else None
+        options, partial, longest = _options(run, found, optimizer, card, stages, only, say)
         stages = [_growing(stage, options) for stage in stages]
     return MemoryReport(
         name=name or type(model).__name__,
@@ -123,6 +125,7 @@ def _options(
     optimizer: str,
     card: int | None,
     stages: list[Stage],
+    only: Collection[str] | None,
     say: Progress,
 ) -> tuple[tuple[Option, ...], tuple[Option, ...], int | None]:
     """What people choose from; with some layers checkpointed; the most tokens that fit. Empty if it is not known."""
@@ -130,7 +133,7 @@ def _options(
     if choices is None:
         return (), (), None
     options: list[Option] = []
-    asked = choices.all()
+    asked = [choice for choice in choices.all() if only is None or choice.words in (NOW, *only)]
     for number, choice in enumerate(asked):
         say(f"what it takes with {choice.words}", number / len(asked))
         with suppress(ReportError, ValueError):  # where a choice is not for this model
