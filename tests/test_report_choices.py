@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import optiacts
 from optiacts.reporting import ReportError, report
+from optiacts.reporting.analysis import peak_of
 from optiacts.reporting.changes import checkpointed, layers_of
 from optiacts.reporting.choices import Choice, Option
 from optiacts.reporting.folding import stack_of
@@ -235,7 +236,6 @@ def test_a_batch_that_does_not_fit_becomes_a_shorter_sample() -> None:
     model, ids = Model(), torch.zeros(1, 2**16, dtype=torch.long)
     found = report(model, input_ids=ids, gpu_memory="64MiB", optimizer="sgd", choices=())
     assert found.largest_batch(found.now) == 0 and found.longest is not None
-    fits = report(model, input_ids=ids[:, : found.longest], optimizer="sgd").now.peak
-    more = report(model, input_ids=ids[:, : found.longest + 2**10], optimizer="sgd").now.peak
+    fits, more = (peak_of(model, {"input_ids": ids[:, :n]}, "sgd") for n in (found.longest, found.longest + 2**10))
     assert fits.bytes <= 2**26 < more.bytes
     assert f"the longest sample that fits has {found.longest} tokens" in str(found)

@@ -87,6 +87,12 @@ def _output(parser: argparse.ArgumentParser) -> None:
     memory.add_argument(
         "--gpu-memory", metavar="SIZE", type=_memory, help="what fits so much memory, e.g. 24GB; a number is GiB"
     )
+    parser.add_argument(
+        "--choices",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="with --gpu or --gpu-memory: run what there is to choose from; without, OptiActs alone (%(default)s)",
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON: one object for one model, else a list")
     form.add_argument("--csv", action="store_true", help="print CSV: a line for each stage, sizes in bytes")

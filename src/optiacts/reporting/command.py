@@ -84,6 +84,7 @@ def _one(name: str, setting: Setting, chosen: argparse.Namespace, progress: Prog
             autocast=torch.bfloat16 if setting.autocast else None,
             name=name,
             setting=built.setting,
+            choices=None if chosen.choices or chosen.gpu_memory is None else ("OptiActs",),
             checkpoint=chosen.checkpoint,
             progress=tell,
             **built.kwargs,
