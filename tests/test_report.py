@@ -322,10 +322,11 @@ print(json.dumps([peak, made["states"], made["stages"][0]["bytes"]]))
 """
 
 
+@pytest.mark.timeout(600)  # a minute of work; longer where others share the cores
 def test_llama_70b_in_4_gib_of_host_memory() -> None:
-    """All 80 layers, none left out. (In 7 s on two cores.)"""
+    """All 80 layers, none left out."""
     done = subprocess.run(
-        [sys.executable, "-c", MEMORY_OF_70B], capture_output=True, text=True, timeout=240, check=True
+        [sys.executable, "-c", MEMORY_OF_70B], capture_output=True, text=True, timeout=540, check=True
     )
     peak, held, saved = json.loads(done.stdout)
     assert peak < 4 * GIB
