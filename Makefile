@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test zoo models floor lint fit bench training gpu-check docs-figures native asan clean
+.PHONY: demo test zoo models floor lint fit bench training gpu-check docs-figures report-calibration native asan clean
 
 # One to two minutes on two cores once everything is installed.
 demo: $(VENV)/.installed
@@ -57,6 +57,10 @@ training: $(VENV)/.installed
 
 docs-figures: $(VENV)/.installed
 	$(BIN)/python tools/report_figures.py
+
+# Real steps on this CPU beside the peaks that the report predicts.
+report-calibration: $(VENV)/.installed
+	$(BIN)/python tools/report_calibration.py
 
 # Builds the CPU kernels into the source tree, for PYTHONPATH=src and after changes in csrc/; needs CMake.
 native:

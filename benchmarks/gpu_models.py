@@ -15,7 +15,8 @@ import torch
 import optiacts
 from optiacts.reporting.build import Setting, build
 from optiacts.reporting.data import Measured
-from optiacts.reporting.measure import measure, scalar
+from optiacts.reporting.loss import scalar
+from optiacts.reporting.measure import measure
 
 Report = dict[str, Any]
 STEPS = 5  # timed, in each of the four turns

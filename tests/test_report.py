@@ -17,9 +17,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import optiacts
 from optiacts.held.fake import LikeCuda, fake_copy, mode_of, one_sequence_per_row
 from optiacts.reporting import MemoryReport, ReportError, conversion, report, trace
+from optiacts.reporting.analysis import peak_of
 from optiacts.reporting.build import Setting, build
-from optiacts.reporting.lora import LoraLinear, set_train_mode
-from optiacts.reporting.states import OPTIMIZERS, states
+from optiacts.reporting.lora import Lora, LoraLinear, set_train_mode
+from optiacts.reporting.optimizers import OPTIMIZERS, cost
+from optiacts.reporting.peak import Peak
+from optiacts.reporting.states import states
 
 GIB = 2**30
 
@@ -200,7 +203,7 @@ def test_everyday_mistral_figure() -> None:
 def test_states_are_those_of_torch() -> None:
     model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 4)).to(torch.bfloat16)
     model[0].requires_grad_(False)
-    counted = states(model, "adamw")
+    counted = states(model, cost((p for p in model.parameters() if p.requires_grad), "adamw", like_cuda=False))
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.randn(5, 8, dtype=torch.bfloat16)).sum().backward()
     optimizer.step()
@@ -208,33 +211,43 @@ def test_states_are_those_of_torch() -> None:
     assert counted.gradients == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
     moments = [s[key] for s in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
     assert counted.optimizer == sum(moment.nbytes for moment in moments)
-    with pytest.raises(ValueError, match=r"optimizer must be one of adamw.*got 'lion'"):
-        states(model, "lion")
 
 
 def test_optimizers_per_element() -> None:
-    assert {name: (rule(2), rule(4)) for name, rule in OPTIMIZERS.items()} == {
-        "adamw": (4, 8),
-        "adamw-fp32": (12, 8),
-        "adamw-8bit": (2, 2),
-        "sgd": (0, 0),
-        "sgd-momentum": (2, 4),
+    """Of the state; and of what a step takes besides on CUDA, where it goes through the multi-tensor kernels."""
+    n = 2**14
+
+    def per_element(name: str, dtype: torch.dtype) -> tuple[float, float]:
+        spent = cost([torch.empty(n, dtype=dtype)] * 3, name, like_cuda=True)
+        return spent.state / (3 * n), spent.temporary / (3 * n)
+
+    found = {name: (per_element(name, torch.bfloat16), per_element(name, torch.float32)) for name in OPTIMIZERS}
+    assert found == {
+        "adamw": ((4, 2), (8, 4)),  # the root of the second moment
+        "adamw-fused": ((4, 0), (8, 0)),
+        "adamw-fp32": ((12, 8), (8, 4)),  # the gradient in float32 too
+        "adamw-8bit": ((2 + 2 * 4 / 256, 0), (2 + 2 * 4 / 256, 0)),
+        "sgd": ((0, 0), (0, 0)),
+        "sgd-momentum": ((2, 0), (4, 0)),
     }
+    alone = cost([torch.empty(n), torch.empty(2 * n)], "adamw", like_cuda=False)
+    assert alone.temporary < 3 * 4 * 2 * n  # one parameter after the other: the temporaries of the larger
 
 
 def test_largest_batch_is_the_largest_that_fits() -> None:
-    setting = {"seq": 128, "overrides": {"num_hidden_layers": 2}}
-    made = of("bert-base", batch=2, **setting)
-    made = MemoryReport(**{**made.__dict__, "gpu_memory": 2 * GIB})
-    for stage in made.stages:
-        largest = made.largest_batch(stage)
-        assert largest is not None and largest > 2
-        fits, exceeds = (
-            next(s for s in of("bert-base", batch=b, **setting).stages if s.name == stage.name).bytes
-            for b in (largest, largest + 1)
-        )
-        assert made.states.bytes + fits <= 2 * GIB < made.states.bytes + exceeds
-    assert MemoryReport(**{**made.__dict__, "gpu_memory": 1000}).largest_batch(made.now) == 0
+    def peak(batch: int) -> Peak:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            built = build("bert-base", Setting(batch=batch, seq=128, overrides={"num_hidden_layers": 2}))
+        return peak_of(built.model, built.kwargs, like_cuda=True)
+
+    now = of("bert-base", batch=2, seq=128, overrides={"num_hidden_layers": 2}).now.peak
+    assert now is not None
+    largest = now.largest_batch(2 * GIB)
+    assert largest is not None and largest > 2
+    fits, exceeds = peak(largest), peak(largest + 1)
+    assert fits.bytes <= 2 * GIB < exceeds.bytes
+    assert now.of_batch(largest) == fits.bytes and now.of_batch(largest + 1) == exceeds.bytes
+    assert now.largest_batch(1000) == 0
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -275,7 +288,7 @@ def test_lora_starts_as_the_base_and_keeps_the_output() -> None:
     model = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
     x = torch.randn(5, 8)
     expected = model(x)
-    set_train_mode(model, "lora", rank=2)
+    set_train_mode(model, "lora", Lora(rank=2))
     assert torch.equal(model(x), expected)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 2 * (8 + 32) + 2 * (32 + 8)
     assert isinstance(model[2], LoraLinear)
@@ -309,10 +322,11 @@ print(json.dumps([peak, made["states"], made["stages"][0]["bytes"]]))
 """
 
 
+@pytest.mark.timeout(600)  # a minute of work; longer where others share the cores
 def test_llama_70b_in_4_gib_of_host_memory() -> None:
-    """All 80 layers, none left out. (In 7 s on two cores.)"""
+    """All 80 layers, none left out."""
     done = subprocess.run(
-        [sys.executable, "-c", MEMORY_OF_70B], capture_output=True, text=True, timeout=240, check=True
+        [sys.executable, "-c", MEMORY_OF_70B], capture_output=True, text=True, timeout=540, check=True
     )
     peak, held, saved = json.loads(done.stdout)
     assert peak < 4 * GIB

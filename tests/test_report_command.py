@@ -14,10 +14,18 @@ from tests.commands import Result, optiacts
 MODELS = """
 import torch
 
-def mlp(batch, seq):
+def mlp(batch, width=64):
     assert type(torch.empty(1)).__name__ == "FakeTensor"
     model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.GELU(), torch.nn.Linear(256, 64))
     return model, torch.empty(batch, 64)
+
+def own_defaults(batch=5, seq=7, dtype=torch.float32):
+    first, last = torch.nn.Conv1d(3, 4, 1), torch.nn.Conv1d(4, 3, 1)
+    model = torch.nn.Sequential(first, torch.nn.BatchNorm1d(4), torch.nn.GELU(), last)
+    return model.to(dtype), torch.empty(batch, 3, seq, dtype=dtype)
+
+def needs_seq(seq):
+    return None
 
 def wrong_input():
     return torch.nn.Linear(3, 4), torch.empty(2, 5)
@@ -39,6 +47,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "untyped.json").write_text('{"hidden_size": 3}')
     (tmp_path / "unknown.json").write_text('{"model_type": "no-such-model"}')
     (tmp_path / "misfit.json").write_text('{"model_type": "bert", "hidden_size": 30, "num_attention_heads": 7}')
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "quantised.json").write_text('{"model_type": "bert", "quantization_config": {"bits": 4}}')
     tiny = {"model_type": "bert", "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
     tiny |= {"vocab_size": 50, "num_hidden_layers": 2, "architectures": ["BertForMaskedLM"]}
     (tmp_path / "tiny.json").write_text(json.dumps(tiny))
@@ -63,10 +73,31 @@ BAD = [
     (("vit-base", "--seq", "9"), "--seq means nothing to a model of images"),
     (("tiny.json", "--set", "hiden_size=3"), "--set hiden_size=...: tiny.json has no such entry"),
     (("tiny.json", "--set", "hidden_size"), "is not KEY=VALUE"),
-    (("tiny.json", "--gpu-memory", "lots"), "'lots' is not a size; give one such as 24GiB"),
-    (("tiny.json", "--gpu-memory", "0GiB"), "'0GiB' is not a size"),
-    (("tiny.json", "--plot", "there/is/no/such.png"), "give a writable path ending in"),
-    (("gemma-2-9b",), "--attention eager"),
+    (("tiny.json", "--gpu-memory", "lots"), "'lots' is not a size or a card; give one such as 24GB or rtx-4090"),
+    (("tiny.json", "--gpu-memory", "0GiB"), "'0GiB' is not the memory of a device"),
+    (("tiny.json", "--gpu", "a100"), "did you mean a100-40gb or a100-80gb?"),
+    (("tiny.json", "--gpu", "rtx-4091"), "did you mean rtx-4090"),
+    (("tiny.json", "--batch", "four"), "argument --batch: must be a whole number; got 'four'"),
+    (("tiny.json", "--plot", "there/is/no/such.png"), "cannot be written; give a path in a folder that exists"),
+    (("tiny.json", "--plot", "bars.txt"), "--plot bars.txt: give a file ending in .png, .svg or .pdf"),
+    (
+        ("tiny.json", "--set", "hidden_size=big"),
+        "--set hidden_size=big: must be a number, where 32 is usual; got 'big'",
+    ),
+    (("tiny.json", "--set", "num_hidden_layers=-1"), "must be a whole number from 0 on, where 2 is usual"),
+    (
+        ("tiny.json", "--set", "num_attention_heads=7"),
+        "The hidden size (32) is not a multiple of the number of attention",
+    ),
+    (("tiny.json", "--set", 'layer_norm_eps="small"'), "must be a number"),
+    (("tiny.json", "--set", "hidden_act=3"), "hidden_act"),
+    (("gemma-2-9b", "--attention", "sdpa"), "--attention eager"),
+    (("folder",), "folder/config.json cannot be read"),
+    (("owner/no-such-model",), "run `hf download owner/no-such-model config.json` once"),
+    (("quantised.json",), "--train-mode qlora"),
+    (("report_models:own_defaults", "--attention", "eager"), "the function has no parameter 'attention'"),
+    (("report_models:own_defaults", "--no-loss"), "--no-loss is for models with a config"),
+    (("report_models:needs_seq",), "the function wants 'seq'; give --seq"),
     (("report_models:wrong_input",), "the forward failed: RuntimeError"),
     (("report_models:not_a_model",), "must return (model, inputs)"),
     (("report_models:raises",), "the function failed (KeyError: 'weights')"),
@@ -101,6 +132,68 @@ def test_a_function_gets_batch_and_runs_on_fake_tensors(folder: Path) -> None:
     assert site["gain"] == now["bytes"] - after["bytes"] and site["pays"]
 
 
+def test_a_function_keeps_its_own_defaults_and_may_convert_its_model(folder: Path) -> None:
+    result = run("report_models:own_defaults", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["setting"] == {"train mode": "full"}
+    told = run("report_models:own_defaults", "--dtype", "bfloat16", "--batch", "2", "--json")
+    assert told.exit_code == 0, told.output
+    made = json.loads(told.stdout)
+    assert made["setting"]["dtype"] == "bfloat16" and made["setting"]["batch"] == "2 samples"
+    assert made["states"]["gradients"] == 2 * (3 * 4 + 4 + 2 * 4 + 4 * 3 + 3)
+    kinds = made["stages"][0]["kinds"]
+    assert kinds["activation functions"] == 2 * 2 * 4 * 7
+
+
+def test_models_from_a_folder_and_from_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    (folder / "folder" / "config.json").write_text((folder / "tiny.json").read_text())
+    cached = {"owner/model": str(folder / "tiny.json")}
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file: cached.get(name))
+    made = [run(name, "--seq", "8", "--json") for name in ("tiny.json", "folder", "owner/model")]
+    held = [json.loads(result.stdout)["stages"] for result in made]
+    assert held[0] == held[1] == held[2]
+
+
+def test_gemma_takes_the_attention_that_it_has(folder: Path) -> None:
+    layers = ("--set", "num_hidden_layers=2", "--seq", "64", "--json")
+    made = json.loads(run("gemma-2-9b", *layers).stdout)
+    assert made["setting"]["attention"] == "eager"
+    flash = json.loads(run("gemma-2-9b", *layers, "--attention", "flash").stdout)
+    heads, kv_heads, tokens, width = 16, 8, 64, 256
+    rows = 2 * (heads + 2 * kv_heads) * tokens * width * 2 + 2 * heads * tokens * 4  # q, k, v; log-sum-exp
+    cos_and_sin = 2 * tokens * width * 2
+    assert 0 <= flash["stages"][0]["kinds"]["attention"] - rows - cos_and_sin < 100  # seeds
+
+
+def test_csv_has_a_line_for_each_stage(folder: Path) -> None:
+    import csv
+    import io
+
+    result = run("tiny.json", "report_models:mlp", "--gpu", "RTX 4090", "--csv", "--no-choices")
+    assert result.exit_code == 0, result.output
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    made = json.loads(run("tiny.json", "report_models:mlp", "--gpu", "rtx4090", "--json", "--no-choices").stdout)
+    assert [(row["model"], row["stage"]) for row in rows] == [
+        (m["name"], s["name"]) for m in made for s in m["stages"]
+    ]
+    assert [int(row["held for backward"]) for row in rows] == [s["bytes"] for m in made for s in m["stages"]]
+    assert {int(row["card"]) for row in rows} == {24564 * 2**20}
+
+
+def test_tables_are_printed_even_if_the_picture_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    result = run("report_models:mlp", "--plot", "bars.png")
+    assert result.exit_code == 2 and "no space left" in result.stderr
+    assert "optimizer state" in result.stdout and "Not counted: the CUDA context" in " ".join(result.stdout.split())
+
+
 def test_autocast_keeps_the_weights_in_float32(folder: Path) -> None:
     result = run("tiny.json", "--seq", "32", "--autocast", "--json")
     assert result.exit_code == 0, result.output
@@ -116,18 +209,18 @@ def test_autocast_keeps_the_weights_in_float32(folder: Path) -> None:
 
 
 def test_json_of_several_models_and_the_largest_batch(folder: Path) -> None:
-    result = run("tiny.json", "vit-base", "--json", "--gpu-memory", "3GB", "--optimizer", "sgd")
+    result = run("tiny.json", "vit-base", "--json", "--gpu-memory", "3GB", "--optimizer", "sgd", "--no-choices")
     assert result.exit_code == 0, result.output
     first, second = json.loads(result.stdout)
     assert first["name"] == "tiny.json" and second["name"] == "vit-base"
     for made in (first, second):
-        assert made["states"]["optimizer"] == 0 and made["gpu_memory"] == 3 * 10**9
-        now, after = made["stages"][:2]
+        assert made["states"]["optimizer"] == 0 and made["gpu_memory"] == 3 * 2**30
+        now, after = made["stages"][0], made["stages"][-1]
         assert after["largest_batch"] > now["largest_batch"] > 1
 
 
 def test_the_table_says_the_whole_card(folder: Path) -> None:
-    result = run("tiny.json", "--gpu-memory", "24GiB")
+    result = run("tiny.json", "--gpu-memory", "24GiB", "--no-choices")
     assert result.exit_code == 0, result.output
     for words in ("linears' inputs", "optimizer state", "largest batch in", "its output is kept by"):
         assert words in " ".join(result.output.split()).replace("│ ", "").replace("│", ""), words
@@ -143,3 +236,11 @@ def test_the_picture_is_drawn(folder: Path) -> None:
     for kind in (ACTIVATIONS, LINEARS):
         close = (pixels - to_rgb(COLOURS[kind])).__abs__().max(-1) < 0.02
         assert close.sum() > 0.001 * close.size, kind
+
+
+def test_with_a_card_the_picture_has_its_line_and_the_whole_card(folder: Path) -> None:
+    result = run("report_models:mlp", "--gpu-memory", "64MB", "--plot", "bars.svg", "--no-choices")
+    assert result.exit_code == 0, result.output
+    drawn = (folder / "bars.svg").read_text()
+    for colour in ("#cc0000", COLOURS["optimizer state"], COLOURS["parameters"]):
+        assert colour in drawn, colour

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from optiacts.reporting import ReportError
-from optiacts.reporting.measure import measure, require_cuda, scalar
+from optiacts.reporting.loss import scalar
+from optiacts.reporting.measure import measure, require_cuda
 
 
 def test_what_a_forward_leaves_is_the_growth_since_before_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from optiacts.reporting import MemoryReport, report
 from optiacts.reporting.build import Setting, build
 from optiacts.reporting.conversion import CONVERSIONS
 from optiacts.reporting.plot import plot
-from optiacts.reporting.table import GIB
+from optiacts.reporting.sizes import GIB
 
 ROOT = Path(__file__).parents[1]
 FOLDER, README = ROOT / "docs" / "figures", ROOT / "README.md"

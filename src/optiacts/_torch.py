@@ -237,3 +237,14 @@ def statistics_of(normed: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 _KEEPING = ("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "NativeGroupNorm", "NativeLayerNorm")
+
+
+def next_node_number() -> int:
+    """The number of the graph node that autograd makes next on this thread: later nodes have larger numbers."""
+    return int(torch._C._autograd._get_sequence_nr())
+
+
+def current_node_number() -> int | None:
+    """The number of the graph node whose derivative is being computed; None outside of backward."""
+    node = torch._C._current_autograd_node()
+    return None if node is None else int(node._sequence_nr())

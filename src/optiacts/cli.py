@@ -9,6 +9,7 @@ from pathlib import Path
 from optiacts import __version__
 from optiacts import doctor as diagnose
 from optiacts.reporting import command as reporting
+from optiacts.reporting.arguments import add_arguments
 from optiacts.reporting.errors import ReportError
 
 
@@ -41,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo, parser=demo)
 
     report = commands.add_parser("report", help="how much memory will I save, before I rent the GPU")
-    reporting.add_arguments(report)
+    add_arguments(report)
     report.set_defaults(run=reporting.run, parser=report)
     return parser
 

@@ -12,7 +12,7 @@ import optiacts
 from optiacts.demo.full_size import reports
 from optiacts.demo.picture import draw
 from optiacts.demo.training import BATCH, CONTEXT, DROPOUT, Change, Run, compare
-from optiacts.reporting.table import GIB
+from optiacts.reporting.sizes import GIB
 
 MIB = 2**20
 

@@ -160,7 +160,7 @@ def _attention(
         query, key, value, attn_mask = (_narrowed(tensor) for tensor in (query, key, value, attn_mask))
     half = query.dtype in (torch.bfloat16, torch.float16)
     if half and attn_mask is None and query.shape[-1] == value.shape[-1] <= _FLASH_HEAD_DIM:
-        return _FLASH(query, key, value, dropout_p, is_causal, scale=scale)[0]
+        return flash_attention(query, key, value, dropout_p, is_causal, scale)
     if query.shape[1] == key.shape[1]:
         bias = _as_bias(attn_mask, query, key)
         return _EFFICIENT(query, key, value, bias, True, dropout_p, is_causal, scale=scale)[0]
@@ -168,6 +168,20 @@ def _attention(
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
+
+
+def flash_attention(
+    query: Tensor, key: Tensor, value: Tensor, dropout_p: float, is_causal: bool, scale: float | None
+) -> Tensor:
+    """What CUDA's flash attention holds, whatever the rules say. ``ValueError`` where there is no such kernel."""
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value = _narrowed(query), _narrowed(key), _narrowed(value)
+    if query.dtype not in (torch.bfloat16, torch.float16) or query.shape[-1] > _FLASH_HEAD_DIM:
+        raise ValueError(
+            f"flash attention takes 16-bit inputs with at most {_FLASH_HEAD_DIM} numbers in a head; got "
+            f"{query.dtype} with {query.shape[-1]}"
+        )
+    return _FLASH(query, key, value, dropout_p, is_causal, scale=scale)[0]
 
 
 def _as_bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:

@@ -6,7 +6,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from optiacts.held.sharing import ActivationSite
+from optiacts.reporting.choices import Option
+from optiacts.reporting.errors import ReportError
+from optiacts.reporting.peak import Peak
+from optiacts.reporting.sizes import memory_of
 from optiacts.reporting.states import States
+from optiacts.reporting.verdict import Verdict, verdict
 
 
 @dataclass(frozen=True)
@@ -17,13 +22,8 @@ class Stage:
     bytes: int
     kinds: dict[str, int]  # by what it is for; adds up to ``bytes``
     layers: dict[str, int]  # by the class of the layer that holds it; adds up to ``bytes``
-    per_sample: float | None  # bytes for each further sample of the batch; None if the batch cannot be doubled
     batch: int | None  # the samples in this forward
-
-    @property
-    def fixed(self) -> float:
-        """Bytes that do not grow with the batch."""
-        return self.bytes - self.per_sample * self.batch if self.per_sample is not None and self.batch else 0.0
+    peak: Peak | None  # of the whole step; None if it ran on real tensors
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,9 @@ class MemoryReport:
     sites: tuple[ActivationSite, ...]
     gpu_memory: int | None = None
     measured: tuple[Measured, ...] = field(default=())
+    options: tuple[Option, ...] = field(default=())  # what people choose from, from the cheapest on
+    partial: tuple[Option, ...] = field(default=())  # with some layers checkpointed, for ``gpu_memory``
+    longest: int | None = None  # tokens that fit ``gpu_memory``, where one sample does not
 
     @property
     def now(self) -> Stage:
@@ -57,10 +60,24 @@ class MemoryReport:
         return stage.bytes / self.now.bytes - 1 if self.now.bytes else 0.0
 
     def largest_batch(self, stage: Stage) -> int | None:
-        """The most samples whose saved bytes fit ``gpu_memory`` beside the states; None if not known."""
-        if self.gpu_memory is None or not stage.per_sample:
+        """The most samples with which the peak of a step fits ``gpu_memory``; None if not known."""
+        if self.gpu_memory is None or stage.peak is None or stage.peak.growth is None:
             return None
-        return max(0, int((self.gpu_memory - self.states.bytes - stage.fixed) // stage.per_sample))
+        return stage.peak.growth.largest(self.gpu_memory)
+
+    def fits(self, memory: int | float | str | None = None) -> Verdict:
+        """Whether a step fits ``memory``, such as "24GB" or "rtx-4090"; ``gpu_memory`` if left out.
+
+        True if it fits as it is; ``str`` of it says in words what fits, or the smallest change that makes it fit, of
+        those in ``options``. ``ReportError`` without ``options``: ask for ``report(..., choices=True)``.
+        """
+        size = self.gpu_memory if memory is None else memory_of(memory)
+        if size is None:
+            raise ReportError('fits: say what it should fit, such as "24GB"')
+        if not self.options:
+            raise ReportError("fits: make the report with choices=True, or with gpu_memory; it needs fake tensors")
+        own = size == self.gpu_memory
+        return verdict(self.options, size, self.partial if own else (), self.longest if own else None)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON takes it; sizes in bytes."""
@@ -70,6 +87,10 @@ class MemoryReport:
         ]
         for stage, entry in zip(self.stages, data["stages"], strict=True):
             entry |= {"change": self.change(stage), "largest_batch": self.largest_batch(stage)}
+        for option, entry in zip(self.options, data["options"], strict=True):
+            entry |= {"words": option.choice.words, "peak": option.peak}
+        if self.gpu_memory is not None and self.options:
+            data["verdict"] = self.fits().words
         return data
 
     def __str__(self) -> str:

@@ -12,13 +12,14 @@ ATTENTION = "attention"
 NORMS = "norms"
 MASKS = "dropout masks"
 LOSS = "logits and loss"
+CHECKPOINTS = "checkpoints"
 OTHER = "other"
 GATED = "gated products"
 ACTIVATIONS = "activation functions"
 
 # First come those that keep what they keep whatever an activation does; an activation is charged only with
 # what it alone holds, so that converting it shows in its own row.
-KINDS = (LINEARS, ATTENTION, NORMS, MASKS, LOSS, OTHER, GATED, ACTIVATIONS)
+KINDS = (LINEARS, ATTENTION, NORMS, MASKS, LOSS, CHECKPOINTS, OTHER, GATED, ACTIVATIONS)
 
 _LINEAR_NODES = ("Addmm", "Mm", "Bmm", "Baddbmm", "Convolution", "Linear")
 _NORM_NODES = (

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from optiacts.reporting.data import Measured
 from optiacts.reporting.errors import ReportError
+from optiacts.reporting.loss import scalar
 
 
 def require_cuda() -> None:
@@ -41,14 +40,3 @@ def _step(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     allocated = torch.cuda.memory_allocated()
     loss.backward()
     return allocated
-
-
-def scalar(output: Any) -> Tensor:
-    """The loss of a model's output, or the mean of its first tensor if it has none."""
-    loss = getattr(output, "loss", None)
-    if isinstance(loss, Tensor):
-        return loss
-    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    if not tensors:
-        raise ReportError("the model's output has nothing to differentiate; check that something in it is trained")
-    return tensors[0].float().mean()

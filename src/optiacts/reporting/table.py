@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from optiacts.held.sharing import ActivationSite
 from optiacts.reporting.data import MemoryReport, Stage
+from optiacts.reporting.peak import OPTIMIZER_STEP, PARTS
+from optiacts.reporting.sizes import GIB, MIB, Unit, in_words
 
 _WORDS = ("", "kind", "layer", "activation", "because")  # columns of words; numbers are set to the right
 
@@ -23,6 +25,8 @@ class Section(NamedTuple):
 def sections(report: MemoryReport, all_layers: bool = True) -> list[Section]:
     """The tables of ``report``."""
     found = [_held(report), _card(report)]
+    if report.options:
+        found.append(_choices(report))
     if all_layers:
         found.append(_layers(report))
     if report.sites:
@@ -38,10 +42,32 @@ def headline(report: MemoryReport) -> str:
     setting = ", ".join(
         f"{value}" if key in ("batch", "model") else f"{key} {value}" for key, value in report.setting.items()
     )
-    return (
+    words = (
         f"{report.name}{f' ({setting})' if setting else ''}: {unit(report.now.bytes)} -> {unit(best.bytes)} "
         f"{unit.name} held for backward, {report.change(best):+.1%}"
     )
+    before, after = report.now.peak, best.peak
+    if before is not None and after is not None:
+        words += (
+            f"; peak {unit(before.bytes)} -> {unit(after.bytes)} {unit.name}, {after.bytes / before.bytes - 1:+.1%}"
+        )
+    return words
+
+
+def notes(report: MemoryReport) -> str:
+    """What the tables do not say."""
+    found, peak = [], report.now.peak
+    if peak is not None and peak.largest:
+        found.append(f"Largest temporaries at the peak, now: {'; '.join(_numberless(t) for t in peak.largest)}.")
+    if peak is not None:
+        found += [f"Not counted of {op}: {why}." for op, why in peak.unknown.items()]
+    found.append(
+        "Not counted: the CUDA context (0.3 to 0.6 GiB), the allocator's fragmentation, the workspace of cuBLAS "
+        "(8 to 32 MiB), and what else runs on the card."
+    )
+    if report.options and report.gpu_memory is not None:
+        found.append(f"{report.name}: {report.fits()}")
+    return "\n".join(found)
 
 
 def markdown(report: MemoryReport, all_layers: bool = True) -> str:
@@ -56,6 +82,7 @@ def markdown(report: MemoryReport, all_layers: bool = True) -> str:
             *("| " + " | ".join(row) + " |" for row in section.rows),
         ]
         parts.append("\n".join(lines))
+    parts.append(notes(report))
     return "\n\n".join(parts) + "\n"
 
 
@@ -75,23 +102,8 @@ def rich_tables(report: MemoryReport) -> list[Any]:
         for row in section.rows:
             table.add_row(*row)
         tables.append(table)
+    tables.append(notes(report))
     return tables
-
-
-class Unit(NamedTuple):
-    """GiB, or MiB for small models."""
-
-    name: str
-    bytes: int
-
-    def __call__(self, nbytes: float) -> str:
-        """``nbytes`` in this unit; small amounts with more digits."""
-        value = nbytes / self.bytes
-        return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
-
-
-GIB = Unit("GiB", 2**30)
-MIB = Unit("MiB", 2**20)
 
 
 def unit_of(report: MemoryReport) -> Unit:
@@ -122,29 +134,50 @@ def _held(report: MemoryReport) -> Section:
 
 
 def _card(report: MemoryReport) -> Section:
-    states, unit = report.states, unit_of(report)
-    rows = [
-        (name, *(unit(size) for _ in report.stages))
-        for name, size in (
-            ("parameters", states.parameters),
-            ("gradients", states.gradients),
-            ("optimizer state", states.optimizer),
-        )
-    ]
-    rows.append(("held for backward", *(unit(stage.bytes) for stage in report.stages)))
-    rows.append(("total", *(unit(states.bytes + stage.bytes) for stage in report.stages)))
+    unit, peaks = unit_of(report), [stage.peak for stage in report.stages]
+    known = [peak for peak in peaks if peak is not None]
+    if len(known) < len(peaks):
+        return _without_peak(report)
+    rows = [(part, *(unit(peak.parts[part]) for peak in known)) for part in PARTS]
+    rows.append(("peak", *(unit(peak.bytes) for peak in known)))
+    rows.append(("change", *(f"{peak.bytes / known[0].bytes - 1:+.1%}" if known[0].bytes else "" for peak in known)))
+    rows.append(("when", *(peak.phase for peak in known)))
+    rows.append(("where", *("" if peak.phase == OPTIMIZER_STEP else _numberless(peak.where) for peak in known)))
     if report.gpu_memory is not None:
-        rows.append(
-            (f"largest batch in {GIB(report.gpu_memory)} GiB", *(_largest(report, stage) for stage in report.stages))
-        )
+        title = f"largest batch in {GIB(report.gpu_memory)} GiB"
+        rows.append((title, *(_largest(report, stage) for stage in report.stages)))
+    return Section(f"The whole card at the peak of a step, {unit.name}", ("", *_stage_columns(report)), tuple(rows))
+
+
+def _without_peak(report: MemoryReport) -> Section:
+    states, unit = report.states, unit_of(report)
+    named = (
+        ("parameters", states.parameters),
+        ("gradients", states.gradients),
+        ("optimizer state", states.optimizer),
+    )
+    rows = [(name, *(unit(size) for _ in report.stages)) for name, size in named]
+    rows.append(("held for backward", *(unit(stage.bytes) for stage in report.stages)))
+    rows.append(("total, below the peak", *(unit(states.bytes + stage.bytes) for stage in report.stages)))
     return Section(f"The whole card, {unit.name}", ("", *_stage_columns(report)), tuple(rows))
+
+
+def _choices(report: MemoryReport) -> Section:
+    unit, now, card = unit_of(report), report.options[0], report.gpu_memory
+    rows = []
+    for option in report.options:
+        more = "" if option.more_work is None else f"{option.more_work:+.0%}"
+        cells = [option.choice.words, unit(option.peak), f"{option.peak / now.peak - 1:+.0%}", more]
+        rows.append((*cells, *([str(option.largest_batch(card))] if card is not None else [])))
+    titles = ("kind", "peak", "change", "more work", *([f"largest batch in {in_words(card)}"] if card else []))
+    return Section(f"What there is to choose from, {unit.name}", titles, tuple(rows))
 
 
 def _largest(report: MemoryReport, stage: Stage) -> str:
     largest = report.largest_batch(stage)
     if largest is None:
-        return "unknown"
-    if largest == 0 and report.states.bytes > (report.gpu_memory or 0):
+        return ""
+    if largest == 0 and report.states.parameters + report.states.optimizer > (report.gpu_memory or 0):
         return "0 (states alone exceed it)"
     return str(largest)
 

@@ -1,0 +1,47 @@
+"""What CUDA kernels take besides their results: what is known of it, and whose is not known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+UNKNOWN = {
+    "convolution": "cuDNN or oneDNN choose buffers by speed, up to gigabytes",
+    "convolution_backward": "cuDNN or oneDNN choose buffers by speed, up to gigabytes",
+    "_cudnn_rnn": "cuDNN keeps a reserve for backward",
+    "embedding_dense_backward": "it sorts the indices: some 40 bytes for each token",
+    "index_put": "it sorts the indices: some 40 bytes for each of them",
+    "_index_put_impl_": "it sorts the indices: some 40 bytes for each of them",
+    "sort": "its radix sort takes copies of keys and values",
+    "topk": "its radix sort takes copies of keys and values",
+    "_scaled_mm": "its workspace is the library's choice",
+}
+"""Ops by name whose workspace cannot be told from their arguments, and why."""
+
+_FLASH_BLOCK = 128  # rows that the kernels round up to
+
+
+def cuda_workspace(func: Any, args: tuple[Any, ...], output: Any) -> int:
+    """The bytes that the CUDA kernel of ``func`` takes besides its results while it runs, where it is known.
+
+    The backward of flash attention adds up the gradient of the queries in float32, with a row's sum for each query
+    (flash-attention 2, ``mha_bwd``); the memory-efficient one does so where it is not computed in float32 anyway.
+    """
+    name = func._schema.name.partition("::")[2]
+    if name in ("_scaled_dot_product_flash_attention_backward", "_scaled_dot_product_efficient_attention_backward"):
+        query = args[1]
+        if query.itemsize == 4:
+            return 0
+        batch, heads, rows, width = query.shape
+        rows, width = -(-rows // _FLASH_BLOCK) * _FLASH_BLOCK, -(-width // 32) * 32
+        expanded = 0
+        key = args[2]
+        if key.shape[1] != heads:  # each query head has gradients of keys and values of its own, then summed
+            expanded = 2 * batch * heads * key.shape[2] * key.shape[3] * key.itemsize
+        return int(4 * batch * heads * rows * (width + 1) + expanded)
+    return 0
+
+
+def unknown(ops: set[str]) -> dict[str, str]:
+    """Those of ``ops`` whose workspace is not known, with the reason."""
+    plain = {op.partition("::")[2] for op in ops}
+    return {name: why for name, why in UNKNOWN.items() if name in plain}

@@ -1,0 +1,107 @@
+"""Deep models from shallow ones: a stack of equal layers is run with two and three of them, which tells any depth.
+
+Every moment of a step is so many bytes, and so many more for each further layer in the middle of the stack. What is
+told so is compared with runs of the whole model (``reporting.choices``), and not used where they differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+from optiacts.reporting.step import Step
+
+LEAST = 5  # units: fewer are run as they are
+_LONGEST_PERIOD = 6  # layers, such as five with a sliding window and one without
+
+
+class Stack(NamedTuple):
+    """The repeated layers of a model: where they are, and how many of them make a unit that repeats."""
+
+    parent: torch.nn.Module
+    name: str
+    layers: torch.nn.ModuleList
+    period: int
+
+    @property
+    def units(self) -> int:
+        """How often the unit repeats."""
+        return len(self.layers) // self.period
+
+
+def stack_of(model: torch.nn.Module) -> Stack | None:
+    """The one stack of equal layers in ``model``; None if there is none, or more than one."""
+    found = [
+        (module, name, child)
+        for module in model.modules()
+        for name, child in module.named_children()
+        if isinstance(child, torch.nn.ModuleList) and len(child) >= LEAST
+    ]
+    if len(found) != 1:
+        return None
+    parent, name, layers = found[0]
+    forms = [_form(layer) for layer in layers]
+    for period in range(1, _LONGEST_PERIOD + 1):
+        repeats = len(forms) % period == 0 and len(forms) // period >= LEAST
+        if repeats and all(forms[i] == forms[i - period] for i in range(period, len(forms))):
+            return Stack(parent, name, layers, period)
+    return None
+
+
+def _form(layer: torch.nn.Module) -> Any:
+    """What makes a layer equal to another: classes, sizes and plain attributes; not its number in the stack."""
+    tensors = [
+        (name, tuple(t.shape), t.dtype, t.requires_grad)
+        for name, t in (*layer.named_parameters(), *layer.named_buffers())
+    ]
+    plain = [
+        (path, type(module), key, value)
+        for path, module in layer.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, (bool, int, float, str, type(None))) and key not in ("layer_idx", "layer_id")
+    ]
+    return tensors, plain
+
+
+@contextmanager
+def shortened(stack: Stack, units: int) -> Iterator[None]:
+    """``stack`` with its first ``units`` alone."""
+    setattr(stack.parent, stack.name, torch.nn.ModuleList(list(stack.layers)[: units * stack.period]))
+    try:
+        yield
+    finally:
+        setattr(stack.parent, stack.name, stack.layers)
+
+
+Pairs = list[tuple[int, int]]
+
+
+def aligned(step: Step, deeper: Step) -> Pairs:
+    """The moments of ``step`` and those of ``deeper`` that are the same but for a further layer in the middle.
+
+    They are counted from the beginnings and from the ends of forward and backward, as far as the ops are the same.
+    """
+    pairs: Pairs = []
+    given, more_given = step.timeline.given, deeper.timeline.given
+    phases = (
+        (range(given - 1, step.forward_ends), range(more_given - 1, deeper.forward_ends)),
+        (
+            range(step.forward_ends, len(step.timeline.events)),
+            range(deeper.forward_ends, len(deeper.timeline.events)),
+        ),
+    )
+    for here, there in phases:
+        for forwards in (1, -1):
+            for a, b in zip(here[::forwards], there[::forwards], strict=False):
+                if _what(step, a) != _what(deeper, b):
+                    break
+                pairs.append((a, b))
+    return pairs
+
+
+def _what(step: Step, moment: int) -> tuple[str, int]:
+    piece, change = step.timeline.events[moment]
+    return step.timeline.pieces[piece].op, change

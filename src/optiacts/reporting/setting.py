@@ -1,0 +1,84 @@
+"""How a model is trained, as far as it is said, and a model that is built so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from optiacts.reporting.errors import ReportError
+from optiacts.reporting.lora import Lora
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ATTENTIONS = ("sdpa", "eager", "flash")
+LONGEST_DEFAULT = 4096  # tokens, where the model allows more
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the model is trained. None is not said: then it is what the properties say, or the function's own default.
+
+    ``seq``: as many tokens as the model allows, at most 4096. ``attention``: SDPA where the model has it, else eager.
+    """
+
+    batch: int | None = None
+    seq: int | None = None
+    dtype: str | None = None
+    attention: str | None = None
+    train_mode: str = "full"
+    loss: bool = True
+    autocast: bool = False  # in bfloat16, with the weights in dtype
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # entries of the config to change
+    lora: Lora = field(default_factory=Lora)  # of the train modes lora and qlora
+
+    def __post_init__(self) -> None:
+        for name, number in (("batch", self.batch), ("seq", self.seq)):
+            if number is None:
+                continue
+            if not isinstance(number, int) or isinstance(number, bool):
+                raise ReportError(f"--{name} must be a whole number; got {number!r}")
+            if number < 1:
+                raise ReportError(f"--{name} must be at least 1; got {number}")
+        for name, choice, known in (("dtype", self.dtype, DTYPES), ("attention", self.attention, ATTENTIONS)):
+            if choice is not None and choice not in known:
+                raise ReportError(f"--{name} must be one of {', '.join(known)}; got {choice!r}")
+
+    @property
+    def samples(self) -> int:
+        """One, if nothing is said."""
+        return self.batch or 1
+
+    @property
+    def weights(self) -> str:
+        """The dtype of the weights: what is said; float32 under autocast, which is what it is for; else bfloat16."""
+        return self.dtype or ("float32" if self.autocast else "bfloat16")
+
+    @property
+    def training(self) -> str:
+        """The train mode in words."""
+        if self.train_mode not in ("lora", "qlora"):
+            return self.train_mode
+        words = [f"{self.train_mode} of rank {self.lora.rank}"]
+        words += [f"on {', '.join(self.lora.targets)}"] if self.lora.targets else []
+        words += [f"dropout {self.lora.dropout}"] if self.lora.dropout else []
+        words += [f"adapters in {str(self.lora.dtype).removeprefix('torch.')}"] if self.lora.dtype else []
+        return ", ".join(words)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model in training mode, its inputs, and the setting in words."""
+
+    model: torch.nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    setting: dict[str, str]
+
+
+def brief(error: BaseException) -> str:
+    """The class of ``error`` and its whole message in one line, unless it is very long."""
+    words = " ".join(str(error).split())
+    short = words if len(words) <= 300 else f"{words[:300]} ..."
+    return f"{type(error).__name__}: {short}" if short else type(error).__name__

@@ -1,0 +1,91 @@
+"""One training step on fake tensors: forward, loss and backward, with everything that lives meanwhile."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from optiacts.held.timeline import Recorder, Timeline
+from optiacts.held.workspaces import cuda_workspace
+from optiacts.reporting.loss import scalar
+
+FORWARD, BACKWARD = "forward", "backward"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happened. ``forward_ends``: the number of events until then; ``held``, ``gradients``: pieces."""
+
+    timeline: Timeline
+    forward_ends: int
+    held: frozenset[int]  # alive when backward begins, made by the forward
+    gradients: frozenset[int]  # of parameters
+    results: frozenset[int]  # the loss, and what else the output keeps
+
+    @property
+    def held_bytes(self) -> int:
+        """What the forward leaves for backward."""
+        return sum(self.timeline.pieces[piece].nbytes for piece in self.held)
+
+
+def step(
+    model: torch.nn.Module,
+    run: Callable[[], Any],
+    inputs: Any,
+    around: Callable[[], AbstractContextManager[Any]],
+    like_cuda: bool,
+) -> Step:
+    """Runs ``run()`` inside ``around()`` and its backward, and records them.
+
+    Nothing of an output but the loss is kept until backward, as in a trainer that takes ``model(...).loss``. The
+    gradients that ``model`` had are there again afterwards.
+    """
+    recorder = Recorder(model, cuda_workspace if like_cuda else None)
+    with _without_gradients(model), _collected():
+        recorder.tell((*model.parameters(), *model.buffers()), "parameters")
+        recorder.tell((leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)), "inputs")
+        with recorder.watching():
+            recorder.phase = FORWARD
+            with around():
+                loss = scalar(run())
+            ends = len(recorder.timeline.events)
+            given = recorder.timeline.given
+            left = {piece for piece in recorder.timeline.alive(ends - 1) if piece >= given}
+            results = recorder.known([loss])
+            recorder.phase = BACKWARD
+            loss.backward()
+            del loss
+        gradients = recorder.known(p.grad for p in model.parameters() if p.grad is not None)
+    return Step(recorder.timeline, ends, frozenset(left - results), frozenset(gradients), frozenset(results))
+
+
+@contextmanager
+def _without_gradients(model: torch.nn.Module) -> Iterator[None]:
+    before = [(p, p.grad) for p in model.parameters()]
+    for p, _ in before:
+        p.grad = None
+    try:
+        yield
+    finally:
+        for p, gradient in before:
+            p.grad = gradient
+
+
+@contextmanager
+def _collected() -> Iterator[None]:
+    """Cycles of earlier runs go before, those of this one not at a moment of chance."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

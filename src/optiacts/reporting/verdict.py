@@ -1,0 +1,81 @@
+"""The last line: what fits a card, and the smallest change that makes it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from optiacts.reporting.choices import Option
+from optiacts.reporting.sizes import in_words
+
+_TIGHT = 2**30  # what the CUDA context and fragmentation may take
+
+
+class Verdict(NamedTuple):
+    """Whether the training fits as it is, and what is to be said; true if it fits."""
+
+    fits: bool
+    words: str
+
+    def __bool__(self) -> bool:
+        return self.fits
+
+    def __str__(self) -> str:
+        return self.words
+
+
+def verdict(
+    options: Sequence[Option], memory: int, partial: Sequence[Option] = (), longest: int | None = None
+) -> Verdict:
+    """Of the options in the order of what they cost; ``partial`` are those with some layers checkpointed.
+
+    ``longest``: the most tokens in a sample that fit as it is, where not even one sample does.
+    """
+    now = options[0]
+    card = in_words(memory)
+    fitting = [option for option in options if option.peak <= memory]
+    if now.peak <= memory:
+        ours = next((option for option in fitting if option.choice.words == "OptiActs"), None)
+        words = f"fits {card} with batch {now.largest_batch(memory)}"
+        if ours is not None and ours.largest_batch(memory) > now.largest_batch(memory):
+            words += f"; with OptiActs batch {ours.largest_batch(memory)}"
+        return Verdict(True, words + _tight(now, memory) + ".")
+    missing = f"As it is, it needs {in_words(now.peak)}, {in_words(now.peak - memory)} more than {card}"
+    tokens = f" (the longest sample that fits has {longest} tokens)" if longest else ""
+    if not fitting:
+        least = min(options, key=lambda option: option.peak)
+        return Verdict(
+            False,
+            f"{missing}{tokens}, and nothing here makes it fit: the least, {least.choice.words}, needs "
+            f"{in_words(least.peak)}.",
+        )
+    first = fitting[0]
+    if first.choice.words == "OptiActs":
+        others = [option for option in (*partial, *fitting) if not option.choice.optiacts]
+        without = f"without OptiActs it needs {_needs(others[0])}" if others else "nothing else here does"
+        batch = f"batch {first.largest_batch(memory)}{_tight(first, memory)}"
+        return Verdict(False, f"With OptiActs it fits {card} with {batch}; {without}.")
+    smallest = [option for option in partial if option.choice.optiacts == first.choice.optiacts]
+    chosen = smallest[0] if smallest and first.choice.checkpoints else first
+    then = f"{in_words(chosen.peak)}, batch {chosen.largest_batch(memory)}{_tight(chosen, memory)}"
+    needed = f"The smallest change here that makes it fit is {_needs(chosen)}: {then}"
+    return Verdict(False, f"{missing}{tokens}. {needed}.")
+
+
+def _needs(option: Option) -> str:
+    """The choice, with how many layers are checkpointed, and what that takes."""
+    choice, words = option.choice, option.choice.words
+    if choice.checkpoints:
+        which = (
+            "every layer"
+            if choice.checkpoints == option.layers
+            else (f"the first {choice.checkpoints} of {option.layers} layers")
+        )
+        words = words.replace("checkpointing", f"checkpointing of {which}")
+    more = option.more_work or 0
+    return words + (f", about {more:.0%} more time" if more > 0.005 else "")
+
+
+def _tight(option: Option, memory: int) -> str:
+    spare = memory - option.peak
+    return f" (tight: {in_words(spare)} is left for what is not counted)" if spare < _TIGHT < memory / 4 else ""

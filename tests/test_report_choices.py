@@ -1,0 +1,241 @@
+"""What people choose from: checkpointing, the chunked loss, adapters; and what the last line says of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from report_calibration import observed
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import optiacts
+from optiacts.reporting import ReportError, report
+from optiacts.reporting.analysis import peak_of
+from optiacts.reporting.changes import checkpointed, layers_of
+from optiacts.reporting.choices import Choice, Option
+from optiacts.reporting.folding import stack_of
+from optiacts.reporting.growth import Growth
+from optiacts.reporting.lora import FourBitLinear, Lora, LoraLinear, set_train_mode
+from optiacts.reporting.verdict import verdict
+
+GIB = 2**30
+
+
+class Block(nn.Module):
+    def __init__(self, wide: int) -> None:
+        super().__init__()
+        self.up, self.act, self.down = nn.Linear(wide, 4 * wide), nn.GELU(), nn.Linear(4 * wide, wide)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(self.act(self.up(x)))
+
+
+class Stacked(nn.Module):
+    def __init__(self, depth: int, wide: int = 32) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Block(wide) for _ in range(depth))
+        self.head = nn.Linear(wide, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+def made(depth: int = 6, rows: int = 256, **options: Any) -> Any:
+    return report(Stacked(depth), x=torch.zeros(rows, 32), **options)
+
+
+def test_folded_and_whole_runs_agree_to_the_byte() -> None:
+    """Six layers told from two and three, and their checkpointing, against all six run."""
+    folded = made(choices=("OptiActs", "checkpointing"))
+    by_words = {option.choice.words: option for option in folded.options}
+    assert folded.now.peak.growth is not None and folded.stages[-1].peak.growth is not None
+    assert by_words["now"].peak == folded.now.peak.bytes
+    assert by_words["OptiActs"].peak == folded.stages[-1].peak.bytes
+    every = made(checkpoint=1).now.peak
+    assert by_words["checkpointing"].peak == every.bytes
+    larger = made(rows=1024, checkpoint=1).now.peak
+    assert by_words["checkpointing"].growth.of(1024) == larger.bytes
+    assert by_words["checkpointing"].largest_batch(larger.bytes) == 1024
+    assert by_words["checkpointing"].largest_batch(larger.bytes - 1) == 1023
+    # computed again is the first Linear of each block, one of six products; backward needs no output of the second
+    assert by_words["checkpointing"].more_work == pytest.approx(1 / 6, abs=0.02)
+    assert by_words["OptiActs"].more_work is None
+
+
+def test_unequal_layers_are_not_folded() -> None:
+    model = Stacked(6)
+    assert stack_of(model) is not None
+    model.layers[3].act = nn.ReLU()
+    assert stack_of(model) is None
+    alternating = Stacked(12)
+    for layer in alternating.layers[::2]:
+        layer.act = nn.ReLU()
+    stack = stack_of(alternating)
+    assert stack is not None and (stack.period, stack.units) == (2, 6)
+
+
+def test_layers_that_only_look_equal_are_found_out() -> None:
+    class Sly(Stacked):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for number, layer in enumerate(self.layers):
+                x = layer(x) if number < 4 else layer(layer(x))
+            return self.head(x)
+
+    found = report(Sly(6), x=torch.zeros(256, 32), choices=("checkpointing",))
+    whole = {option.choice.words: option.peak for option in found.options}
+    assert whole["now"] == found.now.peak.bytes
+    assert whole["checkpointing"] == report(Sly(6), x=torch.zeros(256, 32), checkpoint=1).now.peak.bytes
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_checkpointing_holds_what_a_real_step_holds(every: int) -> None:
+    torch.manual_seed(0)
+    model, x = Stacked(4), torch.randn(512, 32)
+    found = report(model, x=x, checkpoint=every, optimizer="sgd").now
+    held, wide = 512 * 4, 32
+    plain = 4 - len(range(0, 4, every))
+    layer = held * (1 + 2 * 4) * wide  # its input, the GELU's input and output
+    # each checkpointed layer keeps its input alone, and so does the head
+    assert found.bytes == plain * layer + (4 - plain) * held * wide + held * wide
+    assert sum(found.kinds.values()) == found.bytes
+    with checkpointed(layers_of(model)[::every], _nothing):
+        real = observed(model, {"x": x}, None, "sgd")
+    assert found.peak.bytes == pytest.approx(real, rel=0.02)
+    assert "forward" not in vars(model.layers[0])
+
+
+class _nothing:  # noqa: N801
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+def test_qlora_counts_four_bits() -> None:
+    """Half a byte, a byte for 64 elements, and a float32 for 256 of those; the gradient flows through."""
+    wide, rank = 32, 4
+    with FakeTensorMode():
+        model = Stacked(2, wide)
+        set_train_mode(model, "qlora", Lora(rank=rank))
+        layer = model.layers[0].up
+        assert isinstance(layer, LoraLinear) and isinstance(layer.base, FourBitLinear)
+        elements = 4 * wide * wide
+        sizes = [p.nbytes for name, p in layer.base.named_parameters() if name != "bias"]
+        assert sizes == [elements // 2, elements // 64, 4]
+        model(torch.zeros(8, wide)).sum().backward()
+        assert layer.lora_a.weight.grad is not None and layer.base.weight.grad is None
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert trained == 2 * 2 * rank * (wide + 4 * wide)
+
+
+def test_adapters_hold_what_pefts_hold() -> None:
+    """In float32 on a base in bfloat16, with dropout and without: the same bytes, and the same output."""
+    peft = pytest.importorskip("peft")
+    for dropout in (0.0, 0.1):
+        torch.manual_seed(0)
+        ours, theirs = Stacked(2).to(torch.bfloat16), Stacked(2).to(torch.bfloat16)
+        set_train_mode(ours, "lora", Lora(rank=4, targets=("up",), dropout=dropout, dtype=torch.float32))
+        config = peft.LoraConfig(r=4, lora_alpha=4, target_modules=["up"], lora_dropout=dropout)
+        theirs = peft.get_peft_model(theirs, config)
+        x = torch.randn(64, 32, dtype=torch.bfloat16)
+        held = [optiacts.saved_memory(model.train(), x).bytes for model in (ours, theirs)]
+        assert held[0] == held[1], dropout
+
+
+def test_targets_that_are_not_there_are_named() -> None:
+    with pytest.raises(ValueError, match=r"no Linear is called 'q_proj'; there are down, up"):
+        set_train_mode(Stacked(2), "lora", Lora(targets=("q_proj",)))
+    with pytest.raises(ValueError, match=r"--lora-rank must be a whole number from 1 on; got 0"):
+        Lora(rank=0)
+
+
+def option(gib: float, **choice: Any) -> Option:
+    more = choice.pop("more_work", None)
+    slope = 2 * GIB
+    growth = Growth(2, gib * GIB, ((gib * GIB - 2 * slope, slope),))
+    return Option(Choice("adamw", **choice), growth, more, 32)
+
+
+OPTIONS = (
+    option(40),
+    option(30, optiacts=True),
+    option(20, checkpoints=32, more_work=0.33),
+    option(15, optiacts=True, checkpoints=32, more_work=0.33),
+    option(10, train_mode="qlora"),
+)
+TWELVE = option(29, checkpoints=12, more_work=0.15)
+
+
+@pytest.mark.parametrize(
+    ("memory", "fits", "words"),
+    [
+        (48, True, "fits 48.00 GiB with batch 6; with OptiActs batch 11."),
+        (
+            32,
+            False,
+            "With OptiActs it fits 32.00 GiB with batch 3; without OptiActs it needs checkpointing of the first 12 "
+            "of 32 layers, about 15% more time.",
+        ),
+        (
+            24,
+            False,
+            "As it is, it needs 40.00 GiB, 16.00 GiB more than 24.00 GiB. The smallest change here that makes it "
+            "fit is checkpointing of every layer, about 33% more time: 20.00 GiB, batch 4.",
+        ),
+        (
+            12.5,
+            False,
+            "As it is, it needs 40.00 GiB, 27.50 GiB more than 12.50 GiB. The smallest change here that makes it "
+            "fit is QLoRA: 10.00 GiB, batch 3.",
+        ),
+        (
+            8,
+            False,
+            "As it is, it needs 40.00 GiB, 32.00 GiB more than 8.00 GiB, and nothing here makes it fit: the least, "
+            "QLoRA, needs 10.00 GiB.",
+        ),
+    ],
+)
+def test_the_last_line(memory: float, fits: bool, words: str) -> None:
+    said = verdict(OPTIONS, int(memory * GIB), [TWELVE] if memory == 32 else [])
+    assert (bool(said), str(said)) == (fits, words)
+
+
+def test_too_little_is_left_is_said() -> None:
+    assert "(tight: 0.50 GiB is left for what is not counted)" in str(verdict(OPTIONS, int(40.5 * GIB)))
+
+
+def test_the_longest_sample_is_said() -> None:
+    said = verdict(OPTIONS, 8 * GIB, longest=1024)
+    assert "(the longest sample that fits has 1024 tokens)" in str(said)
+
+
+def test_fits_in_python() -> None:
+    found = made(gpu_memory="64MB", choices=("OptiActs",))
+    assert found.fits() and found.fits("24GB") and str(found.fits()).startswith("fits 64.00 MiB with batch ")
+    assert found.to_dict()["verdict"] == str(found.fits())
+    assert found.largest_batch(found.now) == found.options[0].largest_batch(2**26)
+    with pytest.raises(ReportError, match="make the report with choices=True"):
+        made().fits("24GB")
+    with pytest.raises(ReportError, match="'lots' is not a size"):
+        found.fits("lots")
+
+
+def test_a_batch_that_does_not_fit_becomes_a_shorter_sample() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.body = nn.Embedding(10, 32), Stacked(5)
+
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return self.body(self.embed(input_ids))
+
+    model, ids = Model(), torch.zeros(1, 2**16, dtype=torch.long)
+    found = report(model, input_ids=ids, gpu_memory="64MiB", optimizer="sgd", choices=())
+    assert found.largest_batch(found.now) == 0 and found.longest is not None
+    fits, more = (peak_of(model, {"input_ids": ids[:, :n]}, "sgd") for n in (found.longest, found.longest + 2**10))
+    assert fits.bytes <= 2**26 < more.bytes
+    assert f"the longest sample that fits has {found.longest} tokens" in str(found)

@@ -1,0 +1,148 @@
+"""Regenerates docs/figures/report_calibration.md: the peak of a training step, predicted and measured on this CPU.
+
+Measured is what PyTorch's allocator gives and takes back during a real forward, backward and optimizer step, as its
+profiler records it, on top of what was there before. make report-calibration
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._pytree import tree_leaves
+
+import optiacts
+from optiacts.reporting.analysis import peak_of
+from optiacts.reporting.loss import scalar
+
+TABLE = Path(__file__).parents[1] / "docs" / "figures" / "report_calibration.md"
+
+
+Made = tuple[nn.Module, dict[str, Tensor]]
+
+
+class Case(NamedTuple):
+    """A model that is made, and how it is trained."""
+
+    name: str
+    make: Callable[[], Made]
+    autocast: torch.dtype | None = None
+    optimizer: str = "adamw"
+
+
+def observed(model: nn.Module, inputs: dict[str, Tensor], autocast: torch.dtype | None, optimizer: str) -> int:
+    """The most bytes that a real step has allocated at any moment: the second one, whose optimizer has its state."""
+    made = _OPTIMIZERS[optimizer]([p for p in model.parameters() if p.requires_grad])
+
+    def step() -> None:
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            loss = scalar(model(**inputs))
+        loss.backward()
+        del loss
+        made.step()
+        made.zero_grad()
+
+    step()
+    gc.collect()
+    state = [leaf for leaf in tree_leaves(list(made.state.values())) if isinstance(leaf, Tensor)]
+    there = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (
+        *model.parameters(), *model.buffers(), *inputs.values(), *state)}  # fmt: skip
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        step()
+    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
+    level = highest = sum(there.values())
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        level += event.nbytes()
+        highest = max(highest, level)
+    return highest
+
+
+_OPTIMIZERS: dict[str, Callable[[list[Any]], torch.optim.Optimizer]] = {
+    "adamw": lambda params: torch.optim.AdamW(params),
+    "sgd": lambda params: torch.optim.SGD(params, lr=1e-3),
+}
+
+
+def compared(case: Case) -> list[tuple[str, str, int, int]]:
+    """For the model as it is and converted: its name, the phase of the peak, bytes predicted and measured."""
+    torch.manual_seed(0)
+    rows = []
+    model, inputs = case.make()
+    for words in ("", ", converted"):
+        if words:
+            optiacts.convert(model, gated=True, dropout=True, norms=True)
+        now = peak_of(model, inputs, case.optimizer, autocast=case.autocast)
+        real = observed(model, inputs, case.autocast, case.optimizer)
+        rows.append((case.name + words, now.phase, now.bytes, real))
+    return rows
+
+
+def language_model(
+    kind: str, tokens: int, batch: int, **sizes: Any
+) -> Callable[[], tuple[nn.Module, dict[str, Tensor]]]:
+    def make() -> tuple[nn.Module, dict[str, Tensor]]:
+        import transformers
+
+        config = getattr(transformers, f"{kind}Config")(**sizes)
+        config.use_cache = False
+        head = "ForMaskedLM" if kind == "Bert" else "LMHeadModel" if kind == "GPT2" else "ForCausalLM"
+        model = getattr(transformers, f"{kind}{head}")(config).train()
+        ids = torch.randint(0, 1000, (batch, tokens))
+        return model, {"input_ids": ids, "labels": ids.clone()}
+
+    return make
+
+
+def _conv() -> Made:
+    def block(channels: int) -> list[nn.Module]:
+        return [nn.Conv2d(channels, 2 * channels, 3, 2, 1), nn.BatchNorm2d(2 * channels), nn.SiLU()]
+
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), *block(32), *block(64), nn.Flatten(), nn.Linear(128 * 16 * 16, 10))
+    return model.train(), {"input": torch.randn(16, 3, 66, 66)}
+
+
+LLAMA = {"vocab_size": 4000, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4}
+LLAMA |= {"num_attention_heads": 8, "num_key_value_heads": 4}
+BERT = {"vocab_size": 4000, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4}
+BERT |= {"num_attention_heads": 8}
+GPT2 = {"vocab_size": 4000, "n_embd": 256, "n_layer": 4, "n_head": 8}
+CASES = (
+    Case("Llama, 4 layers, 4 x 256", language_model("Llama", 256, 4, **LLAMA)),
+    Case("Llama, 4 layers, 4 x 256, bfloat16 autocast", language_model("Llama", 256, 4, **LLAMA), torch.bfloat16),
+    Case("Llama, 4 layers, 1 x 16: the optimizer's step", language_model("Llama", 16, 1, **LLAMA)),
+    Case("Llama, 4 layers, 4 x 256, SGD", language_model("Llama", 256, 4, **LLAMA), optimizer="sgd"),
+    Case("BERT, 4 layers, 4 x 256", language_model("Bert", 256, 4, **BERT)),
+    Case("GPT-2, 4 layers, 4 x 256", language_model("GPT2", 256, 4, **GPT2)),
+    Case("convolutions with BatchNorm and SiLU, 16 images of 66 x 66", _conv, optimizer="sgd"),
+)
+
+
+def main() -> None:
+    """Writes the table."""
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    lines = ["| model | peak in | predicted | measured | error |", "|---|---|---:|---:|---:|"]
+    for case in CASES:
+        for name, phase, said, real in compared(case):
+            mib = f"{said / 2**20:.2f} MiB | {real / 2**20:.2f} MiB"
+            lines.append(f"| {name} | {phase} | {mib} | {said / real - 1:+.2%} |")
+            print(lines[-1], flush=True)
+    lines += [
+        "",
+        f"PyTorch {torch.__version__.partition('+')[0]}, float32 and AdamW where nothing else is said. Measured are "
+        "the bytes that PyTorch's CPU allocator gives out during a real step, as its profiler records them. oneDNN's "
+        "convolutions take buffers of their own through it, which no argument tells: the report names them. "
+        "Regenerate with `make report-calibration`.",
+    ]
+    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
