@@ -109,8 +109,8 @@ def _rows(dims: int) -> Chain:
 
 def _forward(z: Tensor, name: str, dims: int, last: bool) -> tuple[Tensor, Tensor]:
     curve = curves.get(name)
-    y = curve.forward(z)
-    return y, backends.select_chain(z, curve).side_bits(_rows(dims).rows(z, last), curve)
+    kind = _rows(dims)
+    return backends.select_chain(z, curve).forward(z, curve, lambda tensor: kind.rows(tensor, last))
 
 
 def _fake_forward(z: Tensor, name: str, dims: int, last: bool) -> tuple[Tensor, Tensor]:

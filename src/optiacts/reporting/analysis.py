@@ -72,7 +72,7 @@ def report(
         for stage, how in conversion.CONVERSIONS.items():
             if how.shows(now.kinds, autocast is not None):
                 say(f"tracing it with its {stage}")
-                conversion.convert_stage(model, stage, found, like_cuda)
+                conversion.convert_stage(model, stage, found)
                 after = run.stage(stage)[0]
                 stages += [] if how.only_if_less and after.bytes >= stages[-1].bytes else [after]
     finally:
