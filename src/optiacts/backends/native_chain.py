@@ -78,7 +78,7 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
     )  # fmt: skip
     native.library().optiacts_chain_backward(ctypes.addressof(arguments))
     found = sums.to(torch.float32)
-    by_shift, by_scale = found.view(2, channels) if last else found.view(channels, 2).unbind(1)
+    by_shift, by_scale = found.view(2, channels) if last else found.view(channels, 2).t().contiguous()
     return dx, by_scale, by_shift
 
 
