@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import itertools
 import statistics
 import time
@@ -34,19 +35,24 @@ def contenders(norm: str, shape: tuple[int, ...], channels_last: bool) -> dict[s
     """The loss of the same block, as it is and converted."""
     torch.manual_seed(0)
     channels = shape[1]
-    original = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), NORMS[norm](channels), nn.SiLU())
-    original.append(nn.Conv2d(channels, channels, 1))
+    first, last = nn.Conv2d(channels, channels, 1, bias=False), nn.Conv2d(channels, channels, 1)
+    original = nn.Sequential(first, NORMS[norm](channels), nn.SiLU(), last)
     x = torch.randn(shape)
     if channels_last:
-        original, x = original.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+        x = x.to(memory_format=torch.channels_last)
     found: dict[str, Callable[[], torch.Tensor]] = {}
     for name in ("PyTorch", "OptiActs"):
         model = copy.deepcopy(original)
         if name == "OptiActs":
             optiacts.convert(model)
         compiled: Any = torch.compile(model, fullgraph=True)
-        found[name] = lambda compiled=compiled: compiled(x).square().mean()
+        found[name] = functools.partial(_loss, compiled, x)
     return found
+
+
+def _loss(model: Callable[..., Any], x: torch.Tensor) -> torch.Tensor:
+    loss: torch.Tensor = model(x).square().mean()
+    return loss
 
 
 def main() -> None:
@@ -67,9 +73,9 @@ def main() -> None:
                 runs[name]().backward()
                 seconds[name].append(time.process_time() - start)
         ratios = [a / b for a, b in zip(seconds["OptiActs"], seconds["PyTorch"], strict=True)]
-        layout = "channels last" if channels_last else "planes"
+        what = f"{norm} {' x '.join(map(str, shape))} {'channels last' if channels_last else 'planes'}"
         print(
-            f"{norm} {' x '.join(map(str, shape))} {layout}: {held['OptiActs']:.2f} of {held['PyTorch']:.2f} MiB held, "
+            f"{what}: held {held['OptiActs']:.2f} of {held['PyTorch']:.2f} MiB, "
             f"time median {statistics.median(ratios):.3f}, bound {bound(ratios):.3f}",
             flush=True,
         )

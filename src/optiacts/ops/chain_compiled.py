@@ -4,8 +4,8 @@
         -> (Tensor scale, Tensor shift, Tensor one)
 
 The norm and the activation are traced as they are, so that they stay one kernel, and the bits are packed in plain
-steps beside them. The backward takes y, the bits and rstd, which are all that the compiler may keep: an op does not let
-it find the norm's input again.
+steps beside them. The backward takes y, the bits and rstd, which are all that the compiler may keep: it does not look
+into an op, and so finds no use for the norm's input.
 
 ``chain_factors`` is the weight and the bias as they are now, and the guard, as ``norm_factors`` is for norms: see
 ops/norm_compiled.py. Nothing is rescued: a norm with a bad channel is marked, and its graph is PyTorch's.
