@@ -57,7 +57,7 @@ class Net(nn.Module):
         return logits
 
 
-def digits(norm: str, images: Tensor, labels: Tensor, steps: int = 150) -> Task:
+def digits(norm: str, images: Tensor, labels: Tensor, steps: int = 60) -> Task:
     """The task of images (count, 1, 8, 8) and their labels, in an order that is mixed once."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     images, labels = images[order], labels[order]
@@ -110,7 +110,7 @@ def _converted(model: nn.Module) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=60)
     chosen = parser.parse_args()
     try:
         from sklearn.datasets import load_digits

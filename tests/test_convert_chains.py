@@ -143,3 +143,12 @@ def test_the_report_counts_chains_on_cuda() -> None:
     assert names[0][-1] == "norms and activations in one"
     assert names[1][-1] == "norms and activations in one"
     assert here.stages[-1].bytes == there.stages[-1].bytes
+
+
+def test_closed_forms_are_left_apart_and_the_report_names_the_call() -> None:
+    class Net(Conv):
+        act = nn.ELU()  # type: ignore[assignment]
+
+    report = optiacts.convert(Net(3, 8))
+    (reason,) = [entry.reason for entry in report.left if "+" in entry.reason]
+    assert "there are no CPU kernels for a norm and elu(alpha=1.0): optiacts.norm_activation" in reason

@@ -61,7 +61,7 @@ def norm_activation(input: Tensor, norm: Module, activation: str) -> Tensor:
         input: what ``norm`` takes; float64, float32, bfloat16 or float16 to save memory.
         norm: a ``torch.nn`` BatchNorm, GroupNorm, InstanceNorm, LayerNorm or RMSNorm, of any dimension, or a subclass
             with its forward.
-        activation: the name of a curve that tells its input: "silu", "mish".
+        activation: the name of a curve that tells its input: "silu", "mish", "leaky_relu", "elu(alpha=0.5)", "celu".
 
     Returns:
         The value of the two steps, with all side effects of the norm. Saved for backward: see this module's head.

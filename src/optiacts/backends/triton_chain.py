@@ -16,7 +16,7 @@ name = "triton"
 
 def serves(curve: Curve) -> bool:
     """Whether there are kernels for a curve."""
-    return curve.triton_slope is not None
+    return curve.triton_slope is not None and (bool(curve.decoder.side_bits) or curve.triton_input is not None)
 
 
 def forward(z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

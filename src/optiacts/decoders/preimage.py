@@ -19,6 +19,7 @@ one, and what is fitted on the right is the difference, which falls off as fast 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -65,13 +66,28 @@ def preimage(y: Tensor, left: Tensor, curve: Curve) -> Tensor:
     """
     if isinstance(curve.decoder, ClosedForm):
         wide = torch.promote_types(y.dtype, torch.float32)
-        return curve.decoder.inverse(y.to(wide), left).to(wide)
+        return curve.decoder.inverse(y.to(wide), left).to(wide).clamp(min=furthest_in_closed_form(curve, y.dtype))
     if y.dtype == torch.float64:
         return inverse(curve, y, left)
     if y.dtype == torch.float32:
         return _by_polynomials(y, left, curve)
     table = _table_on(curve.name, y.dtype, y.device)
     return table.index_select(0, table_index(y, left).flatten()).view(y.shape)
+
+
+def furthest_in_closed_form(curve: Curve, dtype: torch.dtype) -> float:
+    """The furthest input on the left whose output is not the curve's limit; -infinity if it has no limit."""
+    assert isinstance(curve.decoder, ClosedForm)
+    limit = -math.inf if curve.decoder.regions is None else curve.decoder.regions.end[1]
+    if math.isinf(limit):
+        return -math.inf
+    next_to_it = torch.tensor([limit], dtype=torch.float64) * (1 - smallest_share(dtype))
+    return float(curve.decoder.inverse(next_to_it, torch.ones(1, dtype=torch.bool)))
+
+
+def smallest_share(dtype: torch.dtype) -> float:
+    """Half a unit in the last place of numbers just below 1: so near its limit an output may lie, and tell it."""
+    return torch.finfo(dtype).eps / 2
 
 
 def _by_polynomials(y: Tensor, left: Tensor, curve: Curve) -> Tensor:

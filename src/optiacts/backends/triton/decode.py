@@ -17,7 +17,7 @@ from optiacts.backends.triton.written import written
 from optiacts.curves import Curve
 from optiacts.decoders.fitted import remembered
 from optiacts.decoders.polynomials import coefficients
-from optiacts.decoders.preimage import SMALLEST, preimage_coefficients
+from optiacts.decoders.preimage import SMALLEST, preimage_coefficients, smallest_share
 from optiacts.decoders.short import short_decoder
 from optiacts.decoders.valley import polynomials
 
@@ -61,6 +61,9 @@ def valley(curve: Curve, dtype: torch.dtype) -> Any:
 @remembered
 def preimage(curve: Curve, dtype: torch.dtype, vendor: str) -> Any:
     """The function ``preimage(y, left)``: the input itself, from outputs of ``dtype``; see decoders/preimage.py."""
+    if curve.triton_input is not None:
+        body = f"lowest = {math.log(smallest_share(dtype))!r}\nreturn {curve.triton_input}"
+        return written(f"input of {curve.name} in {dtype}", "y, left", body, {"clamp": clamp})
     short = dtype is not torch.float32
     c = preimage_coefficients(curve, "short_preimage" if short else "gpu_preimage")
     pieces = tuple((c.scale[i], c.shift[i], tuple(row[i] for row in c.polynomials)) for i in range(len(c.scale)))

@@ -39,7 +39,7 @@ def slope_of_input(curve: Curve) -> Any:
 def _slope(name: str) -> Any:
     expression = get(name).triton_slope
     assert expression is not None
-    body = f"z, y = clamp(z, -1e38, 20.0), tl.minimum(y, 20.0)\nu = tl.exp(z)\nreturn {expression}"
+    body = f"z, y = clamp(z, -1e38, 20.0), clamp(y, -1e38, 20.0)\nu = tl.exp(z)\nreturn {expression}"
     return written(f"slope from the input of {name}", "z, y", body, {"clamp": clamp})
 
 
