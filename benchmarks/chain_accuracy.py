@@ -61,7 +61,9 @@ class Errors:
     pytorch: tuple[float, ...]
 
 
-def errors(norm: str, curve: str, data: Data, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Errors:
+def errors(
+    norm: str, curve: str, data: Data, dtype: torch.dtype, device: str = "cpu", seed: int = 0, size: int = SIZE
+) -> Errors:
     """Of one kind of norm with one activation after it."""
     torch.manual_seed(seed)
     module: Any = NORMS[norm]()
@@ -70,9 +72,8 @@ def errors(norm: str, curve: str, data: Data, dtype: torch.dtype, device: str = 
         if getattr(module, "bias", None) is not None:
             module.bias.copy_(data.weight * data.bias * torch.randn(CHANNELS))
     module = module.to(device, dtype)
-    shape = (
-        (data.batch, CHANNELS, SIZE, SIZE) if norm not in ("LayerNorm", "RMSNorm") else (data.batch * 72, CHANNELS)
-    )
+    rows = norm in ("LayerNorm", "RMSNorm")
+    shape = (data.batch * size * size // 8, CHANNELS) if rows else (data.batch, CHANNELS, size, size)
     x = torch.randn(shape).to(device, dtype)
     grad = (torch.randn(shape, device=device) + data.correlation * x.float()).to(dtype)
 

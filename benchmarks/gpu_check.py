@@ -82,6 +82,7 @@ def _parts(device: Any, arguments: argparse.Namespace) -> Iterator[tuple[str, st
         gpu_speed.kernels,
         gpu_speed.gated_kernels,
         gpu_speed.norm_kernels,
+        gpu_speed.chain_kernels,
         gpu_speed.launch_cost,
         gpu_speed.steps,
         gpu_speed.sweep,

@@ -144,10 +144,63 @@ def _norm_kernel(form: str, dtype: torch.dtype, shape: tuple[int, int], device: 
     }
 
 
+def chain_kernels(device: torch.device, dry: bool) -> list[Report]:
+    """Norm and SiLU in one, forward and backward, beside PyTorch's two ops.
+
+    The backward reads grad, y and the bits twice and writes dx: that is what its bandwidth counts.
+    """
+    shape = (2, 16, 8, 8) if dry else (32, 256, 64, 64)
+    norms: dict[str, Callable[[int], nn.Module]] = {
+        "BatchNorm": nn.BatchNorm2d,
+        "GroupNorm": lambda channels: nn.GroupNorm(channels // 8, channels),
+    }
+    layouts = (torch.contiguous_format, torch.channels_last)
+    cases = itertools.product(norms, (torch.bfloat16, torch.float16, torch.float32), layouts)
+    return [_chain_kernel(norm, norms[norm](shape[1]), dtype, shape, layout, device) for norm, dtype, layout in cases]
+
+
+def _chain_kernel(
+    name: str,
+    norm: nn.Module,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    layout: torch.memory_format,
+    device: torch.device,
+) -> Report:
+    norm = norm.to(device, dtype)
+    x, grad = (torch.randn(shape, device=device).to(dtype, memory_format=layout) for _ in range(2))
+    x.requires_grad_()
+    inputs = (x, *norm.parameters())
+    ours, theirs = optiacts.norm_activation(x, norm, "silu"), nn.functional.silu(norm(x))
+    target = torch.empty_like(x)
+    seconds = compare(
+        device,
+        copy=lambda: target.copy_(x),
+        forward=lambda: optiacts.norm_activation(x, norm, "silu"),
+        backward=lambda: torch.autograd.grad(ours, inputs, grad, retain_graph=True),
+        torch_forward=lambda: nn.functional.silu(norm(x)),
+        torch_backward=lambda: torch.autograd.grad(theirs, inputs, grad, retain_graph=True),
+    )
+    size = x.element_size()
+    copied = 2 * size / seconds["copy"]
+    return {
+        "norm": name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "layout": str(layout).removeprefix("torch."),
+        "shape": " x ".join(map(str, shape)),
+        "forward time / PyTorch's": seconds["forward"] / seconds["torch_forward"],
+        "backward time / PyTorch's": seconds["backward"] / seconds["torch_backward"],
+        "backward / copy bandwidth": (5 * size + 2 * BITS) / seconds["backward"] / copied,
+        "both / PyTorch's": (seconds["forward"] + seconds["backward"])
+        / (seconds["torch_forward"] + seconds["torch_backward"]),
+    }
+
+
 def launch_cost(device: torch.device, dry: bool) -> Report:
-    """Host microseconds per forward + backward of a small tensor, the queue never full."""
+    """Host microseconds per forward + backward of small tensors, the queue never full: GELU, BatchNorm and SiLU."""
     x = torch.randn(16, 64, device=device, requires_grad=True)
     grad = torch.randn(16, 64, device=device)
+    norm = nn.BatchNorm1d(64).to(device)
 
     def host_microseconds(call: Callable[[Tensor], Tensor]) -> float:
         rounds = []
@@ -162,6 +215,8 @@ def launch_cost(device: torch.device, dry: bool) -> Report:
     return {
         "optiacts µs": host_microseconds(optiacts.gelu),
         "PyTorch µs": host_microseconds(torch.nn.functional.gelu),
+        "chain µs": host_microseconds(lambda t: optiacts.norm_activation(t, norm, "silu")),
+        "PyTorch's chain µs": host_microseconds(lambda t: nn.functional.silu(norm(t))),
     }
 
 

@@ -381,3 +381,47 @@ def test_outputs_too_faint_for_float16_are_rescued() -> None:
     found = torch.autograd.grad(y, x, grad)[0]
     exact = torch.autograd.grad(functional.silu(copy.deepcopy(module).double()(x64)), x64, grad.double())[0]
     assert abs(found[0, 3, 0, 0].double() / exact[0, 3, 0, 0] - 1) < 5e-3
+
+
+CLOSED = ("leaky_relu", "leaky_relu(negative_slope=0.1)", "elu", "elu(alpha=0.5)", "celu(alpha=2.0)")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("curve", CLOSED)
+def test_closed_forms_err_little_more_than_pytorch(curve: str, dtype: str) -> None:
+    most = {"bfloat16": 2.0, "float16": 3.5, "float32": 2.0}[dtype]
+    for norm in ("BatchNorm", "GroupNorm", "LayerNorm"):
+        found = errors(norm, curve, Data(correlation=1.0, batch=4), DTYPES[dtype])
+        assert found.ours[0] <= most * found.pytorch[0] + 1e-7, found
+        for ours, theirs in zip(found.ours[1:], found.pytorch[1:], strict=True):
+            assert ours <= most * theirs + 2e-7, found
+
+
+def test_closed_forms_hold_one_tensor_and_no_bit() -> None:
+    norm, conv = nn.BatchNorm2d(C), nn.Conv2d(C, 8, 3)
+    x = torch.randn(8, C, 16, 16).requires_grad_() * 1
+    for name in CLOSED:
+        after = held(lambda x, name=name: conv(optiacts.norm_activation(x, norm, name)), x)
+        assert x.nbytes <= after <= x.nbytes + 4 * 8 * C
+
+
+@pytest.mark.parametrize("name", ["elu", "celu"])
+def test_far_inputs_of_closed_forms_are_kept(name: str) -> None:
+    """Where too many outputs have reached the limit, x is kept as well, and gradients are right."""
+    norm = nn.BatchNorm2d(C)
+    x = torch.randn(4, C, 16, 16)
+    x = torch.where(x < -1, x * 40, x)  # outliers: far left of what ELU tells
+    wide = x.double().requires_grad_()
+    x.requires_grad_()
+    y = optiacts.norm_activation(x, norm, name)
+    exact = curves.get(name).forward(copy.deepcopy(norm).double()(wide))
+    grad = torch.randn(y.shape)
+    found, due = torch.autograd.grad(y, x, grad)[0], torch.autograd.grad(exact, wide, grad.double())[0]
+    assert is_chain(y)
+    assert off(found, due) < 1e-5
+
+
+def test_steep_and_flat_closed_forms_are_refused() -> None:
+    for name in ("elu(alpha=0.01)", "leaky_relu(negative_slope=0.0005)", "selu"):
+        with pytest.raises(ValueError, match="does not tell its input everywhere"):
+            optiacts.norm_activation(torch.randn(2, C, 4, 4), nn.BatchNorm2d(C), name)

@@ -136,11 +136,19 @@ def test_trained_weights_move_and_the_chain_stays_right() -> None:
         assert (a - b).norm() <= 1e-4 * b.norm()
 
 
-def test_the_report_promises_cuda_no_chains() -> None:
-    """There are kernels for CPUs alone: on CUDA conversion leaves norm and activation apart."""
+def test_the_report_counts_chains_on_cuda() -> None:
     x = torch.randn(2, 3, 32, 32)
     here, there = (optiacts.report(yolo(), x, like_cuda=like_cuda) for like_cuda in (False, True))
     names = [[stage.name for stage in made.stages] for made in (here, there)]
     assert names[0][-1] == "norms and activations in one"
-    assert "norms and activations in one" not in names[1]
-    assert here.stages[-1].bytes < there.stages[-1].bytes
+    assert names[1][-1] == "norms and activations in one"
+    assert here.stages[-1].bytes == there.stages[-1].bytes
+
+
+def test_closed_forms_are_left_apart_and_the_report_names_the_call() -> None:
+    class Net(Conv):
+        act = nn.ELU()  # type: ignore[assignment]
+
+    report = optiacts.convert(Net(3, 8))
+    (reason,) = [entry.reason for entry in report.left if "+" in entry.reason]
+    assert "there are no CPU kernels for a norm and elu(alpha=1.0): optiacts.norm_activation" in reason

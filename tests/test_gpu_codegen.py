@@ -66,3 +66,16 @@ def test_the_16_bit_backward_stays_within_its_budget(kernels: list[dict[str, Any
     ]
     assert len(backwards) == 6 * len(TARGETS)
     assert max(k["instructions_per_element"] for k in backwards) <= INSTRUCTION_BUDGET
+
+
+def test_chains_spill_nothing_and_move_tensors_16_bytes_at_a_time() -> None:
+    """Two accesses each to grad, y and dx; planes and channels last, one pass or two, and whole rows."""
+    command = [sys.executable, "benchmarks/gpu_chain_codegen.py", "--dtypes", "bfloat16", "--curves", "silu"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "TRITON_INTERPRET": "0"}
+    run = subprocess.run([*command, "--targets", "sm_90"], cwd=ROOT, env=environment, check=True, capture_output=True)
+    chains = [json.loads(line) for line in run.stdout.splitlines()]
+    assert len(chains) == 7
+    assert [k for k in chains if k["spills"] or k["stack_bytes"]] == []
+    for kernel in (k for k in chains if k["pass"] != "rows"):
+        assert kernel["loads"].count(16) == 4
+        assert kernel["stores"].count(16) == (0 if kernel["pass"] == "sums" else 2)

@@ -99,7 +99,7 @@ def test_prediction_under_autocast_equals_the_real_bytes(kind: str) -> None:
     assert names[0] == "now" and names[-1] == "casts shared"
     for stage in predicted.stages:
         if stage.name != "now":
-            conversion.convert_stage(model, stage.name, sites, like_cuda=False)
+            conversion.convert_stage(model, stage.name, sites)
         with torch.autocast("cpu", torch.bfloat16):
             real = optiacts.saved_memory(model, **inputs)
         norms_converted = stage.name in names[-2:]

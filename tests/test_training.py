@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 import optiacts
-from benchmarks import training_tasks
+from benchmarks import chain_training, training_tasks
 from benchmarks.training_runs import Comparison, LayerGradient, Training, layer_gradients, lose_side_bits, train
 from benchmarks.training_runs import unchanged as pytorch
 
@@ -70,6 +70,22 @@ def test_a_training_repeats_and_lost_side_bits_change_it() -> None:
     ours, wrong = (train(task, 0, False, change) for change in (optiacts.convert, lose_side_bits))
     assert wrong.losses[0] == first.losses[0]
     assert abs(wrong.after - first.after) > 20 * abs(ours.after - first.after)
+
+
+@pytest.mark.parametrize("norm", chain_training.NORMS)
+def test_short_trainings_with_chains_agree_and_lost_side_bits_do_not(norm: str) -> None:
+    """On blurred stand-ins for the digits, which scikit-learn has: the command is benchmarks/chain_training.py."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(500) % 10
+    images = torch.rand((10, 1, 8, 8), generator=generator)[labels] + 0.3 * torch.rand((500, 1, 8, 8))
+    task = chain_training.digits(norm, images, labels, steps=12)
+    found = chain_training.compared(task, False, range(2))
+    assert found.same_start
+    assert all(run.after < run.before for run in found.ours)  # it learns
+    assert max(map(abs, found.differences)) < 1e-4
+    lost = chain_training.compared(task, False, range(2), lost=True)
+    assert lost.same_start
+    assert min(map(abs, lost.differences)) > 20 * max(map(abs, found.differences))
 
 
 def _shortened(task: training_tasks.Task) -> training_tasks.Task:

@@ -15,6 +15,7 @@ from .activations import (
     forward_is_pytorchs,
     layouts,
 )
+from .chains import chains, chains_are_exact
 from .closed_forms import closed_forms
 from .common import BrokenPromiseError
 from .device import graph_capture, no_synchronisation, other_device, streams
@@ -34,6 +35,8 @@ CHECKS = (
     norms,
     norms_are_exact_or_an_error,
     norms_compiled,
+    chains,
+    chains_are_exact,
     dropout_kernels,
     dropout_draws_as_pytorch,
     beyond_32_bits,

@@ -16,6 +16,7 @@ from torch import Tensor
 from optiacts import curves
 from optiacts._torch import once
 from optiacts.decoders.inverse import inverse
+from optiacts.decoders.preimage import furthest_in_closed_form
 from optiacts.norms import arithmetic, flat
 
 # The largest |bias| / |weight| at which y still tells x̂ well enough: docs/chains.md has the measured errors.
@@ -23,6 +24,8 @@ _MOST_BIAS = {4: 4.0, 8: 4.0, 2: 2.0}  # by the bytes of an element
 _SMALLEST_NORMALS = 16  # of |weight|: below, z is subnormal where x̂ is small
 _FURTHEST = {torch.float16: 8.0}  # of |x̂|, beyond which outputs may fall below the numbers of their dtype
 _FURTHEST_OTHERWISE = 12.0
+_FURTHEST_IN_CLOSED_FORM = {torch.bfloat16: 3.0, torch.float16: 4.5}  # where z is lost bit by bit, as ELU loses it
+_FURTHEST_IN_CLOSED_FORM_OTHERWISE = 7.0
 _FAINTEST = 64  # smallest numbers of a dtype: a fainter output does not tell its input
 _RESCUED_SHARE = 8  # one channel in so many may be rescued
 
@@ -74,12 +77,12 @@ class Chain:
         size = torch.ones_like(shift) if scale is None else scale.abs()  # type: ignore[arg-type]
         away = torch.zeros_like(size) if shift is None else shift.abs()
         smallest, _, most = self.limits(dtype)
-        lost = size * _FURTHEST.get(dtype, _FURTHEST_OTHERWISE) + away > furthest_told(self.curve, dtype)
+        lost = size * _spread(self.curve, dtype) + away > furthest_told(self.curve, dtype)
         return lost | (size < smallest) | (away > most * size)
 
     def limits(self, dtype: torch.dtype, channels: int = 1) -> tuple[float, float, float]:
         """The smallest and the largest |scale|, and the largest |shift| / |scale|, of what is surely not bad."""
-        most, spread = _MOST_BIAS[dtype.itemsize], _FURTHEST.get(dtype, _FURTHEST_OTHERWISE)
+        most, spread = _MOST_BIAS[dtype.itemsize], _spread(self.curve, dtype)
         largest = furthest_told(self.curve, dtype) / (spread + most)
         return _SMALLEST_NORMALS * torch.finfo(dtype).tiny, largest, most
 
@@ -162,15 +165,31 @@ class SavedChain(NamedTuple):
 
 
 @once
+def _spread(name: str, dtype: torch.dtype) -> float:
+    """The largest |x̂| to expect."""
+    if isinstance(curves.get(name).decoder, curves.ClosedForm):
+        return _FURTHEST_IN_CLOSED_FORM.get(dtype, _FURTHEST_IN_CLOSED_FORM_OTHERWISE)
+    return _FURTHEST.get(dtype, _FURTHEST_OTHERWISE)
+
+
+@once
 def furthest_told(name: str, dtype: torch.dtype) -> float:
     """The largest |z| on the left at which the output is still no fainter than ``_FAINTEST`` smallest numbers."""
     curve, limits = curves.get(name), torch.finfo(dtype)
-    if not isinstance(curve.decoder, curves.Unimodal):
-        return float("inf")
+    if isinstance(curve.decoder, curves.ClosedForm):
+        return -furthest_in_closed_form(curve, dtype)
     # PyTorch's exponentials overflow before an output of the other dtypes becomes subnormal
     smallest = limits.smallest_normal * (limits.eps if dtype is torch.float16 else 1)
     faint = torch.tensor([-_FAINTEST * smallest], dtype=torch.float64)
     return -float(inverse(curve, faint, torch.ones(1, dtype=torch.bool)))
+
+
+def why_not_converted(name: str) -> str:
+    """Why conversion leaves a norm and such an activation apart; empty if it does not."""
+    reason = why_not_chained(name)
+    if reason or not isinstance(curves.get(name).decoder, curves.ClosedForm):
+        return reason
+    return f"there are no CPU kernels for a norm and {name}: optiacts.norm_activation makes one step of them"
 
 
 def why_not_chained(name: str) -> str:

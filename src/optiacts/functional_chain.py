@@ -47,7 +47,9 @@ from optiacts.functional import passes_our_ops
 from optiacts.norms import arithmetic
 from optiacts.ops import chain as ops
 from optiacts.ops import sharding
+from optiacts.ops.chain_compiled import compiled_chain
 from optiacts.ops.norm_channels import look
+from optiacts.ops.norm_graphs import may_rely
 
 _DTYPES = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
 
@@ -59,7 +61,7 @@ def norm_activation(input: Tensor, norm: Module, activation: str) -> Tensor:
         input: what ``norm`` takes; float64, float32, bfloat16 or float16 to save memory.
         norm: a ``torch.nn`` BatchNorm, GroupNorm, InstanceNorm, LayerNorm or RMSNorm, of any dimension, or a subclass
             with its forward.
-        activation: the name of a curve that tells its input: "silu", "mish".
+        activation: the name of a curve that tells its input: "silu", "mish", "leaky_relu", "elu(alpha=0.5)", "celu".
 
     Returns:
         The value of the two steps, with all side effects of the norm. Saved for backward: see this module's head.
@@ -193,6 +195,10 @@ def chain(
 
     ``forward`` computes the norm ``kind``; ``given`` are its statistics where they are given.
     """
+    if torch.compiler.is_compiling():
+        if torch.is_autocast_enabled(input.device.type) or not may_rely(kind, weight, bias, input.dtype):
+            return None
+        return compiled_chain(input, weight, bias, kind, _run(input, kind, forward, given))
     factors = ops.factors(weight, bias, kind)
     channels = look(kind, *factors, input.dtype)
     if not channels.keep_output:
@@ -226,13 +232,13 @@ def _itself(tensor: Tensor) -> Tensor:
 
 def saves_memory(input: Tensor, *parameters: Tensor | None) -> bool:
     """Whether a gradient is wanted, of tensors that we support."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not isinstance(input, Tensor):
+    if not torch.is_grad_enabled() or not isinstance(input, Tensor):
         return False
     given = [input, *(parameter for parameter in parameters if parameter is not None)]
     return (
         any(tensor.requires_grad for tensor in given)
         and all(_plain(tensor) and tensor.device == input.device for tensor in given)
-        and not transforms_active()
+        and (torch.compiler.is_compiling() or not transforms_active())
         and not forward_mode()
         and not is_exporting()
         and torch._C._get_tracing_state() is None

@@ -13,7 +13,7 @@ class NormActivation(Module):
 
     Args:
         norm: a ``torch.nn`` BatchNorm, GroupNorm, InstanceNorm, LayerNorm or RMSNorm; the child ``norm``.
-        activation: the name of a curve that tells its input: "silu", "mish".
+        activation: the name of a curve that tells its input: "silu", "mish", "leaky_relu", "elu(alpha=0.5)", "celu".
 
     Raises:
         CurveError: a ``ValueError`` that lists the known names.

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from optiacts.backends import eager, eager_chain, eager_norm, native, native_chain, native_norm, triton, triton_norm
+from optiacts.backends import (
+    eager,
+    eager_chain,
+    eager_norm,
+    native,
+    native_chain,
+    native_norm,
+    triton,
+    triton_chain,
+    triton_norm,
+)
 from optiacts.chains import Chain, SavedChain
 from optiacts.curves import Curve, get
 from optiacts.layouts import Order
@@ -143,8 +154,8 @@ class ChainBackend(Protocol):
 
     name: str
 
-    def side_bits(self, z: Tensor, curve: Curve) -> Tensor:
-        """The packed side bits of the activation's input."""
+    def forward(self, z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """The activation's own output, and the packed side bits of ``rows(z)``."""
 
     def chain_backward(self, grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of x, in ``dtype``, of scale and of shift."""
@@ -157,13 +168,14 @@ def select_chain(tensor: Tensor, curve: Curve) -> ChainBackend:
 
 def has_chain_kernels(device: torch.device) -> bool:
     """Whether chains are as fast as PyTorch there. Elsewhere they take many small steps, which only who asks gets."""
-    return device.type == "cpu"
+    return device.type == "cpu" or triton.unavailable(device) is None
 
 
 @functools.cache
 def _select_chain(device: torch.device, dtype: torch.dtype, curve: str) -> ChainBackend:
-    able = device.type == "cpu" and dtype in native.dtypes and native_chain.serves(get(curve))
-    return native_chain if able and native.unavailable(device) is None else eager_chain
+    fast, kernels = (native, native_chain) if device.type == "cpu" else (triton, triton_chain)
+    able = dtype in fast.dtypes and kernels.serves(get(curve)) and fast.unavailable(device) is None
+    return kernels if able else eager_chain
 
 
 __all__ = [

@@ -5,6 +5,8 @@ y is ``(samples, channels, positions)``, or ``(samples, positions, channels)`` i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,11 @@ from optiacts.decoders.preimage import preimage
 from optiacts.packing import pack, packed_shape
 
 name = "eager"
+
+
+def forward(z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """The activation's own output, and the packed side bits of ``rows(z)``."""
+    return curve.forward(z), side_bits(rows(z), curve)
 
 
 def side_bits(z: Tensor, curve: Curve) -> Tensor:

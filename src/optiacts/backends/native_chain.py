@@ -9,6 +9,7 @@ nothing to compute) is left to eager.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,9 +31,9 @@ _ELEMENTS_PER_THREAD = 1 << 14  # take it about 10 µs
 _KEPT = 1 << 18  # elements that a thread keeps decoded: 2 MiB
 
 
-def side_bits(z: Tensor, curve: Curve) -> Tensor:
-    """The packed side bits of the activation's input."""
-    return native.side_bits(z, curve)
+def forward(z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """The activation's own output, and the packed side bits of ``rows(z)``."""
+    return curve.forward(z), native.side_bits(rows(z), curve)
 
 
 def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,7 +78,7 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
     )  # fmt: skip
     native.library().optiacts_chain_backward(ctypes.addressof(arguments))
     found = sums.to(torch.float32)
-    by_shift, by_scale = found.view(2, channels) if last else found.view(channels, 2).unbind(1)
+    by_shift, by_scale = found.view(2, channels) if last else found.view(channels, 2).t().contiguous()
     return dx, by_scale, by_shift
 
 

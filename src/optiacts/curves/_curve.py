@@ -151,7 +151,11 @@ class Curve:
         ops: the aten ops, such as ``"aten::gelu"``.
         triton: the forward as PyTorch's GPU kernel evaluates it, an expression in the float32 tile ``z``: see
             backends/triton/values.py. Without one, a GPU runs PyTorch's own op.
-        cuda: the same in CUDA C++, as PyTorch's source has it, for benchmarks/gpu_forward_ptx.py.
+        triton_input: the input of a curve in closed form, an expression in the float32 tile ``y`` and ``lowest``, the
+            logarithm of what is left of the smallest share that is told. For norms as well.
+        triton_slope: f' from the input, an expression in the float32 tiles ``z``, ``y``, the output, and
+            ``u = exp(z)``; z and y are 20 at most, from where on f' is 1. For norms before the activation on a GPU.
+        cuda: the forward in CUDA C++, as PyTorch's source has it, for benchmarks/gpu_forward_ptx.py.
     """
 
     name: str
@@ -175,6 +179,8 @@ class Curve:
     functions: tuple[Spelling, ...] = ()
     ops: tuple[str, ...] = ()
     triton: str | None = None
+    triton_input: str | None = None
+    triton_slope: str | None = None
     cuda: str | None = None
 
     @functools.cached_property

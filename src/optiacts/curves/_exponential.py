@@ -56,4 +56,15 @@ def linear_unit(name: str, alpha: float, scale: float = 1.0, input_scale: float 
             triton=f"where(y > 0.0, {float(scale)!r}, {float(input_scale)!r} * (y + {float(depth)!r}))",
         ),
         "inplace_keeps_output": True,
+        **(_for_norms(depth, input_scale) if depth >= 0.1 and scale == 1.0 else {}),
+    }
+
+
+def _for_norms(depth: float, input_scale: float) -> dict[str, Any]:
+    """What a norm before the activation goes by."""
+    below = f"clamp(tl.log(1.0 + y * {1 / depth!r}), lowest, 0.0) * {1 / input_scale!r}"
+    return {
+        "tells_input": True,
+        "triton_input": f"tl.where(y > 0.0, y, {below})",
+        "triton_slope": f"tl.where(z > 0.0, 1.0, {input_scale!r} * (y + {depth!r}))",
     }

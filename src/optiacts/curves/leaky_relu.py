@@ -30,6 +30,9 @@ def make(negative_slope: float = 0.01) -> Curve:
             triton=f"where(y > 0.0, 1.0, like(y, {float(negative_slope)!r}))",
         ),
         inplace_keeps_output=True,
+        tells_input=negative_slope >= 1e-3,
+        triton_input=f"tl.where(y > 0.0, y, y * {1 / negative_slope!r})",
+        triton_slope=f"tl.where(z > 0.0, 1.0, {negative_slope!r})",
         modules=(spelled("torch.nn.LeakyReLU", negative_slope=negative_slope),),
         ops=("aten::leaky_relu",),
     )

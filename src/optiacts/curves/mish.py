@@ -41,5 +41,7 @@ CURVE = Curve(
     functions=(spelled("torch.nn.functional.mish"),),
     ops=("aten::mish",),
     triton="z * tanh(log1p(exp(z)))",
+    # tanh(softplus(z)) = (s - 2) / s with s = u (u + 2) + 2, and f' = (s - 2) / s + 4 z u (u + 1) / s^2
+    triton_slope="1.0 + (4.0 * z * u * (u + 1.0) / (u * (u + 2.0) + 2.0) - 2.0) / (u * (u + 2.0) + 2.0)",
     cuda="x * tanhf(log1pf(expf(x)))",
 )

@@ -26,5 +26,6 @@ CURVE = Curve(
     functions=(spelled("torch.nn.functional.silu"),),
     ops=("aten::silu",),
     triton="divide(z, 1.0 + exp(-z))",
+    triton_slope="(u + y) / (1.0 + u)",
     cuda="x / (1.0f + expf(-x))",
 )

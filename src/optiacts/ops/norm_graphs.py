@@ -23,6 +23,7 @@ from torch.nn import Module, Parameter
 
 from optiacts import backends
 from optiacts._torch import is_capturing, is_fake, known_to_compilers
+from optiacts.chains import Chain
 from optiacts.norms import Norm
 from optiacts.ops.norm_channels import (
     Known,
@@ -59,7 +60,7 @@ def register(module: Module, weight: str, bias: str, offset: float) -> None:
     _modules[module] = _Parts(weight, bias, offset)
 
 
-def may_rely(kind: Norm, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> bool:
+def may_rely(kind: Norm | Chain, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> bool:
     """While a graph is traced: whether it may rely on an output of ``dtype``."""
     given = weight if weight is not None else bias
     if given is None:
@@ -69,17 +70,23 @@ def may_rely(kind: Norm, weight: Tensor | None, bias: Tensor | None, dtype: torc
     # compilers may have made symbols of numbers: told apart here, they are constants
     if kind.offset not in (0.0, 1.0):
         return False
-    _look(weight, bias, 1.0 if kind.offset else 0.0, bool(kind.remainder), dtype)
+    remainder, curve = (False, kind.curve) if isinstance(kind, Chain) else (bool(kind.remainder), "")
+    _look(weight, bias, 1.0 if kind.offset else 0.0, remainder, curve, dtype)
     return not hasattr(given, MARK)
 
 
 @known_to_compilers
-def _look(weight: Tensor | None, bias: Tensor | None, offset: float, remainder: bool, dtype: torch.dtype) -> bool:
+def _look(
+    weight: Tensor | None, bias: Tensor | None, offset: float, remainder: bool, curve: str, dtype: torch.dtype
+) -> bool:
     """Looks at these parameters and at those of all norms that are like it, and marks what cannot be relied on.
 
     The tracing compiler calls it, with the real tensors.
     """
-    kind, alike = Norm(False, 0.0, offset=offset, remainder=remainder), _alike(weight, bias)
+    kind: Norm | Chain = Norm(False, 0.0, offset=offset, remainder=remainder)
+    if curve:
+        kind = Chain("", curve, "rows", 0.0, offset=offset)
+    alike = _alike(weight, bias)
     _rely(kind, weight, bias, dtype, None)
     for module, parts in list(_modules.items()):
         own_weight, own_bias = (module._parameters.get(name) if name else None for name in parts[:2])
@@ -93,7 +100,9 @@ def _alike(*parameters: Tensor | None) -> tuple[Any, ...]:
     return tuple(None if p is None else (p.shape, p.dtype, p.device) for p in parameters)
 
 
-def _rely(kind: Norm, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype, module: Module | None) -> None:
+def _rely(
+    kind: Norm | Chain, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype, module: Module | None
+) -> None:
     given = [parameter for parameter in (weight, bias) if parameter is not None]
     if any(not isinstance(parameter, Parameter) or is_fake(parameter) or parameter.is_meta for parameter in given):
         return
@@ -107,7 +116,7 @@ def _rely(kind: Norm, weight: Tensor | None, bias: Tensor | None, dtype: torch.d
         known.graphs.relied = True
 
 
-def _with_marks(kind: Norm, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Known:
+def _with_marks(kind: Norm | Chain, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Known:
     known = remembered(kind, weight, bias, dtype)
     if known.graphs is None:
         known.graphs = Marks((kind.offset, *_alike(weight, bias)))
@@ -177,7 +186,7 @@ def loaded(module: Module) -> None:
 
 
 def check(
-    kind: Norm,
+    kind: Norm | Chain,
     weight: Tensor | None,
     bias: Tensor | None,
     scale: Tensor | None,
@@ -213,7 +222,7 @@ def check(
     return None
 
 
-def _known_by_address(kind: Norm, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Known:
+def _known_by_address(kind: Norm | Chain, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Known:
     """What is remembered of these parameters: a graph may be given them under another Python object."""
     given = weight if weight is not None else bias
     assert given is not None
@@ -226,7 +235,7 @@ def _known_by_address(kind: Norm, weight: Tensor | None, bias: Tensor | None, dt
     return known
 
 
-_places: weakref.WeakValueDictionary[tuple[int, Norm, torch.dtype], Known] = weakref.WeakValueDictionary()
+_places: weakref.WeakValueDictionary[tuple[int, Norm | Chain, torch.dtype], Known] = weakref.WeakValueDictionary()
 
 
 def _lies_at(known: Known, address: int) -> bool:

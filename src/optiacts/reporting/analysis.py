@@ -94,7 +94,7 @@ def report(
         for number, (stage, how) in enumerate(conversion.CONVERSIONS.items(), 1):
             if how.shows(now.kinds, autocast is not None):
                 say(f"tracing it with its {stage}", number / (1 + len(conversion.CONVERSIONS)))
-                conversion.convert_stage(model, stage, found, like_cuda)
+                conversion.convert_stage(model, stage, found)
                 after = run.stage(stage)
                 stages += [] if how.only_if_less and after.bytes >= stages[-1].bytes else [after]
     finally:

@@ -200,7 +200,7 @@ class Choices:
             try:
                 if choice.optiacts:
                     last = list(conversion.CONVERSIONS)[-2]
-                    conversion.convert_stage(model, last, () if choice.train_mode else self._sites, self._like_cuda)
+                    conversion.convert_stage(model, last, () if choice.train_mode else self._sites)
                 checkpoints = layers_of(model)[: choice.checkpoints]
                 with checkpointed(checkpoints, self._again):
                     steps = [self._stepped(model, choice, n) for n in times]

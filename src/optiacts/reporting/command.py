@@ -106,7 +106,7 @@ def _measured(name: str, setting: Setting, made: MemoryReport) -> tuple[Measured
         results = []
         for stage in made.stages:
             if stage.name in conversion.CONVERSIONS:
-                conversion.convert_stage(built.model, stage.name, made.sites, like_cuda=True)
+                conversion.convert_stage(built.model, stage.name, made.sites)
             results.append(measure_step(stage.name, forward, built.args, built.kwargs))
     return tuple(results)
 

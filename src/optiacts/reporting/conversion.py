@@ -39,15 +39,10 @@ CONVERSIONS: dict[str, Conversion] = {
 """By name, each with all that the ones before it convert."""
 
 
-def convert_stage(model: torch.nn.Module, stage: str, sites: tuple[ActivationSite, ...], like_cuda: bool) -> None:
-    """Converts what the stage says, of the activations those for which it pays or that dropouts take.
-
-    ``like_cuda``: without what has kernels for CPUs alone, where conversion leaves a model on CUDA as it is.
-    """
+def convert_stage(model: torch.nn.Module, stage: str, sites: tuple[ActivationSite, ...]) -> None:
+    """Converts what the stage says, of the activations those for which it pays or that dropouts take."""
     revert(model)
-    options = CONVERSIONS[stage].options
-    options = options._replace(chains=options.chains and not like_cuda)
-    convert_where_it_pays(model, without_gain(sites), options)
+    convert_where_it_pays(model, without_gain(sites), CONVERSIONS[stage].options)
 
 
 __all__ = ["CONVERSIONS", "Conversion", "convert_stage", "revert"]

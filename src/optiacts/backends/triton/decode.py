@@ -1,13 +1,14 @@
-"""The decode (y, side bit) -> f'(x) on a tile, generic over the curves: their coefficients are constants.
+"""The decodes (y, side bit) -> f'(x) and -> x of a tile, generic over curves: their coefficients are constants.
 
 That of a curve in closed form is an expression of its own, in ``y``, ``left`` and ``most``, the largest number of the
 output's dtype, with ``tl`` and the functions of ``_NAMES``. Such a curve has no side bits: left are outputs of 0.
 
-``slope`` and ``valley`` make the functions that a kernel calls: the generic ones with a curve's numbers.
+``slope``, ``valley`` and ``preimage`` make the functions that kernels call: the generic ones with a curve's numbers.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,10 +20,14 @@ from optiacts.backends.triton.written import written
 from optiacts.curves import ClosedForm, Curve
 from optiacts.decoders.fitted import remembered
 from optiacts.decoders.polynomials import coefficients
+from optiacts.decoders.preimage import SMALLEST, preimage_coefficients, smallest_share
 from optiacts.decoders.short import short_decoder
 from optiacts.decoders.valley import polynomials
 
 ALMOST_ONE = tl.constexpr(1 - 2.0**-24)
+# -log(1 - p) / p for p up to a half, relatively good to 4e-8
+LOG1P = (1.0, 0.499993742, 0.333662003, 0.243437439, 0.264547586, -0.181571648, 1.20501387, -1.63021171, 1.40795672)
+LN_2 = tl.constexpr(math.log(2.0))
 
 
 @remembered
@@ -56,6 +61,24 @@ def valley(curve: Curve, dtype: torch.dtype) -> Any:
     numbers = _text((around.centre, around.output, around.slope))
     return written(
         f"valley of {curve.name} in {dtype}", "gate", f"return valley(gate, {numbers})", {"valley": _valley}
+    )
+
+
+@remembered
+def preimage(curve: Curve, dtype: torch.dtype, vendor: str) -> Any:
+    """The function ``preimage(y, left)``: the input itself, from outputs of ``dtype``; see decoders/preimage.py."""
+    if curve.triton_input is not None:
+        body = f"lowest = {math.log(smallest_share(dtype))!r}\nreturn {curve.triton_input}"
+        return written(f"input of {curve.name} in {dtype}", "y, left", body, {"clamp": clamp})
+    short = dtype is not torch.float32
+    c = preimage_coefficients(curve, "short_preimage" if short else "gpu_preimage")
+    pieces = tuple((c.scale[i], c.shift[i], tuple(row[i] for row in c.polynomials)) for i in range(len(c.scale)))
+    left, right = pieces[: len(pieces) // 2], pieces[len(pieces) // 2 :]
+    breaks = c.breaks or (0.0, 0.0)
+    numbers = ((c.y_min_high, c.y_min_low), 1 / curve.y_min, -c.rate / math.log(2), SMALLEST)
+    text = _text((*numbers, c.limits, breaks, left, right, LOG1P, vendor))
+    return written(
+        f"input of {curve.name} in {dtype}", "y, left", f"return found(y, left, {text})", {"found": _input}
     )
 
 
@@ -108,6 +131,53 @@ def _decode_float32(
         coefficient = _of_piece(second, third, PIECES[1][2][power], PIECES[2][2][power], PIECES[3][2][power])
         on_right = tl.fma(on_right, u, coefficient)
     return tl.where(left, y * on_left, on_right)
+
+
+@triton.jit
+def _input(
+    y,
+    left,
+    Y_MIN: tl.constexpr,
+    PER_OUTPUT: tl.constexpr,
+    RATE: tl.constexpr,
+    SMALLEST: tl.constexpr,
+    LIMITS: tl.constexpr,
+    BREAKS: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    LOG1P: tl.constexpr,
+    VENDOR: tl.constexpr,
+):
+    """The input from the output and the branch, as decoders/preimage.py describes it."""
+    above = clamp((y - Y_MIN[0]) - Y_MIN[1], 0.0, float("inf"))
+    ratio = tl.maximum(y * PER_OUTPUT, SMALLEST)
+    depth = log2_approximate(ratio, VENDOR) * -LN_2
+    if len(LEFT) > 1:  # in float32: near the minimum a logarithm cancels
+        part = tl.minimum(above * -PER_OUTPUT, 0.5)
+        depth = tl.where(ratio > 0.5, part * _polynomial(part, LOG1P), depth)
+    v = tl.sqrt(tl.where(left, tl.maximum(depth, 0.0), above))
+    on_left = _in_pieces(tl.minimum(v, LIMITS[0]), BREAKS[0], LEFT)
+    on_right = tl.fma(tl.exp2(above * RATE), _in_pieces(tl.minimum(v, LIMITS[1]), BREAKS[1], RIGHT), y)
+    return tl.where(left, on_left, on_right)
+
+
+@triton.jit
+def _in_pieces(v, BREAK: tl.constexpr, PIECES: tl.constexpr):
+    """The polynomial of the piece that ``v`` lies in: the only one or one of two."""
+    if len(PIECES) == 1:
+        return _polynomial(tl.fma(v, like(v, PIECES[0][0]), PIECES[0][1]), PIECES[0][2])
+    else:
+        second = v > BREAK
+        u = tl.fma(v, _of_two(second, PIECES[0][0], PIECES[1][0]), _of_two(second, PIECES[0][1], PIECES[1][1]))
+        value = tl.zeros_like(u)
+        for power in tl.static_range(len(PIECES[0][2]) - 1, -1, -1):
+            value = tl.fma(value, u, _of_two(second, PIECES[0][2][power], PIECES[1][2][power]))
+        return value
+
+
+@triton.jit
+def _of_two(second, FIRST: tl.constexpr, SECOND: tl.constexpr):
+    return tl.where(second, SECOND, FIRST)
 
 
 @triton.jit

@@ -52,26 +52,30 @@ def backward(grad: Tensor, saved: Saved, dtype: torch.dtype) -> tuple[Tensor, Te
     if grad.numel() == 0:
         return grad_x, rstd.new_zeros(width), rstd.new_zeros(width)
     tiling = tile(width)
-    programs = max(1, WARPS_PER_PROCESSOR // tiling["num_warps"]) * _processors(grad.device)
+    programs = max(1, WARPS_PER_PROCESSOR // tiling["num_warps"]) * processors(grad.device)
     programs = min(triton.cdiv(rows, tiling["ROWS"]), programs)
     parts = rstd.new_empty((2, programs, width))
-    slots = None
-    if columns is not None:
-        assert rescued is not None
-        rescued = rescued.contiguous()
-        order = torch.arange(len(columns), dtype=torch.int32, device=grad.device)
-        slots = torch.full((width,), -1, dtype=torch.int32, device=grad.device).index_copy_(0, columns, order)
-    given = (grad, kept, mean, rstd, scale, shift, slots, rescued, bits, grad_x, parts[0], parts[1])
+    numbers = slots(columns, width, grad.device)
+    rescued = None if rescued is None else rescued.contiguous()
+    given = (grad, kept, mean, rstd, scale, shift, numbers, rescued, bits, grad_x, parts[0], parts[1])
     with on_device(grad.device):
         backward_kernel[(programs,)](
             *(*given, rows, width, 0 if columns is None else len(columns)),
             **backward_constants(
-                centered, kept.dtype, output, *(t is not None for t in (mean, scale, shift, slots, bits))
+                centered, kept.dtype, output, *(t is not None for t in (mean, scale, shift, numbers, bits))
             ),
             **tiling,
         )
     by_scale, by_shift = parts.sum(1)
     return grad_x, by_scale, by_shift
+
+
+def slots(columns: Tensor | None, width: int, device: torch.device) -> Tensor | None:
+    """Of each channel its number among the rescued ones, ``columns``, or -1; None if there are none."""
+    if columns is None:
+        return None
+    order = torch.arange(len(columns), dtype=torch.int32, device=device)
+    return torch.full((width,), -1, dtype=torch.int32, device=device).index_copy_(0, columns, order)
 
 
 def statistics_constants(norm: Norm, dtype: torch.dtype, scaled: bool, shifted: bool) -> dict[str, Any]:
@@ -107,7 +111,8 @@ def _units(dtype: torch.dtype) -> dict[str, int]:
     return {"MANTISSA": mantissa, "LOWEST": lowest}
 
 
-def _processors(device: torch.device) -> int:
+def processors(device: torch.device) -> int:
+    """How many multiprocessors a device has."""
     if device.type != "cuda":
         return 2  # the interpreter
     return int(torch.cuda.get_device_properties(device).multi_processor_count)

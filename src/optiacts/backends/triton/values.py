@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from optiacts.backends.triton.decode import clamp
 from optiacts.backends.triton.elementary import divide, erf, exp, fma, like, log1p, rounded, tanh, where
 from optiacts.backends.triton.written import written
 from optiacts.curves import Curve, get
@@ -27,6 +28,19 @@ _NAMES = {
     "tanh": tanh,
     "where": where,
 }
+
+
+def slope_of_input(curve: Curve) -> Any:
+    """The function ``slope(z, y)``: f' of ``curve`` from its input and its output, in float32."""
+    return _slope(curve.name)
+
+
+@functools.cache
+def _slope(name: str) -> Any:
+    expression = get(name).triton_slope
+    assert expression is not None
+    body = f"z, y = clamp(z, -1e38, 20.0), clamp(y, -1e38, 20.0)\nu = tl.exp(z)\nreturn {expression}"
+    return written(f"slope from the input of {name}", "z, y", body, {"clamp": clamp})
 
 
 def value(curve: Curve) -> Any:

@@ -1,7 +1,8 @@
 """Derives the coefficients of unimodal curves. Needs mpmath and numpy: ``pip install 'optiacts[fit]'``.
 
-Four parts, each for itself: ``polynomials`` (float32), ``short`` (16 bits on a GPU), ``valley`` (gated products) and,
-of a curve that tells its input, ``preimage`` (norms before it).
+Each part is for itself: ``polynomials`` (float32), ``short`` (16 bits on a GPU), ``valley`` (gated products) and, of
+a curve that tells its input, for norms before it, ``preimage`` (CPU), ``gpu_preimage`` and ``short_preimage`` (16
+bits on a GPU).
 What is fitted is the mathematics, and a forward that is rounded correctly: PyTorch's own differs by CPU. The last
 digits of a fit may still differ by machine, so ``refit`` keeps what is there unless it finds something better.
 """
@@ -16,7 +17,14 @@ from optiacts.curves import Curve, Unimodal
 from optiacts.decoders.fitting import polynomials, preimage, short, valley
 from optiacts.decoders.fitting.quality import FitError, Quality
 
-PARTS = {"polynomials": polynomials, "short": short, "valley": valley, "preimage": preimage}
+PARTS: dict[str, Callable[[Curve], Any]] = {
+    "polynomials": polynomials.Problem,
+    "short": short.Problem,
+    "valley": valley.Problem,
+    "preimage": preimage.Problem,
+    "gpu_preimage": preimage.Gpu,
+    "short_preimage": preimage.Short,
+}
 BETTER = 0.99  # a fit is better if it leaves so much of the old one's error
 
 
@@ -36,7 +44,7 @@ def fit(curve: Curve, parts: Sequence[str] = tuple(PARTS)) -> dict[str, Any]:
 
     Args:
         curve: a unimodal curve; it need not be registered.
-        parts: those to derive, of "polynomials", "short", "valley" and "preimage". Without "short" the curve works
+        parts: those to derive, of ``PARTS``. Without "short" the curve works
             on CPU only. It takes about 15 of the 20 seconds.
 
     Raises:
@@ -65,11 +73,10 @@ def refit(
     if not isinstance(curve.decoder, Unimodal):
         raise FitError(f"{curve.name} is read in closed form: it has no coefficients")
     for part in parts:
-        if part == "preimage" and not curve.tells_input:
+        if part.endswith("preimage") and not curve.tells_input:
             continue
         progress(part)
-        module, old = PARTS[part], before.get(part)
-        problem = module.Problem(curve)
+        problem, old = PARTS[part](curve), before.get(part)
         data = problem.derive()
         found, had = problem.judge(data), () if old is None else problem.judge(old)
         better = not had or max(q.share for q in found) < BETTER * max(q.share for q in had)

@@ -1,0 +1,123 @@
+"""From tensors to launches of the kernels of chains.
+
+Where a norm takes statistics there are two passes, with the sums over what is normalised together between them: each
+decodes grad and y. Given statistics, and rows that fit into a program, take one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from optiacts.backends.triton.chain_kernels import chain_kernel, whole_rows_kernel
+from optiacts.backends.triton.decode import preimage
+from optiacts.backends.triton.elementary import VENDOR
+from optiacts.backends.triton.launch import BYTES_PER_PROGRAM, WARPS, on_device
+from optiacts.backends.triton.norm_launch import WARPS_PER_PROCESSOR, processors, slots
+from optiacts.backends.triton.values import slope_of_input
+from optiacts.chains import SavedChain
+from optiacts.curves import get
+
+WIDEST = 128  # channels of a program, where they lie next to each other
+LONGEST_ROW = 16384  # that a program keeps in registers
+ELEMENTS_PER_WARP = 512  # of whole rows
+PROGRAMS_PER_PROCESSOR = 8
+
+
+def backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, in ``dtype``, of scale and of shift."""
+    y, rstd, last = saved.y, saved.rstd, saved.last
+    samples, channels, positions = (y.shape[0], y.shape[2], y.shape[1]) if last else y.shape
+    grad, y = grad.contiguous(), y.contiguous()
+    grad_x = torch.empty(grad.shape, dtype=dtype, device=grad.device)
+    if not y.numel():
+        return grad_x, rstd.new_zeros(channels), rstd.new_zeros(channels)
+    numbers, rescued = slots(saved.columns, channels, grad.device), saved.rescued
+    scale = rstd.new_ones(channels) if saved.scale is None else saved.scale
+    shift = rstd.new_zeros(channels) if saved.shift is None else saved.shift
+    bits = saved.bits.contiguous() if saved.bits.numel() else None
+    mean = None if saved.mean is None else saved.mean.contiguous()
+    rescued = None if rescued is None else rescued.contiguous()
+    given = (grad, y, bits, rstd.contiguous(), mean, scale, shift, numbers, rescued, grad_x)
+    rescues = 0 if saved.columns is None else saved.columns.numel()
+    constants = curve_constants(saved.curve, y.dtype) | {"CENTERED": saved.centered}
+    in_rows = saved.statistics == "rows"
+    if in_rows and last and positions == 1 and rstd.shape[1] == 1 and channels <= LONGEST_ROW:
+        return grad_x, *_whole_rows(given, samples, channels, rescues, constants)
+    if last and not in_rows:
+        samples, positions = 1, samples * positions
+    tiling = tile(channels, positions, y.element_size(), last)
+    step = tiling["OUTER"] if last else tiling["UNITS"] * tiling["UNIT"]
+    if last:
+        programs = samples * triton.cdiv(channels, tiling["UNITS"] * tiling["UNIT"])
+    else:
+        programs = triton.cdiv(samples * channels, tiling["OUTER"])
+    steps = triton.cdiv(positions, step)
+    splits = min(steps, triton.cdiv(PROGRAMS_PER_PROCESSOR * processors(grad.device), programs))
+    span = triton.cdiv(steps, splits) * step
+    splits = triton.cdiv(positions, span)
+    groups = rstd.shape[1] if in_rows else 1
+    sums = rstd.new_empty((4 if in_rows else 2, samples, channels, splits))
+    sizes = (samples, channels, positions, groups, rescues, span)
+    elements = positions * (channels // groups if in_rows else samples)
+    constants |= {"STATISTICS": saved.statistics, "LAST": last} | tiling
+
+    def run(together: Tensor | None, **passes: bool) -> None:
+        chain_kernel[(programs, splits)](*given, sums, together, *sizes, 1 / elements, **passes, **constants)
+
+    with on_device(grad.device):
+        one_pass = saved.statistics == "given"
+        run(None, SUMS=True, GRADIENT=one_pass)
+        by_shift, by_scale = by_channel = sums[:2].sum((1, 3))
+        if not one_pass:
+            run(
+                sums[2:].view(2, samples, groups, -1).sum(3) if in_rows else by_channel,
+                SUMS=False,
+                GRADIENT=True,
+            )
+    return grad_x, by_scale, by_shift
+
+
+def _whole_rows(
+    given: tuple[Any, ...], rows: int, columns: int, rescues: int, constants: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    grad = given[0]
+    tiling = rows_tile(columns)
+    programs = max(1, WARPS_PER_PROCESSOR // tiling["num_warps"]) * processors(grad.device)
+    programs = min(triton.cdiv(rows, tiling["OUTER"]), programs)
+    sums = torch.empty((2, columns, programs), dtype=torch.float32, device=grad.device)
+    with on_device(grad.device):
+        whole_rows_kernel[(programs,)](*given, sums, rows, columns, rescues, **constants, **tiling)
+    by_shift, by_scale = sums.sum(2)
+    return by_scale, by_shift
+
+
+def curve_constants(name: str, dtype: torch.dtype, vendor: str = VENDOR) -> dict[str, Any]:
+    """What the kernels take of a curve, and a compiler option."""
+    curve = get(name)
+    functions = {"INPUT": preimage(curve, dtype, vendor), "SLOPE": slope_of_input(curve)}
+    return functions | {"enable_fp_fusion": True}
+
+
+def tile(channels: int, positions: int, element_size: int, last: bool) -> dict[str, Any]:
+    """The tile of a program: see chain_kernels.py."""
+    elements, width = BYTES_PER_PROGRAM // element_size, channels if last else positions
+    unit = _unit(width)
+    units = min(triton.next_power_of_2(triton.cdiv(width, unit)), (WIDEST if last else elements) // unit)
+    return {"UNIT": unit, "UNITS": units, "OUTER": elements // (units * unit), "num_warps": WARPS}
+
+
+def rows_tile(columns: int) -> dict[str, Any]:
+    """The tile of a program that takes whole rows, several if they are short."""
+    unit = _unit(columns)
+    units = triton.next_power_of_2(triton.cdiv(columns, unit))
+    outer = max(1, 1024 // (units * unit))
+    warps = min(32, max(1, outer * units * unit // ELEMENTS_PER_WARP))
+    return {"UNIT": unit, "UNITS": units, "OUTER": outer, "num_warps": warps}
+
+
+def _unit(width: int) -> int:
+    return 32 if width % 32 == 0 else 8

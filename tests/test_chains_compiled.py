@@ -1,0 +1,135 @@
+"""Chains under torch.compile: what is held, gradients against float64, statistics, and weights that spoil the output.
+
+They compile with the partitioner and decompositions of Inductor and none of its kernels, which would take long.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from functorch.compile import min_cut_rematerialization_partition, nop
+from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.decomposition import select_decomp_table
+
+import optiacts
+
+C, SHAPE = 16, (4, 16, 8, 8)
+NORMS: dict[str, Any] = {
+    "BatchNorm": lambda: nn.BatchNorm2d(C),
+    "GroupNorm": lambda: nn.GroupNorm(4, C),
+}
+MOST = {torch.float32: 6e-6, torch.bfloat16: 2e-2}
+compiled_by = aot_autograd(
+    fw_compiler=nop,
+    bw_compiler=nop,
+    partition_fn=min_cut_rematerialization_partition,
+    decompositions=select_decomp_table(),
+)
+
+
+@pytest.fixture(autouse=True)
+def _anew() -> Iterator[None]:
+    torch.compiler.reset()
+    optiacts.norm_weights_changed()
+    yield
+    torch.compiler.reset()
+    optiacts.norm_weights_changed()
+
+
+class Block(nn.Module):
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(C, C, 1, bias=False), norm, nn.Conv2d(C, C, 1)
+        self.act = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self.act(self.norm(self.first(x))))
+        return y
+
+
+def made(name: str, dtype: torch.dtype = torch.float32) -> Any:
+    torch.manual_seed(0)
+    block = Block(NORMS[name]())
+    with torch.no_grad():
+        for parameter in block.norm.parameters():
+            parameter.add_(0.1 * torch.randn(C))
+    return block.to(dtype)
+
+
+def gradients(model: Any, x: Tensor, own: nn.Module) -> tuple[Tensor, list[Tensor]]:
+    y = model(x)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+    return y, list(torch.autograd.grad(y, list(own.parameters()), grad))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("dtype", MOST, ids=str)
+@pytest.mark.parametrize("name", NORMS)
+def test_one_graph_holds_the_output_and_a_bit(name: str, dtype: torch.dtype, training: bool) -> None:
+    plain = made(name, dtype).train(training)
+    block, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
+    optiacts.convert(block)
+    compiled = torch.compile(block, fullgraph=True, backend=compiled_by)
+    compiled_plain = torch.compile(plain, fullgraph=True, backend=compiled_by)
+    x = torch.randn(SHAPE).to(dtype)
+    if not training:  # statistics that are those of something
+        with torch.no_grad():
+            for each in (plain, block, exact):
+                if isinstance(each.norm, nn.BatchNorm2d):
+                    each.norm.running_var.fill_(0.4)
+    y, found = gradients(compiled, x, block)
+    theirs, _ = gradients(compiled_plain, x, plain)
+    due = gradients(exact, x.double(), exact)[1]
+    assert torch.equal(y, theirs)
+    for ours, their in zip(block.buffers(), plain.buffers(), strict=True):
+        assert torch.equal(ours, their)
+    for one, true in zip(found, due, strict=True):
+        assert (one.double() - true).norm() <= MOST[dtype] * true.norm() + 1e-4 * (true.norm() < 1e-2)
+    held, held_plain = (optiacts.saved_memory(m, x).bytes for m in (compiled, compiled_plain))
+    tensor, small = x.numel() * x.element_size(), 4 * (4 * C + 4 * C)
+    assert 2 * tensor + x.numel() // 8 <= held <= 2 * tensor + x.numel() // 8 + small  # x and y for the convolutions
+    assert held_plain >= 3 * tensor
+
+
+def test_the_function_compiles_too() -> None:
+    norm, conv = nn.BatchNorm2d(C), nn.Conv2d(C, C, 1)
+    x = torch.randn(SHAPE, requires_grad=True)
+    held = []
+    for step in (lambda x: nn.functional.mish(norm(x)), lambda x: optiacts.norm_activation(x, norm, "mish")):
+        compiled = torch.compile(lambda x, step=step: conv(step(x * 1)), fullgraph=True, backend=compiled_by)
+        held.append(optiacts.saved_memory(compiled, x).bytes)
+    assert held[1] < 0.6 * held[0]
+
+
+def test_bad_weights_take_pytorchs_path() -> None:
+    block = made("BatchNorm")
+    with torch.no_grad():
+        block.norm.weight[3] = 0
+    plain = copy.deepcopy(block)
+    optiacts.convert(block)
+    x = torch.randn(SHAPE)
+    compiled = torch.compile(block, fullgraph=True, backend=compiled_by)
+    _, found = gradients(compiled, x, block)
+    _, due = gradients(plain, x, plain)
+    for one, true in zip(found, due, strict=True):
+        assert (one - true).norm() <= 1e-5 * true.norm() + 1e-4 * (true.norm() < 1e-2)
+
+
+def test_weights_changed_unseen_are_an_error_and_then_right() -> None:
+    block = made("BatchNorm")
+    optiacts.convert(block)
+    compiled = torch.compile(block, fullgraph=True, backend=compiled_by)
+    x = torch.randn(SHAPE)
+    gradients(compiled, x, block)
+    block.norm.weight.data[3] = 0
+    with pytest.raises(optiacts.UnseenChangeError, match="changed after this graph was compiled"):
+        compiled(x)
+    plain = copy.deepcopy(block)
+    optiacts.revert(plain)
+    for one, true in zip(gradients(compiled, x, block)[1], gradients(plain, x, plain)[1], strict=True):
+        assert (one - true).norm() <= 1e-5 * true.norm() + 1e-4 * (true.norm() < 1e-2)
