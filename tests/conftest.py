@@ -18,6 +18,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--whole-zoo", action="store_true", help="test every model of tools/model_zoo.py, not a part")
 
 
+# A file is one worker's. The long ones come first, so that the last ones to begin are short.
+LONGEST_FIRST = (
+    "test_cases.py",
+    "test_report_command.py",
+    "test_gpu_codegen.py",
+    "test_report_choices.py",
+    "test_report.py",
+    "test_demo.py",
+    "test_distributed.py",
+    "test_triton_interpreted.py",
+    "test_gated_autograd.py",
+    "test_convert_models.py",
+    "test_report_peak.py",
+    "test_dropout.py",
+    "test_fitting.py",
+    "test_convert_norms.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)

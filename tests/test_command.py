@@ -26,7 +26,7 @@ runpy.run_module("optiacts", run_name="__main__", alter_sys=True)
 MODEL = """
 import torch
 
-def mlp(batch, seq):
+def mlp(batch):
     return torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.GELU(), torch.nn.Linear(32, 8)), torch.empty(batch, 8)
 """
 
@@ -52,8 +52,10 @@ def test_a_report_of_ones_own_model_without_extras(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MODEL)
     done = bare("report", "mine:mlp", "--batch", "64", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("mine:mlp (64 samples, train mode full): 0.018 -> 0.0")
-    assert "| activation functions | 0.0078 (44%) | 0.00024 (1%) |" in done.stdout  # 64 x 32 floats; 64 x 32 bits
+    assert done.stdout.startswith(
+        "mine:mlp (64 samples, train mode full): 0.02 -> 0.01 MiB held for backward, -43.1%"
+    )
+    assert "| activation functions | 0.01 (44%) | 0.25 KiB (1%) |" in done.stdout  # 64 x 32 floats; 64 x 32 bits
 
 
 @pytest.mark.parametrize("arguments", [("demo",), ("report", "bert-base"), ("report", "mine:mlp", "--plot", "a.png")])

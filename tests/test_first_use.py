@@ -8,8 +8,6 @@ import pytest
 
 from tests.first_use import SITUATIONS
 
-pytestmark = pytest.mark.xdist_group("first use")
-
 
 @pytest.fixture(scope="module")
 def afterwards() -> dict[str, str]:

@@ -16,8 +16,6 @@ from optiacts.curves import _logistic as logistic
 from optiacts.decoders.fitting import fit
 from tests.samples import DTYPES, EVERY, SIXTEEN_BIT, bits_of, every_finite, float32_bit_space
 
-pytestmark = pytest.mark.xdist_group("curves fitted here")
-
 
 def mish(k: float = 1.0, fitted=None, **fields) -> Curve:
     """x * tanh(softplus(k x)): Mish in another scale, by its own steps."""

@@ -240,14 +240,16 @@ def test_largest_batch_is_the_largest_that_fits() -> None:
             built = build("bert-base", Setting(batch=batch, seq=128, overrides={"num_hidden_layers": 2}))
         return peak_of(built.model, built.kwargs, like_cuda=True)
 
-    now = of("bert-base", batch=2, seq=128, overrides={"num_hidden_layers": 2}).now.peak
-    assert now is not None
-    largest = now.largest_batch(2 * GIB)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        built = build("bert-base", Setting(batch=2, seq=128, overrides={"num_hidden_layers": 2}))
+    made = report(built.model, like_cuda=True, gpu_memory=2 * GIB, choices=True, **built.kwargs)
+    assert made.now.peak is not None and made.now.peak.growth is not None
+    growth, largest = made.now.peak.growth, made.largest_batch(made.now)
     assert largest is not None and largest > 2
     fits, exceeds = peak(largest), peak(largest + 1)
     assert fits.bytes <= 2 * GIB < exceeds.bytes
-    assert now.of_batch(largest) == fits.bytes and now.of_batch(largest + 1) == exceeds.bytes
-    assert now.largest_batch(1000) == 0
+    assert growth.of(largest) == fits.bytes and growth.of(largest + 1) == exceeds.bytes
+    assert growth.largest(1000) == 0
 
 
 def test_the_model_is_left_as_it_was() -> None:

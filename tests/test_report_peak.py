@@ -55,10 +55,12 @@ def test_the_peak_of_a_net_by_hand() -> None:
     assert peak.parts[GRADIENTS] == 4 * weights[1]
     assert peak.parts[TEMPORARIES] - 2 * inner <= 8  # gradients of both sides of the ReLU; the loss and its gradient
     assert sum(peak.parts.values()) == peak.bytes
-    assert peak.of_batch(rows) == peak.bytes
     larger = optiacts.report(model, torch.zeros(4 * rows, narrow)).now.peak
-    assert larger is not None and peak.of_batch(4 * rows) == larger.bytes
-    assert peak.largest_batch(larger.bytes) == 4 * rows and peak.largest_batch(larger.bytes - 1) == 4 * rows - 1
+    growing = optiacts.report(model, x, optimizer="adamw", gpu_memory=2**26, choices=True).now.peak
+    assert larger is not None and growing is not None and growing.growth is not None
+    growth = growing.growth
+    assert growth.of(rows) == peak.bytes and growth.of(4 * rows) == larger.bytes
+    assert growth.largest(larger.bytes) == 4 * rows and growth.largest(larger.bytes - 1) == 4 * rows - 1
 
 
 def test_a_model_keeps_its_gradients() -> None:

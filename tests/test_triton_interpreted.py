@@ -16,10 +16,7 @@ import pytest
 from optiacts.curves import CURVES
 
 ROOT = Path(__file__).parents[1]
-pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
-    pytest.mark.xdist_group("the checks of a GPU, interpreted"),
-]
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
 FUSED = [name for name, curve in CURVES.items() if curve.triton is not None]

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from optiacts._torch import current_node_number, looking_on, next_node_number
 from optiacts.held.memory import local_tensors, storage_key
@@ -95,7 +94,10 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, model: torch.nn.Module, workspace: Workspace | None = None) -> None:
+        from torch.utils.flop_counter import flop_registry  # which imports Triton where there is one
+
         super().__init__()
+        self._flops = flop_registry
         self.timeline = Timeline()
         self.phase = "given"
         self._over = False
@@ -134,7 +136,7 @@ class Recorder(TorchDispatchMode):
                     if plain.layout is torch.strided and storage_key(plain) not in self._living:
                         where = self._places.here() if where is None else where
                         self._add(plain, name, where)
-        count = flop_registry.get(getattr(func, "_overloadpacket", None))
+        count = self._flops.get(getattr(func, "_overloadpacket", None))
         if count is not None:
             self.timeline.work += count(*args, **(kwargs or {}), out_val=output)
         if self._workspace is not None:

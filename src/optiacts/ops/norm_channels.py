@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from optiacts import backends
-from optiacts._torch import is_capturing, is_fake, once
+from optiacts._torch import is_capturing, is_fake, once, undisturbed
 from optiacts.chains import Chain
 from optiacts.norms import Norm
 from optiacts.overwritten import Maker
@@ -281,8 +281,12 @@ def versions_of(weight: Tensor | None, bias: Tensor | None) -> tuple[int, ...]:
     return tuple(parameter._version for parameter in (weight, bias) if parameter is not None)
 
 
+@undisturbed
 def _after_step(*_: Any) -> None:
-    """Looks at all norms and starts to copy what it sees to the host, which reads it at the next forward."""
+    """Looks at all norms and starts to copy what it sees to the host, which reads it at the next forward.
+
+    The step may be that of another model, on fake tensors even.
+    """
     groups: dict[Any, list[tuple[Known, Tensor | None, Tensor | None]]] = defaultdict(list)
     with _lock:
         for key, known in list(_known.items()):
@@ -291,6 +295,8 @@ def _after_step(*_: Any) -> None:
                 del _known[key]
                 continue
             (like,) = [parameter for parameter in (weight, bias) if parameter is not None][:1]
+            if is_fake(like) or like.is_meta:
+                continue
             if known.gathered():
                 known.versions = ()  # to be found out when they are there again
                 continue
@@ -299,13 +305,12 @@ def _after_step(*_: Any) -> None:
     for (kind, dtype, device, *_), members in groups.items():
         if is_capturing(device):
             continue
-        with torch.no_grad():
-            scales = [kind.scale(weight) for _, weight, _ in members]
-            shifts = [kind.shift(bias) for _, _, bias in members]
-            bad = kind.bad(_stacked(scales), _stacked(shifts), dtype)
-            assert bad is not None
-            poisoned = torch.stack([known.poison() for known, _, _ in members])
-            seen = torch.cat([bad, poisoned.unsqueeze(-1)], dim=-1)
+        scales = [kind.scale(weight) for _, weight, _ in members]
+        shifts = [kind.shift(bias) for _, _, bias in members]
+        bad = kind.bad(_stacked(scales), _stacked(shifts), dtype)
+        assert bad is not None
+        poisoned = torch.stack([known.poison() for known, _, _ in members])
+        seen = torch.cat([bad, poisoned.unsqueeze(-1)], dim=-1)
         host, event = _to_host(seen)
         with _lock:
             _pending.append(_Seen([(known, versions_of(w, b)) for known, w, b in members], host, event))
