@@ -80,8 +80,7 @@ def _without_gradients(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _collected() -> Iterator[None]:
-    """Cycles of earlier runs go before, those of this one not at a moment of chance."""
-    gc.collect()
+    """No garbage is collected in the middle: cycles would be freed at a moment of chance."""
     enabled = gc.isenabled()
     gc.disable()
     try:
