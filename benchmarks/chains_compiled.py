@@ -14,7 +14,6 @@ import copy
 import functools
 import itertools
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +21,7 @@ import torch
 from torch import nn
 
 import optiacts
-from benchmarks.norms_compiled import bound
+from benchmarks.timing import bound, there_and_back
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "BatchNorm": nn.BatchNorm2d,
@@ -66,12 +65,7 @@ def main() -> None:
         for name, run in runs.items():
             run().backward()
             held[name] = optiacts.saved_memory(run).bytes / 2**20
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
-        for number in range(pairs):
-            for name in list(runs)[:: -1 if number % 2 else 1]:
-                start = time.process_time()
-                runs[name]().backward()
-                seconds[name].append(time.process_time() - start)
+        seconds = there_and_back(runs, pairs)
         ratios = [a / b for a, b in zip(seconds["OptiActs"], seconds["PyTorch"], strict=True)]
         what = f"{norm} {' x '.join(map(str, shape))} {'channels last' if channels_last else 'planes'}"
         print(

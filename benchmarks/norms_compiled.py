@@ -13,7 +13,6 @@ import argparse
 import copy
 import functools
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 import transformers
 
 import optiacts
+from benchmarks.timing import bound, there_and_back
 
 
 def contenders() -> dict[str, Callable[[], torch.Tensor]]:
@@ -51,13 +51,6 @@ def _loss(model: Callable[..., Any], ids: torch.Tensor) -> torch.Tensor:
     return loss
 
 
-def bound(ratios: list[float]) -> float:
-    """The upper 95 % bound of the median: an order statistic."""
-    ordered = sorted(ratios)
-    place = int(len(ordered) / 2 + 0.98 * len(ordered) ** 0.5)
-    return ordered[min(place, len(ordered) - 1)]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=20)
@@ -68,12 +61,7 @@ def main() -> None:
         with torch._dynamo.config.patch(recompile_limit=64):
             print(f"{name:14s} holds {optiacts.saved_memory(run).bytes / 2**20:7.2f} MiB")
         run().backward()
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(pairs):
-        for name in list(runs)[:: -1 if number % 2 else 1]:
-            start = time.process_time()
-            runs[name]().backward()
-            seconds[name].append(time.process_time() - start)
+    seconds = there_and_back(runs, pairs)
     for name in ("without norms", "OptiActs"):
         ratios = [ours / theirs for ours, theirs in zip(seconds[name], seconds["PyTorch"], strict=True)]
         print(f"{name:14s} / PyTorch: median {statistics.median(ratios):.3f}, bound {bound(ratios):.3f}")

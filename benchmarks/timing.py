@@ -50,3 +50,21 @@ def copy_bandwidth(elements: int, dtype: torch.dtype) -> float:
     target = torch.empty_like(source)
     times = alternate({"copy": lambda: target.copy_(source)}, budget=0.3)
     return 2 * source.nbytes / times["copy"].best
+
+
+def there_and_back(losses: dict[str, Callable[[], torch.Tensor]], pairs: int) -> dict[str, list[float]]:
+    """CPU seconds of each loss and its backward, A B B A ..., which two of them compare pair by pair."""
+    seconds: dict[str, list[float]] = {name: [] for name in losses}
+    for number in range(pairs):
+        for name in list(losses)[:: -1 if number % 2 else 1]:
+            start = time.process_time()
+            losses[name]().backward()
+            seconds[name].append(time.process_time() - start)
+    return seconds
+
+
+def bound(ratios: list[float]) -> float:
+    """The upper 95 % bound of the median: an order statistic."""
+    ordered = sorted(ratios)
+    place = int(len(ordered) / 2 + 0.98 * len(ordered) ** 0.5)
+    return ordered[min(place, len(ordered) - 1)]

@@ -20,6 +20,9 @@ constexpr int64_t ELEMENTS_PER_THREAD = 1 << 14;  // take it about 10 us
 constexpr int64_t ROWS_PER_SUM = 16;              // so many are added up in float32
 static_assert(ROWS_PER_SUM % NORM_ROWS == 0, "whole groups of rows");
 
+// Doubles of each thread and channel: two totals; and floats: two sums, and what is kept, grad and x_hat of some rows.
+constexpr int64_t WORKSPACE = 2 + (2 + 3 * NORM_ROWS + 1) / 2;
+
 const char* row_of(const void* tensor, int64_t row, int64_t row_bytes) {
     return static_cast<const char*>(tensor) + row * row_bytes;
 }
@@ -86,6 +89,10 @@ void optiacts_norm_statistics(int x_dtype, const void* x, const void* y, const f
     });
 }
 
+int64_t optiacts_norm_workspace(int64_t cols, int threads) {
+    return (WORKSPACE * threads + 1) * cols;  // and 1 / scale
+}
+
 int optiacts_norm_backward(int grad_dtype, const void* grad, int kept_dtype, const void* kept, int output,
                            const float* mean, const float* rstd, const float* scale, const float* shift,
                            int rescued_dtype, const void* rescued, const int64_t* columns, int64_t rescues,
@@ -100,8 +107,7 @@ int optiacts_norm_backward(int grad_dtype, const void* grad, int kept_dtype, con
     const int64_t parts = threads, octets = (cols + 7) / 8;
     // Of each part: the totals of grad * x_hat and of grad, the sums that go into them, rows made float32, and x_hat
     // of the rescued channels.
-    static_assert(OPTIACTS_NORM_WORKSPACE == 2 + (2 + 3 * NORM_ROWS) / 2, "room for all of it");
-    const int64_t part_size = OPTIACTS_NORM_WORKSPACE * cols;
+    const int64_t part_size = WORKSPACE * cols;
     float* const inverse = reinterpret_cast<float*>(workspace + parts * part_size);
     for (int64_t i = 0; i < cols; ++i) inverse[i] = 1 / scale[i];
     for (int64_t k = 0; k < rescues; ++k) inverse[columns[k]] = 0;

@@ -149,8 +149,8 @@ OPTIACTS_API void optiacts_norm_statistics(int x_dtype, const void* x, const voi
 /* The gradients of x, scale and shift. `kept` is y, if `output`, and else x; `mean` is null where it is 0. Of a y,
  * `bits` are its remainder bits or null; each row of `rescued` has x of the channels `columns`, `rescues` of them.
  * It takes `threads` threads, no fewer, each of which sums up its rows for scale and shift; `workspace` has
- * (OPTIACTS_NORM_WORKSPACE * threads + 1) * cols numbers. 0, or -1 if a column is none. */
-#define OPTIACTS_NORM_WORKSPACE 6
+ * optiacts_norm_workspace(cols, threads) numbers. 0, or -1 if a column is none. */
+OPTIACTS_API int64_t optiacts_norm_workspace(int64_t cols, int threads);
 OPTIACTS_API int optiacts_norm_backward(int grad_dtype, const void* grad, int kept_dtype, const void* kept,
                                         int output, const float* mean, const float* rstd, const float* scale,
                                         const float* shift, int rescued_dtype, const void* rescued,

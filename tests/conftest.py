@@ -1,8 +1,12 @@
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
+
+import optiacts
+from optiacts.ops import norm_channels
 
 # Two test processes share the machine, and so do the processes that they start. Tests of threading ask for more.
 torch.set_num_threads(1)
@@ -45,3 +49,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=["looks in every forward", "remembers"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where norms' weights lie: on a CPU, or as if they lay where looking at them makes the host wait."""
+    optiacts.norm_weights_changed()
+    if request.param == "remembers":
+        monkeypatch.setattr(norm_channels, "waits", lambda device: True)
+    yield request.param
+    optiacts.norm_weights_changed()

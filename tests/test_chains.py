@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -180,15 +180,6 @@ def test_the_module_holds_its_norm() -> None:
 
 
 # weights that spoil what the output tells
-
-
-@pytest.fixture(params=["looks in every forward", "remembers"])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    optiacts.norm_weights_changed()
-    if request.param == "remembers":
-        monkeypatch.setattr(norm_channels, "waits", lambda device: True)
-    yield request.param
-    optiacts.norm_weights_changed()
 
 
 def _set(attribute: str, value: float, *channels: int) -> Callable[[Any], None]:

@@ -6,6 +6,7 @@ They compile with the partitioner and decompositions of Inductor and none of its
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +31,14 @@ compiled_by = aot_autograd(
     partition_fn=min_cut_rematerialization_partition,
     decompositions=select_decomp_table(),
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_stays() -> Iterator[None]:
+    """Norms with graphs are looked at in every optimizer's step, those of other tests too."""
+    yield
+    torch.compiler.reset()
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

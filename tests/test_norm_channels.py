@@ -3,7 +3,7 @@
 Each case is run as on a CPU, where every forward looks, and as on a device that the host does not wait for.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,15 +17,6 @@ ROWS, CHANNELS = 64, 2560  # of which 40 may be rescued
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # relative, in the Euclidean norm; a fused kernel's rounding of 16-bit results alone is 1.7e-3 and 2.1e-4
 MOST = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 6e-4}
-
-
-@pytest.fixture(params=["looks in every forward", "remembers"])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    optiacts.norm_weights_changed()
-    if request.param == "remembers":
-        monkeypatch.setattr(norm_channels, "waits", lambda device: True)
-    yield request.param
-    optiacts.norm_weights_changed()
 
 
 def norms(dtype: torch.dtype) -> list[nn.Module]:

@@ -6,6 +6,7 @@ Most compile with the partitioner and decompositions of Inductor and none of its
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,6 +36,14 @@ KINDS: dict[str, tuple[Callable[[int], nn.Module], Norm]] = {
 }
 # of gradients behind a norm and a Linear, relative in the Euclidean norm
 MOST = {torch.float32: 2e-6, torch.bfloat16: 1.2e-2}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_stays() -> Iterator[None]:
+    """Norms with graphs are looked at in every optimizer's step, those of other tests too."""
+    yield
+    torch.compiler.reset()
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

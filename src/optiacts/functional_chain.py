@@ -35,23 +35,18 @@ from torch.nn import Module
 from optiacts import curves
 from optiacts import functional as activations
 from optiacts._torch import (
-    forward_mode,
-    is_exporting,
     saved_tensors_hooks,
     statistics_of,
-    transforms_active,
     watched,
 )
 from optiacts.chains import Chain, why_not_chained
-from optiacts.functional import passes_our_ops
+from optiacts.functional_norm import saves_memory
 from optiacts.norms import arithmetic
 from optiacts.ops import chain as ops
 from optiacts.ops import sharding
 from optiacts.ops.chain_compiled import compiled_chain
 from optiacts.ops.norm_channels import look
 from optiacts.ops.norm_graphs import may_rely
-
-_DTYPES = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
 
 
 def norm_activation(input: Tensor, norm: Module, activation: str) -> Tensor:
@@ -124,7 +119,7 @@ def chained(input: Tensor, norm: Module, name: str) -> Tensor:
 def chained_or_none(input: Tensor, norm: Module, name: str) -> Tensor | None:
     """The chain of ``norm`` and the curve ``name``; None, with nothing run, where it cannot be one."""
     parameters = norm._parameters.get("weight"), norm._parameters.get("bias")
-    if watched(norm) or not saves_memory(input, *parameters):
+    if watched(norm) or not supports(input, *parameters):
         return None
     kind = kind_of(norm, name, input)
     if kind is None:
@@ -191,7 +186,7 @@ def chain(
     forward: Callable[[Tensor], Tensor],
     given: Statistics | None = None,
 ) -> Tensor | None:
-    """The chain of tensors of which ``saves_memory`` holds; None, with nothing run, if the weights forbid it.
+    """The chain of tensors of which ``supports`` holds; None, with nothing run, if the weights forbid it.
 
     ``forward`` computes the norm ``kind``; ``given`` are its statistics where they are given.
     """
@@ -230,25 +225,7 @@ def _itself(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def saves_memory(input: Tensor, *parameters: Tensor | None) -> bool:
-    """Whether a gradient is wanted, of tensors that we support."""
-    if not torch.is_grad_enabled() or not isinstance(input, Tensor):
-        return False
-    given = [input, *(parameter for parameter in parameters if parameter is not None)]
-    return (
-        any(tensor.requires_grad for tensor in given)
-        and all(_plain(tensor) and tensor.device == input.device for tensor in given)
-        and (torch.compiler.is_compiling() or not transforms_active())
-        and not forward_mode()
-        and not is_exporting()
-        and torch._C._get_tracing_state() is None
-    )
-
-
-def _plain(tensor: Tensor) -> bool:
-    return (
-        tensor.dtype in _DTYPES
-        and tensor.layout is torch.strided
-        and passes_our_ops(tensor)
-        and not sharding.is_dtensor_type(type(tensor))
-    )
+def supports(input: Tensor, *parameters: Tensor | None) -> bool:
+    """Whether a gradient is wanted, of tensors that chains support: all that norms do but DTensors."""
+    sharded = any(sharding.is_dtensor_type(type(tensor)) for tensor in (input, *parameters))
+    return not sharded and saves_memory(input, *parameters)

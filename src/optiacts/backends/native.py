@@ -424,6 +424,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         "optiacts_gated_backward": [count, *4 * [address], *rows, *rows, size, size, address, count],
         "optiacts_norm_any_bad": [address, address, number, number, number, size],
         "optiacts_norm_statistics": [count, *4 * [address], number, *3 * [address], size, size, count],
+        "optiacts_norm_workspace": [size, count],
         "optiacts_norm_backward": [
             *[count, address, count, address, count],
             *4 * [address],
@@ -446,6 +447,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     for function, arguments in signatures.items():
         getattr(library, function).argtypes = arguments
         getattr(library, function).restype = count if function in telling else None
+    library.optiacts_norm_workspace.restype = size
     return library
 
 

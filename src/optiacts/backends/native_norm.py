@@ -18,7 +18,6 @@ from optiacts.packing import packed_shape
 name = "native"
 
 _ELEMENTS_PER_THREAD = 1 << 14  # take it about 10 µs
-_WORKSPACE = 6  # OPTIACTS_NORM_WORKSPACE of csrc/optiacts.h
 
 
 def norm_statistics(
@@ -68,7 +67,8 @@ def norm_backward(grad: Tensor, saved: Saved, dtype: torch.dtype) -> tuple[Tenso
     grad, kept, rstd = grad.contiguous(), kept.contiguous(), rstd.contiguous()
     scale, shift = _factors(scale, rstd, cols, 1.0), _factors(shift, rstd, cols, 0.0)
     threads = min(native.threads(), rows * cols // _ELEMENTS_PER_THREAD + 1, rows)
-    workspace = rstd.new_empty((_WORKSPACE * threads + 1) * cols, dtype=torch.float64)
+    size = native.library().optiacts_norm_workspace(cols, threads)
+    workspace = rstd.new_empty(size, dtype=torch.float64)
     by_scale, by_shift = rstd.new_empty(cols), rstd.new_empty(cols)
     dx = grad.new_empty(grad.shape, dtype=dtype)
     native.ask_for_huge_pages(dx, dx.nbytes)

@@ -103,7 +103,7 @@ def helpers(
         return Pending(found.curve, found.input, _version(found.input), lambda: callee(*args, **kwargs))
 
     def begin_norm(callee: Any, x: Any, /) -> Any:
-        waits = isinstance(callee, Module) and isinstance(x, Tensor) and functional_chain.saves_memory(x)
+        waits = isinstance(callee, Module) and isinstance(x, Tensor) and functional_chain.supports(x)
         if not waits or not x.requires_grad or not has_chain_kernels(x.device) or watched(callee) or intercepted():
             return callee(x)
         return PendingNorm(callee, x, _version(x))
