@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from optiacts import curves
 from optiacts.conversion.recognition import recognise_module
 from tests.convertible import (
     agrees,
+    run,
     sample,
 )
 
@@ -163,3 +166,52 @@ def test_variants_whose_result_autocast_widens(gate: bool, monkeypatch: pytest.M
     for a, b in zip(ours, theirs, strict=True):
         assert a.dtype == torch.bfloat16
         torch.testing.assert_close(a, b, rtol=2**-7, atol=2e-4)
+
+
+class Squares(nn.Module):
+    """An MLP that squares the ReLU of what a call returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.gate, self.down = nn.Linear(16, 64), nn.Linear(16, 64), nn.Linear(64, 16)
+        self.act, self.drop = nn.ReLU(), nn.Dropout(0.5)
+
+
+SQUARES: dict[str, tuple[Callable[[Any, Tensor], Tensor], int]] = {  # and the tensors of 64 that are left
+    "square": (lambda self, x: self.down(functional.relu(self.gate(x)).square()), 1),
+    "torch.square": (lambda self, x: self.down(torch.square(self.act(self.gate(x)))), 1),
+    "power": (lambda self, x: self.down(torch.relu(self.gate(x)) ** 2), 1),
+    "pow": (lambda self, x: self.down(torch.pow(self.act(self.gate(x)), 2)), 1),
+    "methods": (lambda self, x: self.down(self.gate(x).relu().pow(2)), 1),
+    "sum": (lambda self, x: self.down(functional.relu(self.gate(x) + self.up(x)).square()), 1),
+    "gate": (lambda self, x: self.down(self.up(x) * functional.relu(self.gate(x)).square()), 2),
+    "nested": (lambda self, x: self.down(functional.relu(functional.gelu(self.gate(x))).square()), 2),
+    "dropout": (lambda self, x: self.down(self.drop(functional.relu(self.gate(x)).square())), 1),
+}
+
+
+@pytest.mark.parametrize("form", SQUARES)
+def test_the_squared_relu_of_a_call(form: str) -> None:
+    forward, kept = SQUARES[form]
+    torch.manual_seed(0)
+    model = type("MLP", (Squares,), {"forward": forward})()
+    original = copy.deepcopy(model)
+    optiacts.convert(model)
+    x = sample(32, 16)
+    for seed in range(2):  # a second forward runs the rewritten one again
+        torch.manual_seed(seed)
+        (y, ours) = run(model, x)
+        torch.manual_seed(seed)
+        (expected, theirs) = run(original, x)
+        assert torch.equal(y, expected)
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5)
+    held = [storage.nbytes for storage in optiacts.saved_memory(model, x).storages]
+    assert sum(size == 32 * 64 * 4 for size in held) == kept, held
+    optiacts.revert(model)
+    assert sum(s.nbytes == 32 * 64 * 4 for s in optiacts.saved_memory(model, x).storages) > kept
+
+
+def test_a_cubed_relu_is_left() -> None:
+    model = type("MLP", (Squares,), {"forward": lambda self, x: self.down(functional.relu(self.gate(x)) ** 3)})()
+    assert not optiacts.convert(model, dropout=False).converted

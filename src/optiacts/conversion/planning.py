@@ -23,8 +23,7 @@ from optiacts.conversion.interest import Interest, foreign, names_in, wrapped_in
 from optiacts.conversion.known import Known
 from optiacts.conversion.norm_recognition import RecognisedNorm, norm_of
 from optiacts.conversion.products import find_products
-from optiacts.conversion.recognition import Recognised
-from optiacts.conversion.rewriting import Plan
+from optiacts.conversion.rewriting import Plan, Written
 from optiacts.conversion.sequences import is_taken
 from optiacts.conversion.sites import Drop, Link, Product, Site, Sites, act_of
 from optiacts.conversion.source import Position, UnseenError, position, source_of
@@ -253,7 +252,7 @@ class _Planning:
         met = self._planner.sites(scope)
         actions: dict[Position, str] = {}
         known: list[Known] = []
-        written: list[tuple[Position, str, Recognised]] = []
+        written: list[Written] = []
         waiting: list[tuple[Plan | None, Plan | None]] = []
         returned = sites.returned_by(scope, met) if pending else None
 
@@ -261,7 +260,8 @@ class _Planning:
             actions[act.at] = helper
             known.extend(entry for entry in act.known if entry not in known)
             if act.written is not None:
-                written.append((act.at, act.variable, act.written))
+                operand = None if act.operand is None else position(act.operand)
+                written.append(Written(act.at, act.variable, operand, act.written))
             for inner, own in act.returning:
                 inner_owner = owner if own else None
                 # once as it is, for what else calls it; its own outcome is told where it stands

@@ -66,7 +66,7 @@ def _number(scope: Scope, node: ast.expr) -> bool:
 def gate_of(act: Site, node: ast.expr) -> list[ast.expr]:
     """What the activation is evaluated of."""
     if act.written is not None:
-        return [ast.Name(act.variable, ast.Load())]
+        return [ast.Name(act.variable, ast.Load()) if act.operand is None else act.operand]
     return [*node.args, *(k.value for k in node.keywords)] if isinstance(node, ast.Call) else []
 
 

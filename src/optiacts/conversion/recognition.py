@@ -148,7 +148,7 @@ def recognise_expression(
     run: Callable[..., Any] = functools.partial(rebuilt(function, edit, {"_optiacts_unused": None}), **numbers)
     if name is not None and owner is not None:
         run = functools.partial(run, alone(owner, pins))
-    return _recognised(run, pins, function, position(expression), tuple(numbers.items()))
+    return _recognised(run, pins, function, (position(expression), variable), tuple(numbers.items()))
 
 
 def alone(module: Module, pins: tuple[Pin, ...]) -> Module:

@@ -7,7 +7,7 @@ import functools
 import types
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.nn import Module
 
@@ -16,7 +16,18 @@ from optiacts.conversion.known import Known
 from optiacts.conversion.products import factors_of
 from optiacts.conversion.recognition import Recognised
 from optiacts.conversion.runtime import PREFIX, helpers
-from optiacts.conversion.source import Function, Position, position, rebuilt
+from optiacts.conversion.source import Function, Position, position, rebuilt, replaced
+
+
+class Written(NamedTuple):
+    """An activation that is written out: where, in which variable, or with that name for the operand that stands at a
+    position in it.
+    """
+
+    at: Position
+    variable: str
+    operand: Position | None
+    recognised: Recognised
 
 
 @dataclass(frozen=True)
@@ -24,7 +35,7 @@ class Plan:
     """What is replaced in a function.
 
     ``actions`` are pairs of an expression's position and the helper that takes its place, ``begin`` for an
-    activation that waits for its product. ``written`` are activations written out, with position and variable;
+    activation that waits for its product. ``written`` are activations written out;
     ``rewritten`` are the plans of other functions that it calls; ``waiting`` of functions that return an activation's
     output: as they are otherwise, and as they are for a product.
     """
@@ -32,7 +43,7 @@ class Plan:
     function: types.FunctionType
     actions: tuple[tuple[Position, str], ...]
     known: tuple[Known, ...]
-    written: tuple[tuple[Position, str, Recognised], ...]
+    written: tuple[Written, ...]
     rewritten: tuple[Plan, ...]
     waiting: tuple[tuple[Plan | None, Plan], ...]
     method: bool
@@ -63,16 +74,13 @@ def place_of(plan: Plan) -> Place:
 @functools.cache
 def build(plan: Plan) -> types.FunctionType:
     """The function that the plan describes."""
-    written_at = {
-        at: (number, variable, [name for name, _ in recognised.numbers])
-        for number, (at, variable, recognised) in enumerate(plan.written)
-    }
+    written_at = {written.at: (number, written) for number, written in enumerate(plan.written)}
     owner = plan.function.__code__.co_varnames[0] if plan.method and plan.function.__code__.co_argcount else None
     edit = _Edit(dict(plan.actions), written_at, owner)
     others = tuple((other.function, build(other)) for other in plan.rewritten)
     waiting = [(later.function, build(later)) for _, later in plan.waiting]
     waiting += [(build(plain), build(later)) for plain, later in plan.waiting if plain is not None]
-    written = tuple(recognised for _, _, recognised in plan.written)
+    written = tuple(written.recognised for written in plan.written)
     names = helpers(plan.known, others, tuple(waiting), written, place_of(plan))
     return rebuilt(plan.function, edit, names)
 
@@ -81,7 +89,7 @@ class _Edit(ast.NodeTransformer):
     """Replaces the expressions of a plan."""
 
     def __init__(
-        self, actions: dict[Position, str], written: dict[Position, tuple[int, str, list[str]]], owner: str | None
+        self, actions: dict[Position, str], written: dict[Position, tuple[int, Written]], owner: str | None
     ) -> None:
         self._actions, self._written, self._owner = actions, written, owner
 
@@ -102,10 +110,15 @@ class _Edit(ast.NodeTransformer):
         self.generic_visit(node)
         return ast.copy_location(self._replaced(node, helper), node)
 
-    def _evaluated(self, node: Any, number: int, variable: str, numbers: list[str], helper: str) -> ast.expr:
+    def _evaluated(self, node: Any, number: int, written: Written, helper: str) -> ast.expr:
         """An expression of one variable, handed over as a function of it, and the numbers that it depends on."""
-        arguments = ast.arguments([], [ast.arg(variable)], None, [], [], None, [])
-        values: list[ast.expr] = [ast.Constant(number), ast.Lambda(arguments, node), _name(variable)]
+        arguments = ast.arguments([], [ast.arg(written.variable)], None, [], [], None, [])
+        numbers = [name for name, _ in written.recognised.numbers]
+        operand: ast.expr = _name(written.variable)
+        if written.operand is not None:
+            (inner,) = (n for n in ast.walk(node) if isinstance(n, ast.expr) and position(n) == written.operand)
+            node, operand = replaced(node, written.operand, written.variable), self.visit(inner)
+        values: list[ast.expr] = [ast.Constant(number), ast.Lambda(arguments, node), operand]
         if self._owner is not None or numbers:
             values.append(ast.Constant(None) if self._owner is None else _name(self._owner))
         values += map(_name, numbers)

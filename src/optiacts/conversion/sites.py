@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch.nn import GLU, Module, PReLU
 
 from optiacts import curves, functional_chain
@@ -23,10 +24,11 @@ from optiacts.conversion.recognition import (
     recognise_module,
     recognise_partial,
 )
-from optiacts.conversion.source import Position, position
+from optiacts.conversion.source import Position, position, replaced
 from optiacts.conversion.spelled import FUNCTIONS, torch_curve
 
 _CURVED = frozenset(("sigmoid", "tanh", "erf", "erfc", "exp", "expit", "softplus", "logsigmoid", "ndtr"))
+_OPERAND = "_optiacts_operand"  # what an activation that is written out of no variable calls its input
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Site:
     """An expression that evaluates an activation.
 
     ``base`` is the curve; ``known`` are the callables that it may call; ``written`` and ``variable`` belong to an
-    activation that is written out in one variable. ``returning`` are functions that return an activation's output.
+    activation that is written out in one variable, or with that name for ``operand``, an expression in it.
+    ``returning`` are functions that return an activation's output.
     ``alone``: it gains something without a product, too. ``kept_once``: PyTorch keeps one tensor for it.
     """
 
@@ -43,6 +46,7 @@ class Site:
     known: tuple[Known, ...] = ()
     written: Recognised | None = None
     variable: str = ""
+    operand: ast.expr | None = None
     returning: tuple[tuple[types.FunctionType, bool], ...] = ()  # and whether it is a method of the same module
     title: str = ""
     alone: bool = True
@@ -260,38 +264,71 @@ def curve_of(module: Module) -> str | None:
 
 
 def _written_out(scope: Scope, calls: dict[Position, Site]) -> Iterator[Site]:
-    """Activations that are written out as an expression of one local variable."""
+    """Activations that are written out as an expression of one local variable, or of one expression."""
     pending: list[ast.AST] = list(ast.iter_child_nodes(scope.node))
     while pending:
         node = pending.pop()
         if isinstance(node, (ast.Lambda, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             continue  # expressions in there have variables of their own
-        if isinstance(node, (ast.BinOp, ast.Call)) and position(node) not in calls:
-            variable, numbers = _one_variable(scope, node)
-            if variable:
-                try:
-                    recognised = recognise_expression(scope, node, variable, numbers)
-                except ImpureError:
-                    pass
-                else:
-                    once = kept_once(recognised.base) and not recognised.steps
-                    yield Site(position(node), recognised.base, (), recognised, variable, kept_once=once)
-                    continue
-        pending += ast.iter_child_nodes(node)
+        written = (
+            _read(scope, node) if isinstance(node, (ast.BinOp, ast.Call)) and position(node) not in calls else None
+        )
+        if written is None:
+            pending += ast.iter_child_nodes(node)
+        else:
+            yield written
+            pending += [] if written.operand is None else [written.operand]
 
 
-def _one_variable(scope: Scope, node: ast.expr) -> tuple[str, dict[str, float]]:
+def _read(scope: Scope, node: ast.expr) -> Site | None:
+    """The activation that ``node`` writes out, if it is one."""
+    squared = _squared_relu(scope, node)
+    readings: list[tuple[ast.expr, ast.expr | None]] = [(node, None)]
+    if squared is not None and not isinstance(squared, ast.Name):
+        readings.append((replaced(node, position(squared), _OPERAND), squared))
+    for expression, operand in readings:
+        variable, numbers = _one_variable(scope, expression, squared is not None)
+        if variable:
+            try:
+                recognised = recognise_expression(scope, expression, variable, numbers)
+            except ImpureError:
+                continue
+            once = kept_once(recognised.base) and not recognised.steps
+            at = position(node)
+            return Site(at, recognised.base, (), recognised, variable, operand, kept_once=once)
+    return None
+
+
+def _squared_relu(scope: Scope, node: ast.expr) -> ast.expr | None:
+    """What ``node`` squares the ReLU of, if it does: ``relu(x) ** 2``, ``relu(x).square()``, ``square(relu(x))``."""
+    inner: ast.expr | None = None
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+        inner = node.left
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("square", "pow"):
+        inner = node.args[0] if scope.one(node.func) is not None and node.args else node.func.value
+    elif isinstance(node, ast.Call) and node.args and scope.one(node.func) in (torch.square, torch.pow):
+        inner = node.args[0]
+    if not isinstance(inner, ast.Call):
+        return None
+    if isinstance(inner.func, ast.Attribute) and inner.func.attr in ("relu", "relu_") and not inner.args:
+        return inner.func.value
+    if len(inner.args) == 1 and any(_curve(callee, inner)[0] == "relu" for callee in scope.objects(inner.func)):
+        return inner.args[0]
+    return None
+
+
+def _one_variable(scope: Scope, node: ast.expr, squared: bool) -> tuple[str, dict[str, float]]:
     """The local variable that ``node`` computes from, if it is the only one and looks curved; and numbers in it.
 
-    More than once, for what computes from it once is a call; or its ReLU squared. The numbers are parameters of the
-    function, with their default values.
+    More than once, for what computes from it once is a call; or its ReLU ``squared``. The numbers are parameters of
+    the function, with their default values.
     """
-    names = [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and n.id in scope.bound]
+    bound = scope.bound | {_OPERAND}
+    names = [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and n.id in bound]
     numbers = {name: value for name, value in _number_parameters(scope).items() if name in names}
     variables = set(names) - {scope.context.self_name} - numbers.keys()
     words = {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
     words |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-    squared = "relu" in words and (bool(words & {"square", "pow"}) or isinstance(getattr(node, "op", None), ast.Pow))
     if len(variables) != 1 or not (words & _CURVED or squared):
         return "", {}
     (variable,) = variables

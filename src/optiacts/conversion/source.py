@@ -11,6 +11,7 @@ from __future__ import annotations
 import __future__
 
 import ast
+import copy
 import functools
 import linecache
 import sys
@@ -101,6 +102,19 @@ class Source:
 def position(node: ast.expr | ast.stmt) -> Position:
     """The name of ``node`` in every parse of its file."""
     return node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0
+
+
+def replaced(node: ast.expr, at: Position, name: str) -> ast.expr:
+    """A copy of ``node`` with a variable in place of the expression at a position."""
+
+    class Replace(ast.NodeTransformer):
+        def visit(self, inner: ast.AST) -> Any:
+            if isinstance(inner, ast.expr) and position(inner) == at:
+                return ast.copy_location(ast.Name(name, ast.Load()), inner)
+            return self.generic_visit(inner)
+
+    changed: ast.expr = Replace().visit(copy.deepcopy(node))
+    return changed
 
 
 # by code and file: equal code may stand in several files
