@@ -7,13 +7,17 @@
 // Rows that are worked on together, so that what there is of each channel is loaded once for all of them.
 constexpr int NORM_ROWS = 2;
 
-// Consecutive rows of one dtype. x_hat is (y - shift) * inverse, or 0 where inverse is 0; where x is kept, `mean` and
-// `rstd` give it.
+// What is kept: x, y, or x_hat itself in float32. Of x, `mean` and `rstd` give x_hat; of y it is
+// (y - shift) * inverse, or 0 where inverse is 0.
+enum class Kept { input, output, x_hat };
+
+// Consecutive rows of one dtype.
 struct NormRows {
     int64_t cols;
     const void *kept, *grad;
     void* grad_x;
-    bool output, widened, centered;        // whether y is kept; whether it is float32, and not of the rows' dtype
+    Kept what;
+    bool centered;
     const float *mean, *rstd;              // of each row; no mean is 0
     const float *scale, *shift, *inverse;  // of each channel
     float *by_scale, *by_shift;            // to which grad * x_hat and grad are added
@@ -30,9 +34,12 @@ struct NormKernels {
     // The two planes of remainder bits of a 16-bit y, which is x_hat * scale + shift rounded; null for float32.
     void (*remainder)(const void* x, const void* y, const float* scale, const float* shift, float mean, float rstd,
                       uint8_t* low, uint8_t* high, int64_t cols);
+    // x_hat of x, and of y; with bits, each y is moved to the middle of the quarter that they tell.
     void (*from_input)(const void* x, float mean, float rstd, float* x_hat, int64_t count);
-    // A row in float32; with bits, each number is moved to the middle of the quarter that they tell. And back.
-    void (*widen)(const void* row, const uint8_t* low, const uint8_t* high, float* wide, int64_t cols);
+    void (*from_output)(const void* y, const uint8_t* low, const uint8_t* high, const float* shift,
+                        const float* inverse, float* x_hat, int64_t cols);
+    // A row in float32, and back.
+    void (*widen)(const void* row, float* wide, int64_t cols);
     void (*narrow)(const float* wide, void* row, int64_t cols);
     // The gradients of `count` rows, at most NORM_ROWS.
     void (*backward)(const NormRows& rows, int count);

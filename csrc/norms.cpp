@@ -20,7 +20,7 @@ constexpr int64_t ELEMENTS_PER_THREAD = 1 << 14;  // take it about 10 us
 constexpr int64_t ROWS_PER_SUM = 16;              // so many are added up in float32
 static_assert(ROWS_PER_SUM % NORM_ROWS == 0, "whole groups of rows");
 
-// Doubles of each thread and channel: two totals; and floats: two sums, and what is kept, grad and x_hat of some rows.
+// Doubles of each thread and channel: two totals; and floats: two sums, and x_hat, grad and rescued channels of some rows.
 constexpr int64_t WORKSPACE = 2 + (2 + 3 * NORM_ROWS + 1) / 2;
 
 const char* row_of(const void* tensor, int64_t row, int64_t row_bytes) {
@@ -33,28 +33,32 @@ struct Dtypes {
     const NormKernels &grad, &kept, &rescued, &result;
 };
 
-// What is kept of some rows, made float32.
-void widen_kept(const Dtypes& of, NormRows& rows, const uint8_t* bits, int count, float* wide) {
+// x_hat of some rows, in the place of what is kept.
+void unfold(const Dtypes& of, NormRows& rows, const uint8_t* bits, int count, float* x_hat) {
     const int64_t cols = rows.cols, octets = (cols + 7) / 8;
     for (int i = 0; i < count; ++i) {
+        const char* const row = row_of(rows.kept, i, cols * of.kept.element_size);
         const uint8_t* const low = bits ? bits + 2 * i * octets : nullptr;
-        of.kept.widen(row_of(rows.kept, i, cols * of.kept.element_size), low, low ? low + octets : nullptr,
-                      wide + i * cols, cols);
+        if (rows.what == Kept::input)
+            of.kept.from_input(row, rows.mean ? rows.mean[i] : 0, rows.rstd[i], x_hat + i * cols, cols);
+        else
+            of.kept.from_output(row, low, low ? low + octets : nullptr, rows.shift, rows.inverse, x_hat + i * cols,
+                                cols);
     }
-    rows.kept = wide, rows.widened = true;
+    rows.kept = x_hat, rows.what = Kept::x_hat;
 }
 
-// The gradients of rows whose own gradients are to be of another dtype, or whose input is: in float32, with what is
-// kept widened. They take the place of that.
-void backward_in_float32(const Dtypes& of, NormRows rows, int count, float* kept, float* grad) {
+// The gradients of rows whose own gradients are to be of another dtype, or whose input is: in float32. They take the
+// place of x_hat.
+void backward_in_float32(const Dtypes& of, NormRows rows, int count, float* x_hat, float* grad) {
     const int64_t cols = rows.cols;
     for (int i = 0; i < count; ++i)
-        of.grad.widen(row_of(rows.grad, i, cols * of.grad.element_size), nullptr, nullptr, grad + i * cols, cols);
+        of.grad.widen(row_of(rows.grad, i, cols * of.grad.element_size), grad + i * cols, cols);
     void* const grad_x = rows.grad_x;
-    rows.grad = grad, rows.grad_x = kept;
+    rows.grad = grad, rows.grad_x = x_hat;
     kernels(OPTIACTS_FLOAT32).backward(rows, count);
     for (int i = 0; i < count; ++i)
-        of.result.narrow(kept + i * cols, row_of(grad_x, i, cols * of.result.element_size), cols);
+        of.result.narrow(x_hat + i * cols, row_of(grad_x, i, cols * of.result.element_size), cols);
 }
 
 }  // namespace
@@ -72,15 +76,15 @@ int optiacts_norm_any_bad(const float* scale, const float* shift, float smallest
 }
 
 void optiacts_norm_statistics(int x_dtype, const void* x, const void* y, const float* scale, const float* shift,
-                              float eps, float* mean, float* rstd, uint8_t* bits, int64_t rows, int64_t cols,
-                              int threads) {
+                              float eps, int known, float* mean, float* rstd, uint8_t* bits, int64_t rows,
+                              int64_t cols, int threads) {
     const NormKernels& of = kernels(x_dtype);
     const int64_t row_bytes = cols * of.element_size, octets = (cols + 7) / 8;
     const int64_t useful = rows * cols / ELEMENTS_PER_THREAD + 1;
     parallel_ranges(rows, 1, threads < useful ? threads : int(useful), [=, &of](int64_t row, int64_t end) {
         for (; row < end; ++row) {
             const char* const x_row = row_of(x, row, row_bytes);
-            of.statistics(x_row, cols, eps, mean ? mean + row : nullptr, rstd + row);
+            if (!known) of.statistics(x_row, cols, eps, mean ? mean + row : nullptr, rstd + row);
             if (!bits) continue;
             uint8_t* const low = bits + 2 * row * octets;
             of.remainder(x_row, row_of(y, row, row_bytes), scale, shift, mean ? mean[row] : 0, rstd[row], low,
@@ -103,10 +107,10 @@ int optiacts_norm_backward(int grad_dtype, const void* grad, int kept_dtype, con
         if (columns[k] < 0 || columns[k] >= cols) return -1;
     const Dtypes of = {kernels(grad_dtype), kernels(kept_dtype), kernels(rescued_dtype), kernels(result_dtype)};
     const bool alike = grad_dtype == result_dtype && (output || grad_dtype == kept_dtype);
-    const bool widened = !alike || grad_dtype != kept_dtype || bits;
+    const bool unfolded = !alike || grad_dtype != kept_dtype || bits;
     const int64_t parts = threads, octets = (cols + 7) / 8;
-    // Of each part: the totals of grad * x_hat and of grad, the sums that go into them, rows made float32, and x_hat
-    // of the rescued channels.
+    // Of each part: the totals of grad * x_hat and of grad, the sums that go into them, x_hat and grad of
+    // some rows, and x_hat of the rescued channels.
     const int64_t part_size = WORKSPACE * cols;
     float* const inverse = reinterpret_cast<float*>(workspace + parts * part_size);
     for (int64_t i = 0; i < cols; ++i) inverse[i] = 1 / scale[i];
@@ -116,7 +120,7 @@ int optiacts_norm_backward(int grad_dtype, const void* grad, int kept_dtype, con
         for (; part < last; ++part) {
             double* const totals = workspace + part * part_size;
             float* const by_scale = reinterpret_cast<float*>(totals + 2 * cols);
-            float* const wide_kept = by_scale + 2 * cols, *const wide_grad = wide_kept + NORM_ROWS * cols;
+            float* const x_hat = by_scale + 2 * cols, *const wide_grad = x_hat + NORM_ROWS * cols;
             float* const exact = wide_grad + NORM_ROWS * cols;
             for (int64_t i = 0; i < 2 * cols; ++i) totals[i] = 0, by_scale[i] = 0;
             const int64_t first = rows * part / parts, end = rows * (part + 1) / parts;
@@ -127,7 +131,7 @@ int optiacts_norm_backward(int grad_dtype, const void* grad, int kept_dtype, con
                 together.kept = row_of(kept, row, cols * of.kept.element_size);
                 together.grad = row_of(grad, row, cols * of.grad.element_size);
                 together.grad_x = row_of(grad_x, row, cols * of.result.element_size);
-                together.output = output, together.centered = centered;
+                together.what = output ? Kept::output : Kept::input, together.centered = centered;
                 together.mean = mean ? mean + row : nullptr, together.rstd = rstd + row;
                 together.scale = scale, together.shift = shift, together.inverse = inverse;
                 together.by_scale = by_scale, together.by_shift = by_scale + cols;
@@ -135,12 +139,11 @@ int optiacts_norm_backward(int grad_dtype, const void* grad, int kept_dtype, con
                 for (int i = 0; rescues && i < count; ++i)
                     of.rescued.from_input(row_of(rescued, row + i, rescues * of.rescued.element_size),
                                           mean ? mean[row + i] : 0, rstd[row + i], exact + i * rescues, rescues);
-                if (widened)
-                    widen_kept(of, together, bits ? bits + 2 * row * octets : nullptr, count, wide_kept);
+                if (unfolded) unfold(of, together, bits ? bits + 2 * row * octets : nullptr, count, x_hat);
                 if (alike)
                     of.grad.backward(together, count);
                 else
-                    backward_in_float32(of, together, count, wide_kept, wide_grad);
+                    backward_in_float32(of, together, count, x_hat, wide_grad);
                 if ((row - first) % ROWS_PER_SUM == ROWS_PER_SUM - NORM_ROWS || row + count == end)
                     of.kept.settle(by_scale, totals, 2 * cols);
             }

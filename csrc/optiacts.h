@@ -139,12 +139,13 @@ OPTIACTS_API void optiacts_gated_backward(int dtype, const void* grad, const voi
 OPTIACTS_API int optiacts_norm_any_bad(const float* scale, const float* shift, float smallest, float largest,
                                        float most, int64_t cols);
 
-/* mean and rstd = 1 / sqrt(mean((x - mean)^2) + eps); where `mean` is null it is 0 and not told. If `bits` is not
- * null, of a 16-bit y in the dtype of x: two planes of bits as above, the lower and the upper bit of the quarter of
- * y's rounding interval in which the unrounded value lies. y, scale and shift are read only then. */
+/* mean and rstd = 1 / sqrt(mean((x - mean)^2) + eps), unless they are `known`; where `mean` is null it is 0 and not
+ * told. If `bits` is not null, of a 16-bit y in the dtype of x: two planes of bits as above, the lower and the upper
+ * bit of the quarter of y's rounding interval in which the unrounded value lies. y, scale and shift are read only
+ * then. */
 OPTIACTS_API void optiacts_norm_statistics(int x_dtype, const void* x, const void* y, const float* scale,
-                                           const float* shift, float eps, float* mean, float* rstd, uint8_t* bits,
-                                           int64_t rows, int64_t cols, int threads);
+                                           const float* shift, float eps, int known, float* mean, float* rstd,
+                                           uint8_t* bits, int64_t rows, int64_t cols, int threads);
 
 /* The gradients of x, scale and shift. `kept` is y, if `output`, and else x; `mean` is null where it is 0. Of a y,
  * `bits` are its remainder bits or null; each row of `rescued` has x of the channels `columns`, `rescues` of them.

@@ -87,6 +87,28 @@ inline LaneBits bits_of(Ints mask) {
 #endif
 }
 
+// Bit i is the sign of lane i.
+inline LaneBits signs_of(Floats v) {
+#if defined(__AVX512F__)
+    return _mm512_movepi32_mask(same_bits<__m512i>(v));
+#elif defined(__AVX2__)
+    return LaneBits(_mm256_movemask_ps(v));
+#else
+    return bits_of(same_bits<Ints>(v) < 0);
+#endif
+}
+
+// `size` in the lanes whose bit is set in the next LANES / 8 bytes, -size in the others.
+inline Floats signed_by(const uint8_t* bytes, float size) {
+#if defined(__AVX2__) && !defined(__AVX512F__)  // the bit becomes the sign: five instructions, of which these are three
+    const Ints to_sign = {31, 30, 29, 28, 27, 26, 25, 24};
+    const __m256i bits = _mm256_sllv_epi32(_mm256_set1_epi8(char(*bytes)), same_bits<__m256i>(to_sign));
+    return same_bits<Floats>((same_bits<Ints>(bits) & INT32_MIN) ^ same_bits<Ints>(all(-size)));
+#else
+    return lanes_of(bytes) ? all(size) : all(-size);
+#endif
+}
+
 inline Floats square_root(Floats v) {
 #if defined(__AVX512F__)
     return _mm512_sqrt_ps(v);

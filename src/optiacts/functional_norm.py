@@ -95,12 +95,23 @@ def layer_norm(
         return functional.layer_norm(input, normalized_shape, weight, bias, eps)
 
     def forward(x: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        if x.element_size() <= 2 or sharding.rows_of(x) or torch.is_autocast_enabled(x.device.type):
-            return functional.layer_norm(x, normalized_shape, weight, bias, eps)
-        # the op that layer_norm calls, which tells the statistics too: one pass less over x
-        return torch.native_layer_norm(x, normalized_shape, weight, bias, eps)
+        return layer_norm_and_statistics(x, normalized_shape, weight, bias, eps)
 
     return norm(input, weight, bias, kind, forward, keep_output)
+
+
+def layer_norm_and_statistics(
+    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    """``torch.nn.functional.layer_norm``, with its mean and rstd where they come for nothing: a pass less over x."""
+    narrow = x.element_size() <= 2
+    if sharding.rows_of(x) or torch.is_autocast_enabled(x.device.type) or (narrow and x.device.type != "cpu"):
+        return functional.layer_norm(x, normalized_shape, weight, bias, eps)
+    if (
+        narrow
+    ):  # CPUs compute with the parameters in float32 anyway, and only then tell statistics that are not rounded
+        weight, bias = (None if given is None else given.float() for given in (weight, bias))
+    return torch.native_layer_norm(x, normalized_shape, weight, bias, eps)  # the op that layer_norm calls
 
 
 def norm(

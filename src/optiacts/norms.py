@@ -109,6 +109,9 @@ class Norm:
         return channels // _RESCUED_SHARE
 
 
+Statistics = tuple[Tensor, Tensor]  # the mean and rstd of each row, ``(..., 1)``
+
+
 class Saved(NamedTuple):
     """What the backward of a norm goes by. Tensors are ``(..., channels)``; what is None is 1, 0 or not there.
 

@@ -23,7 +23,7 @@ from optiacts.backends import (
 from optiacts.chains import Chain, SavedChain
 from optiacts.curves import Curve, get
 from optiacts.layouts import Order
-from optiacts.norms import Norm, Saved
+from optiacts.norms import Norm, Saved, Statistics
 
 
 class Backend(Protocol):
@@ -119,9 +119,15 @@ class NormBackend(Protocol):
     name: str
 
     def norm_statistics(
-        self, x: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None, norm: Norm
+        self,
+        x: Tensor,
+        y: Tensor,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        norm: Norm,
+        known: Statistics | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """mean and rstd of x, and the remainder bits of y if it has some."""
+        """mean and rstd of x, which may be ``known``, and the remainder bits of y if it has some."""
 
     def norm_backward(self, grad: Tensor, saved: Saved, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of x, in ``dtype``, of scale and of shift."""

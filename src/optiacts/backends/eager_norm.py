@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optiacts.chains import Chain
-from optiacts.norms import Norm, Saved
+from optiacts.norms import Norm, Saved, Statistics
 from optiacts.packing import pack, unpack_planes
 
 name = "eager"
@@ -19,10 +19,15 @@ _EXPONENT = 0x7F800000  # the bits of a float32 that tell it
 
 
 def norm_statistics(
-    x: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None, norm: Norm
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    norm: Norm,
+    known: Statistics | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """mean and rstd of x, and the remainder bits of y if it has some: see ``remainder``."""
-    mean, rstd = norm.statistics(x)
+    mean, rstd = norm.statistics(x) if known is None else known
     if not norm.remainder or y.element_size() > 2:
         return mean, rstd, None
     exact = (x - mean) * rstd

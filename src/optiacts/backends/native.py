@@ -423,7 +423,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         "optiacts_gated_forward": [count, *rows, *rows, *3 * [address], size, size, number, number, number, count],
         "optiacts_gated_backward": [count, *4 * [address], *rows, *rows, size, size, address, count],
         "optiacts_norm_any_bad": [address, address, number, number, number, size],
-        "optiacts_norm_statistics": [count, *4 * [address], number, *3 * [address], size, size, count],
+        "optiacts_norm_statistics": [count, *4 * [address], number, count, *3 * [address], size, size, count],
         "optiacts_norm_workspace": [size, count],
         "optiacts_norm_backward": [
             *[count, address, count, address, count],

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optiacts.backends import eager_norm, native
 from optiacts.chains import Chain
-from optiacts.norms import Norm, Saved
+from optiacts.norms import Norm, Saved, Statistics
 from optiacts.packing import packed_shape
 
 name = "native"
@@ -21,14 +21,26 @@ _ELEMENTS_PER_THREAD = 1 << 14  # take it about 10 µs
 
 
 def norm_statistics(
-    x: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None, norm: Norm
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    norm: Norm,
+    known: Statistics | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """mean and rstd of x in one pass, which also makes the remainder bits of y if it has some."""
+    """mean and rstd of x, unless they are ``known``, and the remainder bits of y if it has some, row by row."""
     remainder = norm.remainder and y.element_size() <= 2
-    if not x.numel() or not _single(scale, shift) or (remainder and y.dtype != x.dtype):
-        return eager_norm.norm_statistics(x, y, scale, shift, norm)
-    rstd = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
-    mean = torch.empty_like(rstd) if norm.centered else rstd.new_zeros(())
+    if not x.numel() or not _single(scale, shift, *(known or ())) or (remainder and y.dtype != x.dtype):
+        return eager_norm.norm_statistics(x, y, scale, shift, norm, known)
+    row = (*x.shape[:-1], 1)
+    if known is None:
+        rstd = x.new_empty(row, dtype=torch.float32)
+        mean = torch.empty_like(rstd) if norm.centered else rstd.new_zeros(())
+    else:
+        mean, rstd = (each.contiguous() for each in known)
+        _expect_shape("rstd", rstd, row)
+        if norm.centered:
+            _expect_shape("mean", mean, row)
     rows, cols = native.rows_and_columns(x)
     x = x.contiguous()
     bits = None
@@ -38,7 +50,8 @@ def norm_statistics(
         bits = x.new_empty(packed_shape(x.shape, 2), dtype=torch.uint8)
     native.library().optiacts_norm_statistics(
         native.DTYPES.index(x.dtype), x.data_ptr(), y.data_ptr(), _address(scale), _address(shift), norm.eps,
-        mean.data_ptr() if norm.centered else None, rstd.data_ptr(), _address(bits), rows, cols, native.threads(),
+        known is not None, mean.data_ptr() if norm.centered else None, rstd.data_ptr(), _address(bits),
+        rows, cols, native.threads(),
     )  # fmt: skip
     return mean, rstd, bits
 

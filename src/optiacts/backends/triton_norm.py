@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from optiacts.norms import Norm, Saved
+from optiacts.norms import Norm, Saved, Statistics
 
 name = "triton"
 LONGEST_ROW = 16384  # that a program keeps in registers
@@ -17,9 +17,14 @@ def serves(channels: int) -> bool:
 
 
 def norm_statistics(
-    x: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None, norm: Norm
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    norm: Norm,
+    known: Statistics | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """mean and rstd of x, and the remainder bits of y if it has some."""
+    """mean and rstd of x, and the remainder bits of y if it has some. Its one pass over x makes all three."""
     from optiacts.backends.triton import norm_launch
 
     return norm_launch.statistics(x, y, scale, shift, norm)

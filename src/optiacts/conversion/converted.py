@@ -302,6 +302,7 @@ def _norm_forward(original: type[Module], recognised: RecognisedNorm, mode: Norm
     forward = original.forward
     pins, parameter = recognised.pins, forward.__code__.co_varnames[1]
     traceable = compilers_can_compare(pins)
+    plain = forward is torch.nn.LayerNorm.forward
 
     @functools.wraps(forward)
     def norm(self: Module, *args: Any, **kwargs: Any) -> Any:
@@ -313,8 +314,13 @@ def _norm_forward(original: type[Module], recognised: RecognisedNorm, mode: Norm
             kind = recognised.kind(x, *given)
             if kind is not None and functional_norm.supports(x, *given, kind, mode.keep_output):
 
-                def own(x: Tensor) -> Tensor:
+                def own(x: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
                     """The module's own forward, with no gradient: backward knows what it computes."""
+                    module: Any = self
+                    if plain and not torch.compiler.is_compiling():
+                        return functional_norm.layer_norm_and_statistics(
+                            x, module.normalized_shape, *given, module.eps
+                        )
                     y: Tensor = original.forward(self, x)
                     if torch.compiler.is_compiling():
                         return y

@@ -77,6 +77,19 @@ def _fake_statistics(
     return mean, rstd, x.new_empty(bits, dtype=torch.uint8)
 
 
+def _remainder(
+    x: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None, mean: Tensor, rstd: Tensor
+) -> Tensor:
+    kind, known = Norm(centered=mean.ndim > 0, eps=0.0, remainder=True), (mean, rstd)
+    bits = backends.select_norm(x, y).norm_statistics(x, y, scale, shift, kind, known)[2]
+    assert bits is not None
+    return bits
+
+
+def _fake_remainder(x: Tensor, y: Tensor, *_: Tensor | None) -> Tensor:
+    return x.new_empty(packed_shape(y.shape, 2), dtype=torch.uint8)
+
+
 def _backward(grad: Tensor, *saved_and_dtype: Any) -> tuple[Tensor, Tensor, Tensor]:
     *fields, dtype = saved_and_dtype
     saved = Saved(*fields)
@@ -106,6 +119,12 @@ norm_statistics = library.declare(
     " -> (Tensor, Tensor, Tensor)",
     _statistics,
     fake=_fake_statistics,
+    sharding=_whole,
+)
+norm_remainder = library.declare(  # of a 16-bit y, where mean and rstd are known
+    "norm_remainder(Tensor x, Tensor y, Tensor? scale, Tensor? shift, Tensor mean, Tensor rstd) -> Tensor",
+    _remainder,
+    fake=_fake_remainder,
     sharding=_whole,
 )
 norm_backward = library.declare(
@@ -162,12 +181,13 @@ class OptiActsNorm(torch.autograd.Function):
         remainder = kind.remainder and keep_output and told.element_size() <= 2
         mean: Tensor | None
         bits: Tensor | None = None
-        if known and (not remainder or rounded is not None) and known[1].dtype is arithmetic(x.dtype):
+        by_rows = remainder and rounded is None
+        given = (rows, out_rows, scale, shift)
+        if known and known[1].dtype is arithmetic(x.dtype):
             mean, rstd = known if kind.dims == 1 else (each.reshape(*rows.shape[:-1], 1) for each in known)
+            bits = library.call(norm_remainder, *given, mean, rstd) if by_rows else None
         else:
-            by_rows = remainder and rounded is None
-            given = (rows, out_rows, scale, shift, kind.eps, kind.centered, by_rows)
-            mean, rstd, packed = library.call(norm_statistics, *given)
+            mean, rstd, packed = library.call(norm_statistics, *given, kind.eps, kind.centered, by_rows)
             bits = packed if by_rows else None
         if remainder and rounded is not None:
             bits = eager_norm.remainder(kind.rows(y), out_rows)
