@@ -31,10 +31,17 @@ typedef struct {
     float scale[OPTIACTS_PIECES];
     float shift[OPTIACTS_PIECES];
     float polynomials[OPTIACTS_DEGREE + 1][OPTIACTS_PIECES];
+} optiacts_curve;
+
+/* The decoder of one curve by straight lines: src/optiacts/decoders/lines.py says what the fields mean. */
+typedef struct {
+    float high, low, most;
+    int32_t first, count, shift;
+    const float* rows;
     float border, centre; /* of the valley: src/optiacts/decoders/valley.py */
     float valley_output[OPTIACTS_DEGREE + 1];
     float valley_slope[OPTIACTS_DEGREE + 1];
-} optiacts_curve;
+} optiacts_lines;
 
 /* The decoder of one curve in pieces: src/optiacts/decoders/pieces.py says what the fields mean. */
 typedef struct {
@@ -109,9 +116,9 @@ enum { OPTIACTS_FLOAT32 = 0, OPTIACTS_BFLOAT16 = 1, OPTIACTS_FLOAT16 = 2, OPTIAC
 OPTIACTS_API void optiacts_pack(int dtype, const void* x, uint8_t* bits, int64_t rows, int64_t cols, uint32_t first,
                                 uint32_t span, int threads);
 
-/* The decoder, for float32: an optiacts_curve, or in pieces an optiacts_pieces. For 16 bits: three tables of 65536 floats, read at the pattern of a
- * value: f' from an output whose side bit is 0, from one whose bit is 1, and act(gate) from a slot that does not hold
- * up. In the valley, where no output lies, the first two have f' of the value itself. */
+/* The decoder, for float32: an optiacts_lines, or in pieces an optiacts_pieces. For 16 bits: three tables of 65536
+ * floats, read at the pattern of a value: f' from an output whose side bit is 0, from one whose bit is 1, and act(gate)
+ * from a slot that does not hold up. In the valley, where no output lies, the first two have f' of the value itself. */
 
 /* out = grad * f'(x), with f' decoded from y and the bits. `out` may be `grad`. */
 OPTIACTS_API void optiacts_backward(int dtype, const void* grad, const void* y, const uint8_t* bits, void* out,

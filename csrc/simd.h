@@ -131,6 +131,17 @@ inline Floats larger(Floats a, Floats b) {
 #endif
 }
 
+// The smaller one; b if there is a NaN.
+inline Floats smaller(Floats a, Floats b) {
+#if defined(__AVX512F__)
+    return _mm512_min_ps(a, b);
+#elif defined(__AVX2__)
+    return _mm256_min_ps(a, b);
+#else
+    return a < b ? a : b;
+#endif
+}
+
 // table[i] of a table of four.
 inline Floats one_of_four(const float* table, Ints i) {
 #if defined(__AVX512F__)
@@ -190,6 +201,28 @@ inline Rows rows_of_four(const float* table, Ints i) {
              same_bits<Floats>(_mm256_shuffle_ps(ab_high, cd_high, 0xee))}};
 #else
     return {{lookup(table, i), lookup(table + 1, i), lookup(table + 2, i), lookup(table + 3, i)}};
+#endif
+}
+
+// table[2 * i] and table[2 * i + 1], as a vector of each; here, too, loads are faster than AVX2's gathers.
+struct Pairs {
+    Floats first, second;
+};
+inline Pairs pairs_of_two(const float* table, Ints i) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    alignas(32) int32_t at[LANES];
+    store(at, i);
+    const auto two = [=, &at](int low, int high) {
+        const __m128d first = _mm_load_sd(reinterpret_cast<const double*>(table + 2 * at[low]));
+        return _mm_loadh_pd(first, reinterpret_cast<const double*>(table + 2 * at[high]));
+    };
+    const auto four = [=](int low, int high) {
+        return _mm256_castpd_ps(_mm256_set_m128d(two(high, high + 1), two(low, low + 1)));
+    };
+    const __m256 a = four(0, 4), b = four(2, 6);
+    return {same_bits<Floats>(_mm256_shuffle_ps(a, b, 0x88)), same_bits<Floats>(_mm256_shuffle_ps(a, b, 0xdd))};
+#else
+    return {lookup(table, i + i), lookup(table + 1, i + i)};
 #endif
 }
 

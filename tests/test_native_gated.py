@@ -8,6 +8,7 @@ import torch
 from optiacts import curves, decoders, ops
 from optiacts.backends import eager, native
 from optiacts.decoders import valley
+from optiacts.decoders.lines import decode_in_lines
 from optiacts.decoders.table import every_value
 from optiacts.layouts import by_rows
 from tests.kernels import CURVES, DTYPES, HALVES, LEVELS, named, same_bits
@@ -74,12 +75,15 @@ def test_float32_gradients(curve, level):
     exact = grad.double() * curve.function(gate.double(), torch)
     assert ((by_up.double() - exact).abs() <= 4e-7 * exact.abs() + 2.0**-149)[in_valley & grad.isfinite()].all()
     assert torch.equal(by_gate.isnan(), expected_gate.isnan())
-    # f' differs by a few units in the last place of 1, and the gradient by that times grad * up
-    other = decoders.read(*saved, curve).up
-    bound = 4 * 2.0**-23 * (grad.double() * other.double()).abs() + 2.0**-149
+    # f' differs by a few units in the last place of 1 from that of the same lines, and by the contract's 2e-6 from
+    # that of eager, and the gradient by that times grad * up
+    told = decoders.read(*saved, curve)
+    in_lines = torch.where(told.in_valley, curve.derivative(gate, torch), decode_in_lines(told.s, told.left, curve))
+    size = (grad.double() * told.up.double()).abs()
     finite = by_gate.isfinite() & expected_gate.isfinite()
-    assert ((by_gate.double() - expected_gate.double()).abs() <= bound)[finite].all()
-    assert (finite | by_gate.isnan() | (by_gate == expected_gate)).all()
+    for expected, units in ((grad.double() * told.up.double() * in_lines, 4), (expected_gate.double(), 17)):
+        assert ((by_gate.double() - expected).abs() <= units * 2.0**-23 * size + 2.0**-149)[finite].all()
+    assert (finite | by_gate.isnan() | (size > 0.4 * torch.finfo(torch.float32).max)).all()  # and f' may be 1.1
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from optiacts import curves
 from optiacts._torch import once
 from optiacts.backends import eager
 from optiacts.curves import ClosedForm, Curve, Unimodal
-from optiacts.decoders import valley
+from optiacts.decoders import lines, valley
 from optiacts.decoders.pieces import COUNT, FIRST, SHIFT, has_pieces, pieces
 from optiacts.decoders.polynomials import DEGREE, PIECES, coefficients
 from optiacts.decoders.table import slot_table
@@ -274,7 +274,7 @@ class _Constants:
     span: int
     borders: tuple[float, float, float]  # between the branches, and the two of the valley
     decoder: int  # the address of
-    decoder_owner: CurveStruct | _PiecesStruct | Tensor
+    decoder_owner: _LinesStruct | _PiecesStruct | Tensor
 
 
 @once
@@ -282,7 +282,7 @@ def _constants(curve: str, dtype: torch.dtype) -> _Constants:
     known = curves.get(curve)
     in_pieces = dtype == torch.float32 and has_pieces(known)
     if dtype == torch.float32:
-        decoder: CurveStruct | _PiecesStruct | Tensor = _pieces_struct(known) if in_pieces else curve_struct(known)
+        decoder: _LinesStruct | _PiecesStruct | Tensor = _pieces_struct(known) if in_pieces else _lines_struct(known)
     else:
         decoder = slot_table(curve, dtype)
     planes = known.decoder.side_bits
@@ -323,6 +323,30 @@ class CurveStruct(ctypes.Structure):
         ("scale", ctypes.c_float * PIECES),
         ("shift", ctypes.c_float * PIECES),
         ("polynomials", ctypes.c_float * PIECES * (DEGREE + 1)),
+    ]
+
+
+def curve_struct(curve: Curve) -> CurveStruct:
+    """The coefficients of ``curve`` as the C functions take them."""
+    c = coefficients(curve)
+    rows = tuple((ctypes.c_float * PIECES)(*row) for row in c.polynomials)
+    return CurveStruct(
+        c.y_min_high, c.y_min_low, c.least, -1 / curve.y_min, c.limits, c.breaks, c.scale, c.shift, rows
+    )
+
+
+class _LinesStruct(ctypes.Structure):
+    """``optiacts_lines`` of csrc/optiacts.h."""
+
+    rows_owner: Tensor
+    _fields_ = [
+        ("high", ctypes.c_float),
+        ("low", ctypes.c_float),
+        ("most", ctypes.c_float),
+        ("first", ctypes.c_int32),
+        ("count", ctypes.c_int32),
+        ("shift", ctypes.c_int32),
+        ("rows", ctypes.c_void_p),
         ("border", ctypes.c_float),
         ("centre", ctypes.c_float),
         ("valley_output", ctypes.c_float * (DEGREE + 1)),
@@ -330,14 +354,14 @@ class CurveStruct(ctypes.Structure):
     ]
 
 
-def curve_struct(curve: Curve) -> CurveStruct:
-    """The coefficients of ``curve`` as the C functions take them."""
-    c, around = coefficients(curve), valley.polynomials(curve, torch.float32)
-    rows = tuple((ctypes.c_float * PIECES)(*row) for row in c.polynomials)
-    return CurveStruct(
-        c.y_min_high, c.y_min_low, c.least, -1 / curve.y_min, c.limits, c.breaks, c.scale, c.shift, rows,
+def _lines_struct(curve: Curve) -> _LinesStruct:
+    made, around = lines.lines(curve.name), valley.polynomials(curve, torch.float32)
+    struct = _LinesStruct(
+        made.high, made.low, lines.MOST, lines.FIRST, lines.COUNT, lines.SHIFT, made.rows.data_ptr(),
         valley.borders(curve, torch.float32)[1], around.centre, around.output, around.slope,
     )  # fmt: skip
+    struct.rows_owner = made.rows
+    return struct
 
 
 class _PiecesStruct(ctypes.Structure):
