@@ -237,6 +237,23 @@ inline Ints widen(Shorts v) {
 }
 inline Shorts narrow(Ints v) { return __builtin_convertvector(v, Shorts); }
 
+// The upper halves of 32 bits.
+inline Shorts upper(Ints v) {
+#if defined(__AVX2__) && !defined(__AVX512F__)  // two instructions behind the shift, of which GCC makes three
+    const __m256i shifted = _mm256_srli_epi32(same_bits<__m256i>(v), 16);
+    return same_bits<Shorts>(_mm_packus_epi32(_mm256_castsi256_si128(shifted), _mm256_extracti128_si256(shifted, 1)));
+#else
+    return narrow(v >> 16);
+#endif
+}
+
+// a in the lanes of the mask, b in the others.
+inline Floats either(Ints mask, Floats a, Floats b) { return mask ? a : b; }
+inline Shorts either(Ints mask, Shorts a, Shorts b) {
+    const Shorts narrow_mask = upper(mask);
+    return (a & narrow_mask) | (b & ~narrow_mask);
+}
+
 // One octet of bits: bit i says whether first <= x[i] <= first + span.
 template <class Word>
 inline uint8_t in_range_octet(const Word* x, int count, Word first, Word span) {
@@ -287,7 +304,7 @@ struct BFloat16 {
     static Shorts encode(Floats v) {
         const Ints pattern = same_bits<Ints>(v);
         const Ints rounded = pattern + 0x7fff + ((pattern >> 16) & 1);
-        return narrow((v == v ? rounded : all(0x7fc00000)) >> 16);
+        return upper(v == v ? rounded : all(0x7fc00000));
     }
 };
 
