@@ -102,8 +102,14 @@ def seen(module: Any) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or "forward" in module.__dict__
+        or ("forward" in module.__dict__ and _replaces_forward(module))
     )
+
+
+def _replaces_forward(module: Any) -> bool:
+    """Whether a ``forward`` on the instance is another than its class's: who takes a wrapper off leaves that one."""
+    kept = module.__dict__["forward"]
+    return getattr(kept, "__func__", None) is not type(module).forward
 
 
 def watched(module: Any) -> bool:

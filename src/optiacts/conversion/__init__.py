@@ -10,6 +10,7 @@ purity.py  recognition.py                 what a callable computes: pins, values
 source.py  rewriting.py                   a function's own source, provably; the function made from an edited copy
 runtime.py  known.py                      what rewritten functions call: decided when it runs
 converted.py  subclass.py                 modules of a class made for the purpose; copies, pickles
+hooked.py                                 modules that carry accelerate's hooks
 rehearsal.py  selection.py  report.py     a dry run on fake tensors; which modules are meant; what was done
 """
 

@@ -183,9 +183,6 @@ def uninstall(module: Module) -> None:
             f"{type(module).__name__} was converted and then given yet another class by some wrapper "
             f"({type(module).__mro__[1].__qualname__}); undo that first"
         )
-    kept = module.__dict__.get("forward")  # put there by who took a hook off, accelerate for one
-    if kept is not None and getattr(kept, "__func__", None) is type(module).__dict__.get("forward"):
-        del module.__dict__["forward"]
     module.__class__ = type(module).optiacts_original  # type: ignore[attr-defined]
 
 

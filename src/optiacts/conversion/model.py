@@ -17,6 +17,7 @@ from optiacts.conversion import sites
 from optiacts.conversion.callees import Scope
 from optiacts.conversion.converted import KeptNorm, NormMode, Recipe, Request, install, is_converted, uninstall
 from optiacts.conversion.followers import is_linear
+from optiacts.conversion.hooked import hooks_aside
 from optiacts.conversion.interest import enclosed_in, names_in
 from optiacts.conversion.norm_recognition import norm_of, why_no_norm
 from optiacts.conversion.planning import Found, Planner, own_classes, unseen, why_not, why_unkept
@@ -96,7 +97,7 @@ def convert(
     """
     if not isinstance(model, Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
-    with _one_at_a_time:
+    with _one_at_a_time, hooks_aside(model):
         selection = Selection(model, include, exclude)
         options = Options(gated, dropout, norms, autocast, chains)
         if example_inputs is None:
@@ -112,7 +113,7 @@ def convert(
 
 def convert_where_it_pays(model: Module, no_gain: dict[str, str], options: Options) -> ConversionReport:
     """``convert``, but for the activations of the paths ``no_gain``, unless a dropout takes their outputs."""
-    with _one_at_a_time:
+    with _one_at_a_time, hooks_aside(model):
         rehearsal = Rehearsal(no_gain=no_gain)
         return _Conversion(model, Selection(model, None, None), options, rehearsal).run()
 
@@ -126,7 +127,7 @@ def revert(model: Module) -> None:
     """
     if not isinstance(model, Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
-    with _one_at_a_time:
+    with _one_at_a_time, hooks_aside(model):
         for module in model.modules():
             if is_converted(module):
                 uninstall(module)
