@@ -87,4 +87,8 @@ clean:
 $(VENV)/.installed: pyproject.toml constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps $(HOSTS)
 	touch $@
+
+# Trainers that tests/test_integrations.py runs, without what they need for signatures and remote files.
+HOSTS := kernels pytorch-lightning lightning-utilities torchmetrics

@@ -1,5 +1,6 @@
 """Activation functions that keep their output, and at most one bit per element, for the backward pass."""
 
+from optiacts.checkpointing import checkpoint_ops, checkpoint_policy
 from optiacts.conversion import Conversion, ConversionReport, convert, revert
 from optiacts.curves import CurveError
 from optiacts.definition import Definition, define
@@ -113,6 +114,8 @@ __all__ = [
     "activation",
     "activation_dropout",
     "celu",
+    "checkpoint_ops",
+    "checkpoint_policy",
     "clamp",
     "clamped_swiglu",
     "clipped_gelu",

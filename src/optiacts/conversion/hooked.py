@@ -1,8 +1,8 @@
 """Modules whose ``forward`` stands on the instance although it is their class's own.
 
 accelerate's ``add_hook_to_module`` keeps ``module.forward`` as ``_old_forward`` and puts a wrapper that calls it on
-the instance. Taking the hook off leaves the bound method there, and so does ``kernels`` where it has no kernel. Such a
-module does what its class says. So it is converted as others are, and the hook calls what it was converted to.
+the instance. Taking the hook off leaves the bound method there, and so does ``kernels`` where it has no kernel. Such
+a module does what its class says. So it is converted as others are, and the hook calls what it was converted to.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def hooks_aside(model: Module) -> Iterator[None]:
         yield
     finally:
         for module, wrapper in wrappers:
-            module.__dict__[_KEPT] = type(module).forward.__get__(module)  # type: ignore[attr-defined]
+            module.__dict__[_KEPT] = type(module).forward.__get__(module)
             module.__dict__["forward"] = wrapper
 
 
