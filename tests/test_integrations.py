@@ -64,6 +64,17 @@ def test_accelerate(example: Any) -> None:
     check(example("accelerate_loop").main())
 
 
+def test_trl(example: Any) -> None:
+    """``make test`` does not install TRL, whose data sets bring 100 MB along."""
+    pytest.importorskip("trl")
+    pytest.importorskip("datasets")
+    found = example("trl_sft").main()
+    check({name: found[name] for name in ("PyTorch", "OptiActs")})
+    (losses, held), (ours, held_by_ours) = found["PyTorch, LoRA"], found["OptiActs, LoRA"]
+    assert ours == pytest.approx(losses, rel=1e-5)
+    assert held_by_ours < 0.7 * held
+
+
 class TestWhenTrainersWrap:
     """Conversion must come before FSDP, DDP and ``torch.compile`` wrap the model."""
 
