@@ -59,6 +59,7 @@ from optiacts.nn_elementwise import (
 )
 from optiacts.nn_gated import GEGLU, GLU, ClampedSwiGLU, ReGLU, ReGLUSquared, SwiGLU
 from optiacts.nn_norm import LayerNorm, RMSNorm
+from optiacts.offloading import offload
 from optiacts.ops.norm_channels import UnseenChangeError, norm_weights_changed
 from optiacts.overwritten import OverwrittenError
 from optiacts.reporting import ReportError, report
@@ -140,6 +141,7 @@ __all__ = [
     "mish",
     "norm_activation",
     "norm_weights_changed",
+    "offload",
     "prelu",
     "quick_gelu",
     "reglu",

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from optiacts import casts, curves, functional, functional_elementwise, functional_gated, functional_norm
+from optiacts.conversion import adapters
 from optiacts.conversion.known import intercepted
 from optiacts.conversion.norm_recognition import RecognisedNorm
 from optiacts.conversion.purity import holds
@@ -53,7 +54,7 @@ class Recipe:
     """How to make the subclass of ``original``: methods by name, or what its forward computes: an activation, a norm.
 
     ``sequence``, of a ``Sequential``, is what becomes one step in it. ``twin``: a module of PyTorch's, no curve, that
-    becomes ours. ``linear``: a Linear that shares the casts of autocast.
+    becomes ours. ``linear``: a Linear that shares the casts of autocast. ``adapter``: the role in a LoRA layer.
 
     ``wrappers`` are the names of what is a static or class method or a property, with that type. Copies share a
     recipe; a pickle holds only the class and what was chosen, and the module is converted anew when it is loaded.
@@ -69,6 +70,7 @@ class Recipe:
     sequence: Steps | None = None
     twin: str = ""
     linear: bool = False
+    adapter: str = ""
 
     def __deepcopy__(self, memo: Any) -> Recipe:
         return self
@@ -78,7 +80,7 @@ class Recipe:
         norm = None if self.norm is None else self.norm.mode
         one = self.activation is not None
         sequence = None if self.sequence is None else (self.sequence.dropouts, self.sequence.chains)
-        what = one, sequence, self.gated, self.dropout, norm, self.twin, self.linear
+        what = one, sequence, self.gated, self.dropout, norm, self.twin, self.linear, self.adapter
         return Request, (self.original, chosen, *what)
 
 
@@ -98,6 +100,7 @@ class Request:
     norm: NormMode | None = None
     twin: str = ""
     linear: bool = False
+    adapter: str = ""
 
 
 def spots(plan: Plan) -> set[Any]:
@@ -212,6 +215,8 @@ def converted_class(recipe: Recipe) -> type[Module]:
         methods["_load_from_state_dict"] = _loading_norm(original)
     if recipe.linear:
         methods["forward"] = _linear_forward(original)
+    if recipe.adapter:
+        methods |= adapters.methods(original, recipe.adapter)
     members = {
         **_OWN,
         **methods,

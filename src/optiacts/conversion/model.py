@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import Module
 
 from optiacts import functional_chain
-from optiacts.conversion import sites
+from optiacts.conversion import adapters, sites
 from optiacts.conversion.callees import Scope
 from optiacts.conversion.converted import KeptNorm, NormMode, Recipe, Request, install, is_converted, uninstall
 from optiacts.conversion.followers import is_linear
@@ -106,7 +106,10 @@ def convert(
         def rehearsed(copy: Module, found: Rehearsal) -> object:
             return _Conversion(copy, selection, options, found).run()
 
-        rehearsal = rehearse(model, example_inputs, rehearsed, autocast)
+        def adapted(copy: Module) -> None:
+            _Conversion(copy, selection, options).adapt()
+
+        rehearsal = rehearse(model, example_inputs, rehearsed, autocast, adapted)
         report = _Conversion(model, selection, options, rehearsal).run()
         return dataclasses.replace(report, saved_bytes=rehearsal.saved_bytes)
 
@@ -151,6 +154,9 @@ def convert_loaded(module: Module, request: Request) -> None:
             return
         if request.linear:
             install(module, Recipe(type(module), gated=request.gated, linear=True))
+            return
+        if request.adapter:
+            install(module, Recipe(type(module), gated=request.gated, adapter=request.adapter))
             return
         if request.sequence:
             steps = steps_in(module, *request.sequence)
@@ -215,14 +221,15 @@ class _Conversion:
         self._no_gain = rehearsal.no_gain if rehearsal is not None else {}  # unless a dropout takes its output
 
     def run(self) -> ConversionReport:
-        new = [(path, module) for path, module in self._modules if not is_converted(module)]
+        recipes: list[tuple[str, Module, Recipe]] = []
+        entries: list[Conversion] = []
+        adapted = self._adapters(recipes, entries)
+        new = [(path, one) for path, one in self._modules if not is_converted(one) and id(one) not in adapted]
         for _, module in self._modules:
             self._planner.flow.module(module)
             if not _opaque(module):
                 for method in self._planner.methods(module):
                     self._planner.flow.function(method.function, method.owner(module))
-        recipes: list[tuple[str, Module, Recipe]] = []
-        entries: list[Conversion] = []
         for path, module in new:
             entries += self._functions(path, module, recipes)
             entries += self._sequence(path, module, recipes)
@@ -236,6 +243,27 @@ class _Conversion:
         entries = self._install(recipes, entries)
         order = {path: position for position, (path, _) in enumerate(self._modules)}
         return ConversionReport(tuple(sorted(entries, key=lambda entry: order[entry.path])))
+
+    def adapt(self) -> None:
+        """Converts nothing but adapters, which changes who keeps what."""
+        recipes: list[tuple[str, Module, Recipe]] = []
+        self._adapters(recipes, [])
+        self._install(recipes, [])
+
+    def _adapters(self, recipes: list[tuple[str, Module, Recipe]], entries: list[Conversion]) -> set[int]:
+        """LoRA layers whose adapters need not keep tensors of their own; the modules that take part."""
+        taken: set[int] = set()
+        for path, layer in self._modules:
+            if path not in self._selection or is_converted(layer):
+                continue
+            parts = adapters.parts(layer, self._autocast)
+            recipes += [
+                (self._paths[id(one)], one, Recipe(type(one), gated=self._gated, adapter=role)) for one, role in parts
+            ]
+            taken |= {id(one) for one, _ in parts}
+            if parts:
+                entries.append(Conversion(path, type(layer).__qualname__, adapters.LAYER, note=adapters.NOTE))
+        return taken
 
     def _install(self, recipes: list[tuple[str, Module, Recipe]], entries: list[Conversion]) -> list[Conversion]:
         """Gives the modules their new classes, all of them or, if something fails, none."""

@@ -46,7 +46,11 @@ class Rehearsal:
 
 
 def rehearse(
-    model: Module, example_inputs: Any, convert: Callable[[Module, Rehearsal], object], autocast: bool = False
+    model: Module,
+    example_inputs: Any,
+    convert: Callable[[Module, Rehearsal], object],
+    autocast: bool = False,
+    prepare: Callable[[Module], object] = lambda model: None,
 ) -> Rehearsal:
     """Runs and converts a fake copy of ``model``.
 
@@ -55,6 +59,7 @@ def rehearse(
         example_inputs: a tensor, a tuple of positional inputs, or a mapping of keyword inputs.
         convert: converts a copy, with what was found so far.
         autocast: run it under autocast, in bfloat16 unless it is on already; Linears share its casts.
+        prepare: changes a copy, in any case, before it is asked who keeps what.
 
     Raises:
         ValueError: the model does not run on ``example_inputs``, or not on fake tensors.
@@ -67,12 +72,13 @@ def rehearse(
             copied, args, kwargs = fake_copy(model, positional, keywords)
             with _training(copied, (args, kwargs), autocast):
                 with _OneDtype():
-                    sites = sharing(_followed, copied, *args, **kwargs)
+                    before = saved_memory(copied, *args, **kwargs)
+                _backward(before.output)
+                prepare(copied)
+                sites = sharing(_followed, copied, *args, **kwargs)
                 found.no_gain = without_gain(tuple(site for site in sites if site.activation != _NORM))
                 linears = {path for path, module in copied.named_modules() if autocast and is_linear(module)}
                 found.norms = unkept(tuple(site for site in sites if site.activation == _NORM), frozenset(linears))
-                before = saved_memory(copied, *args, **kwargs)
-                _backward(before.output)
         except Exception as error:
             raise ValueError(_explained(error)) from error
         for _ in range(_MOST):

@@ -112,7 +112,7 @@ class SavedTensors:
 
     def held(self, left_out: Any = ()) -> Iterator[tuple[HeldTensor, Tensor]]:
         """What a graph still holds, and the plain tensors in it; no parameters and no state of ``left_out``."""
-        state = (t for module in _modules(left_out) for t in _state(module))
+        state = (t for module in modules_in(left_out) for t in state_of(module))
         keys = {storage_key(plain) for t in state for plain in local_tensors(t)}
         for reference in self._references:
             held = reference()
@@ -120,7 +120,7 @@ class SavedTensors:
                 yield from ((held, plain) for plain in local_tensors(held.tensor) if storage_key(plain) not in keys)
 
     def _pack(self, tensor: Tensor) -> HeldTensor:
-        held = HeldTensor(tensor.detach(), self._where(), _is_parameter(tensor))  # a saved output holds its own node
+        held = HeldTensor(tensor.detach(), self._where(), is_parameter(tensor))  # a saved output holds its own node
         self._references.append(weakref.ref(held))
         return held
 
@@ -161,17 +161,17 @@ def _size(nbytes: int) -> str:
     return f"{nbytes} B"
 
 
-def _is_parameter(tensor: Tensor) -> bool:
+def is_parameter(tensor: Tensor) -> bool:
     return isinstance(tensor, torch.nn.Parameter) or isinstance(tensor._base, torch.nn.Parameter)
 
 
-def _modules(values: Any) -> Iterator[torch.nn.Module]:
+def modules_in(values: Any) -> Iterator[torch.nn.Module]:
     for value in tree_leaves(values):
         owner = getattr(value, "__self__", value)
         if isinstance(owner, torch.nn.Module):
             yield owner
 
 
-def _state(module: torch.nn.Module) -> Iterator[Tensor]:
+def state_of(module: torch.nn.Module) -> Iterator[Tensor]:
     yield from module.parameters()
     yield from module.buffers()
