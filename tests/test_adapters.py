@@ -75,7 +75,7 @@ SMALL = 3 * (
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
 @pytest.mark.parametrize("adapters", [F32, BF16], ids=str)
-@pytest.mark.parametrize("p", [0.0, 0.05, 0.5])
+@pytest.mark.parametrize("p", [0.0, 0.1])
 def test_forward_gradients_and_bytes(p: float, adapters: torch.dtype, autocast: bool) -> None:
     original = model(p, adapters=adapters)
     if p == 0 and adapters == BF16:
@@ -145,6 +145,10 @@ def test_a_tensor_changed_after_it_was_derived_is_kept_itself() -> None:
         assert derived.derivation(wide) is not None and derived.linear(wide, weight, None) is not None
         wide.add_(1)
         assert derived.derivation(wide) is None and derived.linear(wide, weight, None) is None
+        wide = x.float()
+        derived.note_cast(x, wide)
+        x.mul_(2)
+        assert derived.derivation(wide) is None
     assert derived.derivation(wide) is None
     with derived.collecting():
         derived.note_cast(torch.randn(4, 8), x)  # narrower: that loses digits
@@ -206,7 +210,7 @@ def test_what_people_do_with_adapters() -> None:
 def test_compiled_it_does_what_it_did() -> None:
     original = model(0.0)
     ours = converted(original)
-    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
     output, grads, _ = step(compiled, trained(ours))
     expected, reference, _ = step(original, trained(original))
     torch.testing.assert_close(output, expected, rtol=1e-2, atol=1e-2)

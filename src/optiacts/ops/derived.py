@@ -35,9 +35,13 @@ class Derivation(NamedTuple):
     """How ``tensor`` follows from ``source``: a cast to its own dtype, then perhaps a dropout."""
 
     tensor: Tensor
-    version: int
     source: Tensor
+    versions: tuple[int, int]  # of both, when it was derived
     dropped: Dropped | None = None
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether it is ``tensor`` that was derived, and neither was changed since."""
+        return self.tensor is tensor and self.versions == (tensor._version, self.source._version)
 
 
 class _Collections(threading.local):
@@ -71,13 +75,13 @@ def note_cast(source: Tensor, result: Tensor) -> None:
         and _plain(result)
         and source.device == result.device
     ):
-        _collections.stack[-1][id(result)] = Derivation(result, result._version, source)
+        _note(result, source, None)
 
 
 def derivation(x: Any) -> Derivation | None:
     """How ``x`` was derived; None if that is not known, or no longer so."""
     found = _collections.stack[-1].get(id(x)) if _collections.stack else None
-    return found if found is not None and found.tensor is x and found.version == x._version else None
+    return found if found is not None and found.holds(x) else None
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
@@ -87,8 +91,13 @@ def dropout(x: Tensor, p: float) -> Tensor:
     before = derivation(x)
     source = x if before is None else before.source
     if before is None or before.dropped is None:
-        _collections.stack[-1][id(result)] = Derivation(result, result._version, source, told[0])
+        _note(result, source, told[0])
     return result
+
+
+def _note(result: Tensor, source: Tensor, dropped: Dropped | None) -> None:
+    found = Derivation(result, source, (result._version, source._version), dropped)
+    _collections.stack[-1][id(result)] = found
 
 
 def may_note(x: Any) -> bool:
