@@ -24,12 +24,11 @@ docs/chains.md.
 from __future__ import annotations
 
 import contextlib
-import types
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Module
 
 from optiacts import curves
@@ -41,6 +40,7 @@ from optiacts._torch import (
 )
 from optiacts.chains import Chain, why_not_chained
 from optiacts.functional_norm import saves_memory
+from optiacts.norm_calls import NORMS, Statistics, norm_call, norm_name, why_no_norm
 from optiacts.norms import arithmetic
 from optiacts.ops import chain as ops
 from optiacts.ops import sharding
@@ -81,108 +81,32 @@ def checked(norm: Module, activation: str) -> str:
     return curve.name
 
 
-NORMS = "a BatchNorm, GroupNorm, InstanceNorm, LayerNorm or RMSNorm"
-_FORWARDS: dict[Any, str] = {
-    nn.modules.batchnorm._BatchNorm.forward: "BatchNorm",
-    nn.modules.instancenorm._InstanceNorm.forward: "InstanceNorm",
-    nn.GroupNorm.forward: "GroupNorm",
-    nn.LayerNorm.forward: "LayerNorm",
-    nn.RMSNorm.forward: "RMSNorm",
-}
-
-
-def norm_name(norm: Module) -> str | None:
-    """Which of torch.nn's norms a module runs; None for any other module."""
-    forward = getattr(_own_class(norm), "forward", None)  # TorchScript has none
-    return _FORWARDS.get(forward) if isinstance(forward, types.FunctionType) else None
-
-
-def _own_class(norm: Module) -> type[Module]:
-    """The class with the norm's own forward: before a conversion, and without ours."""
-    kind: type[Module] = getattr(type(norm), "optiacts_original", type(norm))
-    return next(k for k in kind.__mro__ if k.__module__ != "optiacts.nn_norm")
-
-
-def why_no_norm(norm: Module) -> str:
-    """What to add for a norm that is left alone."""
-    if isinstance(norm, nn.SyncBatchNorm):
-        return ", whose statistics are those of several devices"
-    return ""
-
-
 def chained(input: Tensor, norm: Module, name: str) -> Tensor:
     """The chain of ``norm`` and the curve ``name``, or the two of them apart where it cannot be one."""
-    result = chained_or_none(input, norm, name)
+    result = chained_or_none(norm, input, (), {}, name)
     return activations.activation(norm(input), name) if result is None else result
 
 
-def chained_or_none(input: Tensor, norm: Module, name: str) -> Tensor | None:
-    """The chain of ``norm`` and the curve ``name``; None, with nothing run, where it cannot be one."""
-    parameters = norm._parameters.get("weight"), norm._parameters.get("bias")
-    if watched(norm) or not supports(input, *parameters):
+def chained_or_none(
+    norm: Any, input: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
+) -> Tensor | None:
+    """The chain of ``norm(input, *args, **kwargs)`` and the curve ``name``, as one step.
+
+    ``norm`` is what ``norm_calls.norm_call`` knows. None, with nothing run, where it cannot be one step.
+    """
+    if not isinstance(input, Tensor) or (isinstance(norm, Module) and watched(norm)):
         return None
-    kind = kind_of(norm, name, input)
-    if kind is None:
+    call = norm_call(norm, input, args, kwargs, name)
+    if call is None or not supports(input, call.weight, call.bias):
         return None
-    forward = _own_class(norm).forward
-
-    def run(x: Tensor) -> Tensor:
-        z: Tensor = forward(norm, x)
-        return z
-
-    return chain(input, *parameters, kind, run, _given(norm, kind))
-
-
-def kind_of(norm: Module, name: str, x: Tensor) -> Chain | None:
-    """What ``norm`` computes of ``x`` now, with the curve ``name`` after it; None if that is not for a chain."""
-    what = norm_name(norm)
-    options: dict[str, Any]
-    module: Any = norm
-    if what in ("BatchNorm", "InstanceNorm"):
-        running = module.running_mean is not None and module.running_var is not None
-        over = "batch" if what == "BatchNorm" else "rows"
-        if what == "BatchNorm":
-            given = not module.training and running
-        else:
-            given = not module.training and module.track_running_stats
-            if x.ndim != module._get_no_batch_dim() + 1:
-                return None
-        if (given and not running) or x.ndim < 2:
-            return None
-        groups = module.num_features if what == "InstanceNorm" and not given else 1
-        options = {"statistics": "given" if given else over, "groups": groups}
-        channels = x.shape[1] == module.num_features
-    elif what == "GroupNorm":
-        options = {"statistics": "rows", "groups": module.num_groups}
-        channels = x.ndim >= 2 and x.shape[1] == module.num_channels
-    elif what in ("LayerNorm", "RMSNorm"):
-        dims = len(module.normalized_shape)
-        options = {"statistics": "rows", "dims": dims, "centered": what == "LayerNorm"}
-        channels = x.ndim >= dims and tuple(x.shape[x.ndim - dims :]) == tuple(module.normalized_shape)
-    else:
-        return None
-    eps = torch.finfo(arithmetic(x.dtype)).eps if module.eps is None else module.eps
-    return Chain(what, name, eps=eps, **options) if channels and x.numel() else None
-
-
-Statistics = tuple[Tensor, Tensor]
-
-
-def _given(norm: Module, kind: Chain) -> Statistics | None:
-    """Copies of the running mean and of rstd, where the norm goes by them: they change later."""
-    if kind.statistics != "given":
-        return None
-    module: Any = norm
-    wide = arithmetic(module.running_var.dtype)
-    with torch.no_grad():
-        return module.running_mean.to(wide, copy=True), (module.running_var.to(wide) + kind.eps).rsqrt()
+    return chain(input, *call)
 
 
 def chain(
     input: Tensor,
+    kind: Chain,
     weight: Tensor | None,
     bias: Tensor | None,
-    kind: Chain,
     forward: Callable[[Tensor], Tensor],
     given: Statistics | None = None,
 ) -> Tensor | None:

@@ -1,74 +1,121 @@
 """Norms in a function whose output goes to an activation and nowhere else: the two can be one step.
 
-Either the norm's call is the activation's argument, or it is bound to a variable whose next use, on every path
-through the function, is that argument. What stands between the two must call nothing: the norm runs when the
+A norm is a call of a norm module, of such a module's own forward (``super().forward(x)``), or of PyTorch's function.
+Either that call is the activation's argument, or it is bound to a variable whose next use, on every path through the
+function, is that argument. Modules in between that return what they are given (``nn.Identity``) are seen through:
+``self.act(self.drop(self.norm(x)))``. What else stands between the two must call nothing: the norm runs when the
 activation does.
 """
 
 from __future__ import annotations
 
 import ast
+import types
 from collections.abc import Iterator
+from typing import Any
 
-from torch.nn import Module
-
-from optiacts import functional_chain
 from optiacts.conversion.callees import Scope
+from optiacts.conversion.known import is_identity
 from optiacts.conversion.sites import Link, Sites
 from optiacts.conversion.source import Function, Position, position
+from optiacts.norm_calls import norm_name
 
 
 def find_chains(scope: Scope, sites: Sites) -> None:
     """The chains of a function, by the positions of their norms' calls."""
     products = {product.act.at for product in sites.products.values()}
-    acts: dict[int, Position] = {}  # of the argument, by the node's identity
+    acts: Takers = {}
     for call in scope.calls:
         act = sites.acts.get(position(call))
         if act is None or act.at in products or act.written is not None or not act.callees or not call.args:
             continue
         if not isinstance(call.args[0], ast.Starred):
             acts[id(call.args[0])] = act.at
-    if not acts:
+    norms = {id(call): found for call in scope.calls if acts and (found := norms_of(scope, call))}
+    if not norms:
         return
+    passing = _passing(scope)
+    _see_through(acts, passing)
     for call in scope.calls:
-        norms = norms_of(scope, call)
-        if not norms:
+        if id(call) not in norms:
             continue
-        used = {acts[id(call)]} if id(call) in acts else _uses(scope, call, acts)
-        if used:
-            links = tuple(sites.acts[at] for at in sorted(used))
-            sites.chains[position(call)] = Link(position(call), norms, links)
+        outer, passes = _outermost(call, passing)
+        walk = _Walk(acts, passing)
+        if id(outer) in acts:
+            walk.take(outer)
+        elif not _uses(scope, outer, walk):
+            continue
+        links = tuple(sites.acts[at] for at in sorted(walk.found))
+        every = tuple(sorted({position(node) for node in (*passes, *walk.passes)}))
+        sites.chains[position(call)] = Link(position(call), norms[id(call)], links, every)
 
 
-def norms_of(scope: Scope, call: ast.Call) -> tuple[Module, ...]:
-    """The norms that a call may run, of one tensor."""
-    if len(call.args) != 1 or call.keywords or isinstance(call.args[0], ast.Starred):
+def norms_of(scope: Scope, call: ast.Call) -> tuple[Any, ...]:
+    """The norms that a call may run."""
+    if (
+        not call.args
+        or any(isinstance(a, ast.Starred) for a in call.args)
+        or any(k.arg is None for k in call.keywords)
+    ):
         return ()
-    found = (callee for callee in scope.objects(call.func) if isinstance(callee, Module))
-    return tuple(callee for callee in found if functional_chain.norm_name(callee) is not None)
+    if len(call.args) == 1 and not call.keywords:
+        return tuple(callee for callee in scope.objects(call.func) if norm_name(callee) is not None)
+    found = (callee for callee in scope.objects(call.func) if isinstance(callee, types.FunctionType))
+    return tuple(callee for callee in found if norm_name(callee) is not None)
+
+
+Takers = dict[int, Position]  # activations by their argument, by the identity of its node
+Passing = dict[int, ast.Call]  # calls that return their argument, by that argument
+
+
+def _passing(scope: Scope) -> Passing:
+    """The calls of modules that return what they are given."""
+    found: Passing = {}
+    for call in scope.calls:
+        if len(call.args) == 1 and not call.keywords and not isinstance(call.args[0], ast.Starred):
+            callees = scope.objects(call.func)
+            if callees and all(map(is_identity, callees)):
+                found[id(call.args[0])] = call
+    return found
+
+
+def _see_through(acts: Takers, passing: Passing) -> None:
+    """Adds what reaches an activation through calls that return it."""
+    for argument, call in passing.items():
+        outer, _ = _outermost(call, passing)
+        if id(outer) in acts:
+            acts[argument] = acts[id(outer)]
+
+
+def _outermost(node: ast.expr, passing: Passing) -> tuple[ast.expr, list[ast.Call]]:
+    """The expression with the value of ``node`` that is no argument of a call which returns it, and such calls."""
+    calls: list[ast.Call] = []
+    while id(node) in passing:
+        node = passing[id(node)]
+        calls.append(node)
+    return node, calls
 
 
 class _RefusedError(Exception):
     """The variable's value may be needed elsewhere, or later than something else runs."""
 
 
-def _uses(scope: Scope, norm: ast.Call, acts: dict[int, Position]) -> set[Position]:
-    """The activations that take the variable which the norm's output is bound to; none if anything else does."""
+def _uses(scope: Scope, norm: ast.expr, walk: _Walk) -> bool:
+    """Whether activations alone take the variable which the norm's output is bound to; ``walk`` finds them."""
     for blocks in _paths_to(scope.node, norm):
         block, number = blocks[-1]
         statement = block[number]
         if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
-            return set()
+            return False
         target, value = statement.targets[0], statement.value
         values = (value.body, value.orelse) if isinstance(value, ast.IfExp) else (value,)
         if not isinstance(target, ast.Name) or norm not in values or _elsewhere(scope.node, target.id):
-            return set()
-        walk = _Walk(target.id, acts)
+            return False
         try:
-            return walk.after(blocks)
+            return walk.after(blocks, target.id)
         except _RefusedError:
-            return set()
-    return set()
+            return False
+    return False
 
 
 def _elsewhere(function: Function, name: str) -> bool:
@@ -111,22 +158,34 @@ def _paths_to(function: Function, node: ast.AST) -> Iterator[Blocks]:
 
 
 class _Walk:
-    """Follows a variable from where it is bound to where it is bound again, on all paths."""
+    """Follows a variable from where it is bound to where it is bound again, on all paths.
 
-    def __init__(self, name: str, acts: dict[int, Position]) -> None:
-        self._name, self._acts = name, acts
-        self._found: set[Position] = set()
+    ``found`` are the activations that take it, ``passes`` the calls in between that return it.
+    """
 
-    def after(self, blocks: Blocks) -> set[Position]:
+    def __init__(self, acts: Takers, passing: Passing) -> None:
+        self._acts, self._passing = acts, passing
+        self._name = ""
+        self.found: set[Position] = set()
+        self.passes: list[ast.Call] = []
+
+    def take(self, node: ast.expr) -> None:
+        """Notes the activation that takes ``node``."""
+        self.found.add(self._acts[id(node)])
+        self.passes += _outermost(node, self._passing)[1]
+
+    def after(self, blocks: Blocks, name: str) -> bool:
+        """Whether activations alone take ``name`` after the last statement of ``blocks``."""
+        self._name = name
         used = False
         for depth in range(len(blocks) - 1, -1, -1):
             block, number = blocks[depth]
             used, goes_on = self._block(block[number + 1 :], used)
             if not goes_on:
-                return self._found
+                return bool(self.found)
             if depth and not isinstance(blocks[depth - 1][0][blocks[depth - 1][1]], ast.If):
                 raise _RefusedError  # out of a loop or a context
-        return self._found
+        return bool(self.found)
 
     def _block(self, statements: list[ast.stmt], used: bool) -> tuple[bool, bool]:
         """Whether the value has been used after the statements, and whether the path leads beyond them."""
@@ -152,9 +211,24 @@ class _Walk:
             return used, True
         if isinstance(statement, ast.AugAssign) and _names(statement.target, self._name):
             raise _RefusedError
+        if not used and self._passed_on(statement):
+            return used, True
         used = self._expression(statement, used)
         targets = statement.targets if isinstance(statement, ast.Assign) else []
         return used, not any(isinstance(t, ast.Name) and t.id == self._name for t in targets)
+
+    def _passed_on(self, statement: ast.stmt) -> bool:
+        """Whether a statement binds the variable to what a call returns that was given it: ``x = self.drop(x)``."""
+        if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
+            return False
+        (target,), reads = statement.targets, _reads(statement.value, self._name)
+        if len(reads) != 1 or not (isinstance(target, ast.Name) and target.id == self._name):
+            return False
+        outer, passes = _outermost(reads[0], self._passing)
+        if outer is not statement.value or not passes:
+            return False
+        self.passes += passes
+        return True
 
     def _expression(self, node: ast.AST, used: bool) -> bool:
         reads = _reads(node, self._name)
@@ -169,7 +243,7 @@ class _Walk:
         ]
         if others or isinstance(node, ast.AugAssign):
             raise _RefusedError
-        self._found.add(self._acts[id(reads[0])])
+        self.take(reads[0])
         return True
 
 

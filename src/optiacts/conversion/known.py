@@ -116,6 +116,13 @@ def is_dropout(callee: Any) -> bool:
     return callee is torch.nn.functional.dropout
 
 
+def is_identity(callee: Any) -> bool:
+    """Whether ``callee`` is a module that returns its argument."""
+    if not isinstance(callee, Module) or "forward" in callee.__dict__:
+        return False
+    return getattr(original_class(callee), "forward", None) is torch.nn.Identity.forward
+
+
 def original_class(module: Module) -> type[Module]:
     """The class that a module had before it was converted."""
     return getattr(type(module), "optiacts_original", type(module))

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.nn import Module
 
-from optiacts import functional_chain
 from optiacts.conversion import adapters, sites
 from optiacts.conversion.callees import Scope
 from optiacts.conversion.converted import KeptNorm, NormMode, Recipe, Request, install, is_converted, uninstall
@@ -31,6 +30,7 @@ from optiacts.conversion.sequences import chains_in, pairs_in, steps_in
 from optiacts.conversion.sites import Drop, Link, Product, Site, act_of
 from optiacts.conversion.source import Position
 from optiacts.conversion.values import Origin
+from optiacts.norm_calls import norm_name
 
 _one_at_a_time = threading.RLock()
 
@@ -348,8 +348,7 @@ class _Conversion:
         chained = self._steps(chains_in(module) if self._chains else [])
         found = {f"{_curve_of(act)} + dropout": self._changed(act) for act, _ in dropped}
         linked = {
-            f"{functional_chain.norm_name(norm)} + {_curve_of(act)}": self._reasons.get(path, "")
-            or self._changed(act)
+            f"{norm_name(norm)} + {_curve_of(act)}": self._reasons.get(path, "") or self._changed(act)
             for norm, act in chained
         }
         taken = [not any(reasons.values()) and bool(reasons) for reasons in (found, linked)]

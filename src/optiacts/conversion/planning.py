@@ -299,9 +299,10 @@ class _Planning:
             waits = any(actions.get(act.at, "call") not in ("call", "begin_dropped") for act in link.acts)
             if not waits and self._take(scope, at, link, where):
                 actions[at] = "begin_norm"
+                actions |= dict.fromkeys(link.passes, "through")
                 for act in link.acts:
                     use(act, actions.get(act.at, "call"))
-                self._planner.chained |= {id(module) for module in (*link.norms, *_modules_of(link))}
+                self._planner.chained |= {id(module) for module in (owner, *link.norms, *link.modules)}
         rewritten = self._called(scope, actions, where)
         self._open.pop()
         if not actions:
@@ -342,7 +343,7 @@ class _Planning:
             else isinstance(site, Product) and curves.get(site.act.base).keeps_output
         )
         if isinstance(site, Link):
-            origins = [Origin(id(module)) for module in _modules_of(site)]
+            origins = [Origin(id(module)) for module in site.modules]
             origins += [_origin(scope, act.at) for act in site.acts]
             reasons = (why_not(self._planner.flow, origin, False) for origin in origins)
             reason = reason or why_unchained(site) or next(filter(None, reasons), "")
@@ -372,11 +373,6 @@ def why_unchained(link: Link) -> str:
     names = {act.base for act in link.acts} | {entry.recognised.curve for act in link.acts for entry in act.known}
     reasons = [why_not_converted(name) for name in sorted(names)]
     return reasons[0] if all(reasons) else ""
-
-
-def _modules_of(link: Link) -> list[Module]:
-    """The activation modules of a chain."""
-    return [callee for act in link.acts for callee in act.callees if isinstance(callee, Module)]
 
 
 def why_unkept(flow: Flow, origin: Origin) -> str:

@@ -131,7 +131,7 @@ class _Edit(ast.NodeTransformer):
             called = _call(helper, node.func.value, ast.Constant(node.func.attr), *node.args)
             called.keywords = node.keywords
             return called
-        if helper in ("call", "begin", "begin_dropped", "begin_norm", "clamp", "glu"):
+        if helper in ("call", "begin", "begin_dropped", "begin_norm", "through", "clamp", "glu"):
             called = _call(helper, node.func, *node.args)
             called.keywords = node.keywords
             return called

@@ -27,9 +27,20 @@ from optiacts._torch import watched
 from optiacts.backends import has_chain_kernels
 from optiacts.chains import why_not_converted
 from optiacts.conversion.clamps import bounds as bounds_of
-from optiacts.conversion.known import Activated, Dropping, Known, Rewritten, activated, chosen, dropping, intercepted
+from optiacts.conversion.known import (
+    Activated,
+    Dropping,
+    Known,
+    Rewritten,
+    activated,
+    chosen,
+    dropping,
+    intercepted,
+    is_identity,
+)
 from optiacts.conversion.purity import holds
 from optiacts.conversion.recognition import Recognised
+from optiacts.norm_calls import norm_name
 from optiacts.ops import gated as gated_ops
 from optiacts.ops.gated_inputs import gated_from_inputs
 from optiacts.overwritten import Maker, made_by
@@ -56,8 +67,10 @@ class PendingProduct(NamedTuple):
 class PendingNorm(NamedTuple):
     """A norm that waits for the activation after it."""
 
-    norm: Module
+    callee: Any
     input: Tensor
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
     version: int
 
 
@@ -102,24 +115,31 @@ def helpers(
             return call(callee, *args, **kwargs) if later is callee else later(*args, **kwargs)
         return Pending(found.curve, found.input, _version(found.input), lambda: callee(*args, **kwargs))
 
-    def begin_norm(callee: Any, x: Any, /) -> Any:
-        waits = isinstance(callee, Module) and isinstance(x, Tensor) and functional_chain.supports(x)
-        if not waits or not x.requires_grad or not has_chain_kernels(x.device) or watched(callee) or intercepted():
+    def begin_norm(callee: Any, x: Any, /, *args: Any, **kwargs: Any) -> Any:
+        waits = norm_name(callee) is not None and isinstance(x, Tensor) and functional_chain.supports(x)
+        seen = intercepted() or (isinstance(callee, Module) and watched(callee))
+        if not waits or seen or not x.requires_grad or not has_chain_kernels(x.device):
+            return callee(x, *args, **kwargs)
+        return PendingNorm(callee, x, args, kwargs, _version(x))
+
+    def through(callee: Any, x: Any, /) -> Any:
+        if type(x) is not PendingNorm:
             return callee(x)
-        return PendingNorm(callee, x, _version(x))
+        return x if is_identity(callee) and not watched(callee) else callee(_settled(x))
 
     def _chained(pending: PendingNorm, callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found = activated(known, callee, (pending.input, *args), kwargs)
         if found is not None and not why_not_converted(found.curve):
             _unmoved(pending)
-            result = functional_chain.chained_or_none(pending.input, pending.norm, found.curve)
+            norm, x = pending.callee, pending.input
+            result = functional_chain.chained_or_none(norm, x, pending.args, pending.kwargs, found.curve)
             if result is not None:
                 return made_by(result, place)
         return call(callee, _settled(pending), *args, **kwargs)
 
     def _settled(pending: PendingNorm) -> Any:
         _unmoved(pending)
-        return pending.norm(pending.input)
+        return pending.callee(pending.input, *pending.args, **pending.kwargs)
 
     def _unmoved(pending: PendingNorm) -> None:
         if _version(pending.input) != pending.version:
@@ -227,6 +247,7 @@ NAMES = (
     "begin",
     "begin_dropped",
     "begin_norm",
+    "through",
     "evaluate",
     "begin_evaluate",
     "clamp",

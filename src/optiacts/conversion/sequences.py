@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from torch.nn import Module, Sequential
 
-from optiacts import functional_chain
 from optiacts.chains import why_not_converted
 from optiacts.conversion import sites
-from optiacts.conversion.known import Known, is_dropout, original_class
+from optiacts.conversion.known import Known, is_dropout, is_identity, original_class
 from optiacts.conversion.runtime import PREFIX, PendingNorm, helpers
+from optiacts.norm_calls import norm_name
 from optiacts.overwritten import Maker
 
 
@@ -27,18 +27,23 @@ class Steps(NamedTuple):
 
 def pairs_in(module: Module) -> list[tuple[Module, Module]]:
     """The activations with the dropouts behind them; none for what is no plain ``Sequential``."""
-    return [(first, second) for first, second in _neighbours(module) if is_taken(first, second)]
+    return [(first, second) for first, second in itertools.pairwise(_children(module)) if is_taken(first, second)]
 
 
 def chains_in(module: Module) -> list[tuple[Module, Module]]:
-    """The norms with the activations behind them; none for what is no plain ``Sequential``."""
-    return [(first, second) for first, second in _neighbours(module) if is_chain(first, second)]
+    """The norms with the activations behind them, modules that return their input left out of account.
+
+    None for what is no plain ``Sequential``.
+    """
+    children = [child for child in _children(module) if not is_identity(child)]
+    return [(first, second) for first, second in itertools.pairwise(children) if is_chain(first, second)]
 
 
-def _neighbours(module: Module) -> list[tuple[Module, Module]]:
+def _children(module: Module) -> list[Module]:
+    """What a plain ``Sequential`` runs one after the other."""
     if not isinstance(module, Sequential) or original_class(module).forward is not Sequential.forward:
         return []
-    return [] if "forward" in module.__dict__ else list(itertools.pairwise(module))
+    return [] if "forward" in module.__dict__ else list(module)
 
 
 def is_taken(first: Module, second: Module) -> bool:
@@ -49,7 +54,7 @@ def is_taken(first: Module, second: Module) -> bool:
 
 def is_chain(first: Module, second: Module) -> bool:
     """Whether ``first`` is a norm and ``second`` an activation that can be one step with it."""
-    recognised = sites.activation(second) if functional_chain.norm_name(first) is not None else None
+    recognised = sites.activation(second) if norm_name(first) is not None else None
     return recognised is not None and not why_not_converted(recognised.curve)
 
 
@@ -69,27 +74,28 @@ def steps_in(module: Module, dropouts: bool, chains: bool) -> Steps:
 def forward_of(steps: Steps, place: Maker) -> Callable[..., Any]:
     """The forward of a ``Sequential`` in which norms wait for their activations, and these for their dropouts."""
     names = helpers(steps.known, (), (), (), place)
-    call, begin_norm = names[f"{PREFIX}call"], names[f"{PREFIX}begin_norm"]
+    call, begin_norm, through = (names[PREFIX + name] for name in ("call", "begin_norm", "through"))
     begin, drop = names[f"{PREFIX}begin_dropped"], names[f"{PREFIX}drop"]
 
     def acts(module: Module) -> bool:
         return any(known.key is original_class(module) for known in steps.known)
+
+    def reaches(behind: list[Module]) -> bool:
+        first = next((module for module in behind if not is_identity(module)), None)
+        return first is not None and acts(first)
 
     @functools.wraps(Sequential.forward)
     def forward(self: Sequential, input: Any) -> Any:
         modules, value = list(self), input
         for number, module in enumerate(modules):
             following = modules[number + 1] if number + 1 < len(modules) else None
-            if steps.dropouts and is_dropout(module):
+            if type(value) is PendingNorm and is_identity(module):
+                value = through(module, value)
+            elif steps.dropouts and is_dropout(module):
                 value = drop(module, value)
             elif steps.dropouts and following is not None and is_dropout(following):
                 value = begin(module, value)
-            elif (
-                steps.chains
-                and following is not None
-                and functional_chain.norm_name(module) is not None
-                and acts(following)
-            ):
+            elif steps.chains and norm_name(module) is not None and reaches(modules[number + 1 :]):
                 value = begin_norm(module, value)
             elif type(value) is PendingNorm:
                 value = call(module, value)

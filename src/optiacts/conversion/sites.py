@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch.nn import GLU, Module, PReLU
 
-from optiacts import curves, functional_chain
+from optiacts import curves
 from optiacts.conversion.callees import Scope
 from optiacts.conversion.known import Known
 from optiacts.conversion.purity import ImpureError
@@ -26,6 +26,7 @@ from optiacts.conversion.recognition import (
 )
 from optiacts.conversion.source import Position, position, replaced
 from optiacts.conversion.spelled import FUNCTIONS, torch_curve
+from optiacts.norm_calls import norm_name
 
 _CURVED = frozenset(("sigmoid", "tanh", "erf", "erfc", "exp", "expit", "softplus", "logsigmoid", "ndtr"))
 _OPERAND = "_optiacts_operand"  # what an activation that is written out of no variable calls its input
@@ -93,16 +94,25 @@ class Drop:
 
 @dataclass(frozen=True)
 class Link:
-    """A call of one of ``norms``, whose output goes to one of the activations ``acts`` and nowhere else."""
+    """A call of one of ``norms``, whose output goes to one of the activations ``acts`` and nowhere else.
+
+    ``passes`` are calls of modules in between that return their argument.
+    """
 
     at: Position
-    norms: tuple[Module, ...]
+    norms: tuple[Any, ...]
     acts: tuple[Site, ...]
+    passes: tuple[Position, ...] = ()
 
     @property
     def what(self) -> str:
-        names = dict.fromkeys(functional_chain.norm_name(norm) or "" for norm in self.norms)
+        names = dict.fromkeys(norm_name(norm) or "" for norm in self.norms)
         return f"{' or '.join(names)} + {self.acts[0].what}"
+
+    @property
+    def modules(self) -> list[Module]:
+        """The activations that are modules."""
+        return [callee for act in self.acts for callee in act.callees if isinstance(callee, Module)]
 
 
 def act_of(site: Site | Product | Drop | Link) -> Site | None:

@@ -1,0 +1,207 @@
+"""Which norm a call computes: of a norm module, of such a module's own forward, or of PyTorch's function.
+
+A module that calls ``F.batch_norm`` itself, with its own arithmetic of running statistics, is as good as a BatchNorm:
+the call tells all that a chain needs to know.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Module
+from torch.nn import functional as F
+
+from optiacts.chains import Chain
+from optiacts.norms import arithmetic
+
+NORMS = "a BatchNorm, GroupNorm, InstanceNorm, LayerNorm or RMSNorm"
+_FORWARDS: dict[Any, str] = {
+    nn.modules.batchnorm._BatchNorm.forward: "BatchNorm",
+    nn.modules.instancenorm._InstanceNorm.forward: "InstanceNorm",
+    nn.GroupNorm.forward: "GroupNorm",
+    nn.LayerNorm.forward: "LayerNorm",
+    nn.RMSNorm.forward: "RMSNorm",
+}
+_FUNCTIONS: dict[Any, str] = {
+    F.batch_norm: "BatchNorm",
+    F.instance_norm: "InstanceNorm",
+    F.group_norm: "GroupNorm",
+    F.layer_norm: "LayerNorm",
+    F.rms_norm: "RMSNorm",
+}
+# the functions' parameters after the input; those without a default must be given
+_PARAMETERS: dict[str, tuple[str, ...]] = {
+    "BatchNorm": ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+    "InstanceNorm": ("running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps"),
+    "GroupNorm": ("num_groups", "weight", "bias", "eps"),
+    "LayerNorm": ("normalized_shape", "weight", "bias", "eps"),
+    "RMSNorm": ("normalized_shape", "weight", "eps"),
+}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "BatchNorm": {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5},
+    "InstanceNorm": {
+        "running_mean": None, "running_var": None, "weight": None, "bias": None, "use_input_stats": True,
+        "momentum": 0.1, "eps": 1e-5,
+    },
+    "GroupNorm": {"weight": None, "bias": None, "eps": 1e-5},
+    "LayerNorm": {"weight": None, "bias": None, "eps": 1e-5},
+    "RMSNorm": {"weight": None, "eps": None},
+}  # fmt: skip
+
+Statistics = tuple[Tensor, Tensor]
+
+
+class NormCall(NamedTuple):
+    """A call of a norm, with an activation after it.
+
+    Args:
+        kind: what it computes.
+        weight, bias: as they are given.
+        forward: the call, of whatever input.
+        given: copies of the running mean and of rstd, where the norm goes by them: they change later.
+    """
+
+    kind: Chain
+    weight: Tensor | None
+    bias: Tensor | None
+    forward: Callable[[Tensor], Tensor]
+    given: Statistics | None
+
+
+def norm_name(callee: Any) -> str | None:
+    """Which norm of PyTorch's a module, a module's own forward or a function computes; None for anything else."""
+    if isinstance(callee, Module):
+        forward = getattr(_own_class(callee), "forward", None)  # TorchScript has none
+        return _FORWARDS.get(forward) if isinstance(forward, types.FunctionType) else None
+    if isinstance(callee, types.MethodType):
+        return _FORWARDS.get(callee.__func__) if isinstance(callee.__self__, Module) else None
+    return _FUNCTIONS.get(callee) if isinstance(callee, types.FunctionType) else None
+
+
+def _own_class(norm: Module) -> type[Module]:
+    """The class with the norm's own forward: before a conversion, and without ours."""
+    kind: type[Module] = getattr(type(norm), "optiacts_original", type(norm))
+    return next(k for k in kind.__mro__ if k.__module__ != "optiacts.nn_norm")
+
+
+def why_no_norm(norm: Module) -> str:
+    """What to add for a norm that is left alone."""
+    if isinstance(norm, nn.SyncBatchNorm):
+        return ", whose statistics are those of several devices"
+    return ""
+
+
+def norm_call(callee: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], curve: str) -> NormCall | None:
+    """What ``callee(x, *args, **kwargs)`` computes now, with ``curve`` after it; None if that is not for a chain."""
+    name = norm_name(callee)
+    if name is None:
+        return None
+    if isinstance(callee, types.FunctionType):
+        options = _named(name, args, kwargs)
+    elif args or kwargs:
+        return None
+    else:
+        options = _of_module(name, callee if isinstance(callee, Module) else callee.__self__, x)
+    if options is None:
+        return None
+    kind = _kind(name, curve, x, options)
+    if kind is None:
+        return None
+    forward = _own_class(callee).forward if isinstance(callee, Module) else None
+
+    def run(x: Tensor) -> Tensor:
+        z: Tensor = callee(x, *args, **kwargs) if forward is None else forward(callee, x)
+        return z
+
+    return NormCall(kind, options["weight"], options.get("bias"), run, _given(kind, options))
+
+
+def _named(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """The arguments of a call of a function by their names; None if it does not take them."""
+    names = _PARAMETERS[name]
+    if len(args) > len(names):
+        return None
+    options = dict(_DEFAULTS[name])
+    for number, value in enumerate(args):
+        if names[number] in kwargs:
+            return None
+        options[names[number]] = value
+    for key, value in kwargs.items():
+        if key not in names:
+            return None
+        options[key] = value
+    return options if all(key in options for key in names) else None
+
+
+def _of_module(name: str, module: Any, x: Tensor) -> dict[str, Any] | None:
+    """The arguments with which a norm module calls the function."""
+    options: dict[str, Any] = {"eps": module.eps}
+    for parameter in ("weight", "bias"):
+        options[parameter] = module._parameters.get(parameter)
+    if name == "BatchNorm":
+        running = module.running_mean is not None and module.running_var is not None
+        options["training"] = module.training or not running
+    elif name == "InstanceNorm":
+        if x.ndim != module._get_no_batch_dim() + 1:
+            return None
+        options["use_input_stats"] = module.training or not module.track_running_stats
+    elif name == "GroupNorm":
+        options["num_groups"] = module.num_groups
+        return options if x.ndim >= 2 and x.shape[1] == module.num_channels else None
+    else:
+        options["normalized_shape"] = module.normalized_shape
+        return options
+    options["running_mean"], options["running_var"] = module.running_mean, module.running_var
+    return options if x.ndim >= 2 and x.shape[1] == module.num_features else None
+
+
+def _kind(name: str, curve: str, x: Tensor, options: dict[str, Any]) -> Chain | None:
+    """What a norm with these arguments computes of x; None if PyTorch would refuse them, or we cannot tell."""
+    eps: Any = options["eps"]
+    found: dict[str, Any]
+    if eps is None:
+        eps = torch.finfo(arithmetic(x.dtype)).eps
+    if not isinstance(eps, (int, float)) or not x.numel():
+        return None
+    if name in ("LayerNorm", "RMSNorm"):
+        shape = options["normalized_shape"]
+        if not isinstance(shape, (tuple, list)) or not shape or tuple(x.shape[x.ndim - len(shape) :]) != tuple(shape):
+            return None
+        channels = tuple(shape)
+        found = {"statistics": "rows", "dims": len(shape), "centered": name == "LayerNorm"}
+    else:
+        if x.ndim < 2:
+            return None
+        channels = (x.shape[1],)
+        if name == "GroupNorm":
+            groups = options["num_groups"]
+            if not isinstance(groups, int) or groups < 1 or x.shape[1] % groups:
+                return None
+            found = {"statistics": "rows", "groups": groups}
+        else:
+            takes = options["training" if name == "BatchNorm" else "use_input_stats"]
+            running = options["running_mean"], options["running_var"]
+            if not isinstance(takes, bool) or (not takes and not all(_shaped(r, channels) for r in running)):
+                return None
+            over = "batch" if name == "BatchNorm" else "rows"
+            groups = x.shape[1] if takes and name == "InstanceNorm" else 1
+            found = {"statistics": over if takes else "given", "groups": groups}
+    fits = all(p is None or _shaped(p, channels) for p in (options["weight"], options.get("bias")))
+    return Chain(name, curve, eps=eps, **found) if fits else None
+
+
+def _shaped(tensor: Any, shape: tuple[int, ...]) -> bool:
+    return isinstance(tensor, Tensor) and tuple(tensor.shape) == shape
+
+
+def _given(kind: Chain, options: dict[str, Any]) -> Statistics | None:
+    if kind.statistics != "given":
+        return None
+    mean, variance = options["running_mean"], options["running_var"]
+    wide = arithmetic(variance.dtype)
+    with torch.no_grad():
+        return mean.to(wide, copy=True), (variance.to(wide) + kind.eps).rsqrt()
