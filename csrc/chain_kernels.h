@@ -18,12 +18,18 @@ struct ChainKernels {
     void (*add_channels)(const float* g, const float* x_hat, float* by_shift, float* by_scale, int64_t count);
     // Adds sums to totals and makes them 0.
     void (*settle)(float* sums, double* totals, int64_t count);
-    // grad_x = g * factor - constant - x_hat * slope, with numbers of the row, or of each channel.
+    // grad_x = g * factor - constant - x_hat * slope, with numbers of the row, or of each channel; without an x_hat
+    // only the first, so that an infinite one does not matter.
     void (*gradient)(const float* g, const float* x_hat, float factor, float constant, float slope, void* grad_x,
                      int64_t count);
     void (*gradient_channels)(const float* g, const float* x_hat, const float* factor, const float* constant,
                               const float* slope, void* grad_x, int64_t count);
+    // How many are below a threshold.
+    int64_t (*count_below)(const void* x, int64_t count, float threshold);
 };
+
+enum { CLOSED = 3 };  // so many entries further on are those of a closed form
+
 
 extern const ChainKernels chain_kernels_portable[];
 #if defined(OPTIACTS_X86)

@@ -29,7 +29,7 @@ struct Chain {
     const float* inverse;   // of each channel
 
     explicit Chain(const optiacts_chain& chain)
-        : given(chain), of(kernels(chain.dtype)), of_rescued(kernels(chain.rescued_dtype)),
+        : given(chain), of(kernels(chain.dtype + (chain.closed ? CLOSED : 0))), of_rescued(kernels(chain.rescued_dtype)),
           of_result(kernels(chain.result_dtype)), rescue(chain.rescue), inverse(chain.inverse) {}
 
     template <class Byte>
@@ -38,6 +38,9 @@ struct Chain {
     }
     const char* in(const void* tensor, int64_t row, int64_t cols, int64_t size) const {
         return at(static_cast<const char*>(tensor), row, cols, size);
+    }
+    const uint8_t* bits(int64_t row, int64_t cols) const {
+        return given.closed ? nullptr : given.bits + row * ((cols + 7) / 8);
     }
     // The number of a statistic.
     int64_t statistic(int64_t sample, int64_t channel) const {
@@ -50,9 +53,9 @@ struct Chain {
 
 void decode(const Chain& c, int64_t sample, int64_t channel, float* g, float* x_hat) {
     const optiacts_chain& t = c.given;
-    const int64_t row = sample * t.channels + channel, octets = (t.positions + 7) / 8;
+    const int64_t row = sample * t.channels + channel;
     c.of.decode(c.in(t.grad, row, t.positions, c.of.element_size), c.in(t.y, row, t.positions, c.of.element_size),
-                t.bits + row * octets, t.shift[channel], c.inverse[channel], g, x_hat, t.positions, t.decoder);
+                c.bits(row, t.positions), t.shift[channel], c.inverse[channel], g, x_hat, t.positions, t.decoder);
     if (c.rescue && c.rescue[channel] >= 0) {
         const int64_t from = sample * t.rescues + c.rescue[channel], statistic = c.statistic(sample, channel);
         c.of_rescued.from_input(c.in(t.rescued, from, t.positions, c.of_rescued.element_size),
@@ -89,7 +92,7 @@ void together(const Chain& c, int64_t first_sample, int64_t last_sample, int64_t
             const float rstd = t.rstd[c.statistic(sample, channel)];
             char* const out = c.at(static_cast<char*>(t.grad_x), sample * t.channels + channel, size,
                                    c.of_result.element_size);
-            c.of_result.gradient(g, g + behind, t.scale[channel] * rstd, float(mean) * rstd, float(product) * rstd,
+            c.of_result.gradient(g, t.statistics == GIVEN ? nullptr : g + behind, t.scale[channel] * rstd, float(mean) * rstd, float(product) * rstd,
                                  out, size);
         }
 }
@@ -117,9 +120,9 @@ void positions_last(const Chain& c) {
 
 void decode_channels(const Chain& c, int64_t sample, int64_t position, float* g, float* x_hat) {
     const optiacts_chain& t = c.given;
-    const int64_t row = sample * t.positions + position, octets = (t.channels + 7) / 8;
+    const int64_t row = sample * t.positions + position;
     c.of.decode_channels(c.in(t.grad, row, t.channels, c.of.element_size),
-                         c.in(t.y, row, t.channels, c.of.element_size), t.bits + row * octets, t.shift, c.inverse, g,
+                         c.in(t.y, row, t.channels, c.of.element_size), c.bits(row, t.channels), t.shift, c.inverse, g,
                          x_hat, t.channels, t.decoder);
     if (!c.rescue) return;
     const char* const exact = c.in(t.rescued, row, t.rescues, c.of_rescued.element_size);
@@ -168,7 +171,7 @@ void write_rows(const Chain& c, int64_t first, int64_t end, const float* factor,
     for (int64_t row = first; row < end; ++row, g += step) {
         if (!step) decode_channels(c, row / t.positions, row % t.positions, g, g + behind);
         c.of_result.gradient_channels(
-            g, g + behind, factor, factor + channels, factor + 2 * channels,
+            g, t.statistics == GIVEN ? nullptr : g + behind, factor, factor + channels, factor + 2 * channels,
             c.at(static_cast<char*>(t.grad_x), row, channels, c.of_result.element_size), channels);
     }
 }
@@ -230,6 +233,17 @@ void channels_last(const Chain& c) {
 }
 
 }  // namespace
+
+int64_t optiacts_count_below(int dtype, const void* x, int64_t count, float threshold, int threads) {
+    const ChainKernels& of = kernels(dtype);
+    int64_t total = 0;
+    parallel_ranges(count, 64, threads, [&](int64_t begin, int64_t end) {
+        const int64_t found =
+            of.count_below(static_cast<const char*>(x) + begin * of.element_size, end - begin, threshold);
+        __atomic_fetch_add(&total, found, __ATOMIC_RELAXED);
+    });
+    return total;
+}
 
 void optiacts_chain_backward(const optiacts_chain* chain) {
     const Chain c(*chain);

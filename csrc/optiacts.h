@@ -68,12 +68,21 @@ typedef struct {
     float polynomials[OPTIACTS_DEGREE + 1][OPTIACTS_PREIMAGE_PIECES];
 } optiacts_chain_curve;
 
+/* The same of a curve that is x right of 0 and `depth` (exp(slope x / depth) - 1) left of it: y * tilt + slope is its
+ * slope there. A straight line has a `per_output` of 0, and its input is y * reach. */
+typedef struct {
+    float tilt, slope;  /* tilt = slope / depth */
+    float per_output;   /* -1 / depth */
+    float most;         /* the share of the depth beyond which an output tells nothing */
+    float reach;        /* depth / slope, of a straight line 1 / slope */
+} optiacts_chain_closed;
+
 /* A norm and the activation after it: src/optiacts/backends/eager_chain.py. Tensors are samples x channels x
  * positions, or samples x positions x channels if `last`. */
 typedef struct {
     const void *grad, *y;      /* of `dtype` */
     const uint8_t* bits;
-    const void* decoder;       /* optiacts_chain_curve, or the tables */
+    const void* decoder;       /* optiacts_chain_curve, or the tables; or optiacts_chain_closed, for which there are no bits */
     const float *rstd, *mean;  /* of each group of each sample, or of each channel; mean may be null */
     const float *scale, *shift, *inverse; /* of each channel; inverse is 1 / scale */
     const int64_t* rescue;     /* of each channel its number among the rescued ones, or -1; null if none is */
@@ -85,6 +94,7 @@ typedef struct {
     int64_t scratch;           /* so many elements a thread may keep decoded */
     int64_t room;              /* for so many it has room, twice: see backends/native_chain.py */
     int32_t dtype, rescued_dtype, result_dtype;
+    int32_t closed;            /* which kind of decoder */
     int32_t statistics;        /* 0: the groups of a sample; 1: a channel of all samples; 2: given */
     int32_t centered, last, threads;
 } optiacts_chain;
@@ -185,6 +195,9 @@ OPTIACTS_API void optiacts_dropped_gated_backward(int dtype, const void* grad, c
                                                   const uint8_t* bits, void* grad_gate, int64_t gate_stride,
                                                   void* grad_up, int64_t up_stride, int64_t rows, int64_t cols,
                                                   const void* decoder, float scale, float inverse, int threads);
+
+/* How many elements are below `threshold`. */
+OPTIACTS_API int64_t optiacts_count_below(int dtype, const void* x, int64_t count, float threshold, int threads);
 
 /* The gradients of a chain. The sums are pairs of each channel, or, if `last`, those of grad * f'(z) of all channels
  * first. */

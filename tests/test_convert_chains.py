@@ -145,10 +145,28 @@ def test_the_report_counts_chains_on_cuda() -> None:
     assert here.stages[-1].bytes == there.stages[-1].bytes
 
 
-def test_closed_forms_are_left_apart_and_the_report_names_the_call() -> None:
-    class Net(Conv):
-        act = nn.ELU()  # type: ignore[assignment]
+@pytest.mark.parametrize("act", [nn.LeakyReLU(), nn.LeakyReLU(0.2, inplace=True), nn.ELU(), nn.CELU(0.5)], ids=str)
+def test_closed_forms(act: nn.Module) -> None:
+    """One tensor and no bit, in a function and in a ``Sequential``."""
 
-    report = optiacts.convert(Net(3, 8))
-    (reason,) = [entry.reason for entry in report.left if "+" in entry.reason]
-    assert "there are no CPU kernels for a norm and elu(alpha=1.0): optiacts.norm_activation" in reason
+    class Net(Conv):
+        pass
+
+    Net.act = act  # type: ignore[assignment]
+    for block in (Net(3, 8), nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.BatchNorm2d(8), act)):
+        plain, x = copy.deepcopy(block), torch.randn(4, 3, 16, 16)
+        report = optiacts.convert(block)
+        assert any("BatchNorm + " in entry.what for entry in report.converted)
+        (y, ours), (theirs, wanted) = gradients(block, x), gradients(plain, x)
+        assert torch.equal(y, theirs)
+        for a, b in zip(ours, wanted, strict=True):
+            assert (a - b).norm() <= 2e-6 * b.norm()
+        held, before = (optiacts.saved_memory(model, x).bytes for model in (block, plain))
+        assert held <= y.nbytes + x.nbytes + 4 * 4 * 8
+        assert before >= 2 * y.nbytes
+
+
+def test_steep_closed_forms_are_left_with_the_reason() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.LeakyReLU(0.0005))
+    report = optiacts.convert(model)
+    assert not any("+" in entry.what for entry in report.converted)

@@ -9,11 +9,11 @@ import torch
 from optiacts import curves
 from optiacts.backends import eager_chain, native, native_chain
 from optiacts.chains import SavedChain
-from optiacts.packing import pack
 from tests.kernels import DTYPES, LEVELS, named
 
 MOST = {torch.float32: 6e-6, torch.bfloat16: 4e-3, torch.float16: 6e-4}
 KINDS = [("rows", 4, True), ("rows", 16, True), ("rows", 1, False), ("batch", 1, True), ("given", 1, True)]
+CLOSED = ("leaky_relu(negative_slope=0.1)", "elu", "elu(alpha=0.5)", "celu(alpha=2.0)")
 SHAPES = [(3, 16, 37), (2, 32, 70), (5, 16, 1), (1, 16, 300)]  # samples, channels, positions
 
 
@@ -46,8 +46,8 @@ def saved(
     mean = torch.randn(of_groups) if rescues and centered else None
     rstd = torch.rand(of_groups) + 0.5
     return SavedChain(
-        known.forward(z), pack(known.left(z)), rstd, scale, shift, mean, columns, rescued, curve, statistics,
-        centered, last,
+        known.forward(z), eager_chain.side_bits(z, known), rstd, scale, shift, mean, columns, rescued, curve,
+        statistics, centered, last,
     )  # fmt: skip
 
 
@@ -57,13 +57,14 @@ def saved(
 def test_gradients_are_eagers(
     kind: tuple[str, int, bool], dtype: torch.dtype, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Decoded once or twice, with rescued channels or without, with both curves."""
+    """Decoded once or twice, with rescued channels or without, of all curves."""
     native.use_level(chosen)
     torch.manual_seed(0)
     for shape, last, rescues in itertools.product(SHAPES, (False, True), (False, True)):
         if shape[1] % kind[1]:
             continue
-        for curve, kept in (("silu", 1 << 18), ("silu", 8), ("mish", 1 << 18)):
+        cases = [("silu", 1 << 18), ("silu", 8), ("mish", 1 << 18), *((name, 1 << 18) for name in CLOSED)]
+        for curve, kept in cases:
             monkeypatch.setattr(native_chain, "_KEPT", kept)
             given = saved(curve, dtype, kind, shape, last, rescues)
             grad = torch.randn(given.y.shape).to(dtype)
@@ -91,6 +92,43 @@ def test_far_outputs_and_those_that_are_no_numbers(dtype: torch.dtype) -> None:
         assert torch.equal(ours.isnan(), theirs.isnan())
         assert torch.allclose(ours.float(), theirs.float(), rtol=2 * MOST[dtype], atol=1e-6, equal_nan=True)
     assert native_chain.chain_backward(grad, given, dtype)[0][0, :, 2].isnan().all()
+
+
+@pytest.mark.parametrize("chosen", LEVELS)
+@pytest.mark.parametrize("dtype", DTYPES, **named)
+@pytest.mark.parametrize("curve", CLOSED)
+def test_special_outputs_of_closed_forms(curve: str, dtype: torch.dtype, chosen: str) -> None:
+    """Zeros of both signs, the limit, what lies next to it, infinities and NaN: as in float64, at every level."""
+    native.use_level(chosen)
+    known = curves.get(curve)
+    x = torch.tensor([0.0, -0.0, 1e-7, -1e-7, 0.5, -0.5, -2, -5, -9, -30, -80, 300, torch.inf, torch.nan, -1, 1])
+    given = saved(curve, dtype, ("given", 1, True), (1, 16, 16), False, False)
+    y = known.forward(x.to(dtype)).expand(1, 16, 16).contiguous()
+    given = given._replace(y=y, scale=torch.ones(16), shift=torch.zeros(16), rstd=torch.ones(16))
+    grad = torch.ones_like(y)
+    ours = native_chain.chain_backward(grad, given, dtype)
+    theirs = eager_chain.chain_backward(grad, given, dtype)
+    assert torch.equal(ours[0].isnan(), theirs[0].isnan())
+    assert torch.allclose(ours[0].float(), theirs[0].float(), rtol=2 * MOST[dtype], atol=1e-6, equal_nan=True)
+    finite = given._replace(y=y.masked_fill(~y.isfinite(), 2.0))
+    for a, b in zip(
+        native_chain.chain_backward(grad, finite, dtype), eager_chain.chain_backward(grad, finite, dtype), strict=True
+    ):
+        assert torch.allclose(a.float(), b.float(), rtol=1e-5 if a.dtype is torch.float32 else 2 * MOST[dtype])
+
+
+@pytest.mark.parametrize("chosen", LEVELS)
+@pytest.mark.parametrize("dtype", DTYPES, **named)
+def test_what_lies_below_is_counted(dtype: torch.dtype, chosen: str) -> None:
+    native.use_level(chosen)
+    for count in (1, 37, 5000, 300_001):
+        x = torch.randn(count).to(dtype)
+        x[count // 2] = torch.nan
+        x[-1] = -torch.inf
+        for threshold in (-8.0, -1.0, 0.25):
+            assert native_chain.count_below(x, threshold) == int((x < threshold).sum())
+    channels_last = torch.randn(3, 5, 7, 9).to(dtype, memory_format=torch.channels_last)[:, :, 1:]
+    assert native_chain.count_below(channels_last, -1.0) == int((channels_last < -1.0).sum())
 
 
 def test_what_has_no_kernel_is_eagers() -> None:

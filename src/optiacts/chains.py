@@ -184,14 +184,6 @@ def furthest_told(name: str, dtype: torch.dtype) -> float:
     return -float(inverse(curve, faint, torch.ones(1, dtype=torch.bool)))
 
 
-def why_not_converted(name: str) -> str:
-    """Why conversion leaves a norm and such an activation apart; empty if it does not."""
-    reason = why_not_chained(name)
-    if reason or not isinstance(curves.get(name).decoder, curves.ClosedForm):
-        return reason
-    return f"there are no CPU kernels for a norm and {name}: optiacts.norm_activation makes one step of them"
-
-
 def why_not_chained(name: str) -> str:
     """Why an activation may not be chained to the norm before it; empty if it may."""
     curve = curves.get(name)

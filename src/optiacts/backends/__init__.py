@@ -172,6 +172,12 @@ def select_chain(tensor: Tensor, curve: Curve) -> ChainBackend:
     return _select_chain(tensor.device, tensor.dtype, curve.name)
 
 
+def count_below(x: Tensor, threshold: float) -> int:
+    """How many elements are below ``threshold``, of a tensor on a device where a look at values waits for nothing."""
+    native_serves = _select_norm(x.device, x.dtype) is native_norm
+    return (native_chain if native_serves else eager_chain).count_below(x, threshold)
+
+
 def has_chain_kernels(device: torch.device) -> bool:
     """Whether chains are as fast as PyTorch there. Elsewhere they take many small steps, which only who asks gets."""
     return device.type == "cpu" or triton.unavailable(device) is None
@@ -189,6 +195,7 @@ __all__ = [
     "Backend",
     "ChainBackend",
     "NormBackend",
+    "count_below",
     "has_chain_kernels",
     "select",
     "select_chain",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optiacts import curves
 from optiacts.chains import SavedChain
-from optiacts.curves import Curve
+from optiacts.curves import ClosedForm, Curve
 from optiacts.decoders import branch, decode
 from optiacts.decoders.preimage import preimage
 from optiacts.packing import pack, packed_shape
@@ -32,6 +32,11 @@ def side_bits(z: Tensor, curve: Curve) -> Tensor:
     return pack(curve.left(z))
 
 
+def count_below(x: Tensor, threshold: float) -> int:
+    """How many elements are below ``threshold``."""
+    return int((x < threshold).sum())
+
+
 def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """dx in ``dtype`` and of the shape of ``grad``; dw and db in the precision of the arithmetic.
 
@@ -41,7 +46,7 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
     """
     curve, rstd, scale, last = curves.get(saved.curve), saved.rstd, saved.scale, saved.last
     left = branch(saved.y, saved.bits, curve)
-    g = grad.to(rstd.dtype) * decode(saved.y, left, curve).to(rstd.dtype)
+    g = grad.to(rstd.dtype) * _slope(saved.y, left, curve).to(rstd.dtype)
     x_hat = normalised(saved, left)
     positions = 1 if last else 2
     by_shift, by_scale = g.sum(positions), (g * x_hat).sum(positions)  # (samples, channels)
@@ -58,6 +63,13 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
             dx = dx - spread(_mean(w * by_shift, saved))
     dx = dx * spread(_of_channels(rstd, saved))
     return dx.to(dtype), by_scale.sum(0), by_shift.sum(0)
+
+
+def _slope(y: Tensor, left: Tensor, curve: Curve) -> Tensor:
+    """f'(z). That of a closed form belongs to the z that is found, not to all that have this output."""
+    if isinstance(curve.decoder, ClosedForm):
+        return curve.decoder.slope(y.to(torch.promote_types(y.dtype, torch.float32)), left)
+    return decode(y, left, curve)
 
 
 def normalised(saved: SavedChain, left: Tensor) -> Tensor:

@@ -2,13 +2,14 @@
 
 Each element is decoded once, where what is normalised together fits into a thread's share of the cache, else twice.
 Results are those of ``optiacts.backends.eager_chain`` within the rounding of float32; the weight's and the bias's may
-differ in it by the number of threads. What has no kernel (float64, a rare mixture of dtypes, a curve in closed form,
-nothing to compute) is left to eager.
+differ in it by the number of threads. What has no kernel (float64, a rare mixture of dtypes, nothing to compute) is
+left to eager.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from optiacts.backends import eager_chain, native
 from optiacts.chains import SavedChain
 from optiacts.curves import Curve, Unimodal
 from optiacts.decoders.polynomials import DEGREE
-from optiacts.decoders.preimage import PIECES, preimage_coefficients, preimage_table
+from optiacts.decoders.preimage import PIECES, preimage_coefficients, preimage_table, smallest_share
 from optiacts.decoders.table import decode_table
 
 name = "native"
@@ -33,7 +34,20 @@ _KEPT = 1 << 18  # elements that a thread keeps decoded: 2 MiB
 
 def forward(z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """The activation's own output, and the packed side bits of ``rows(z)``."""
+    if not curve.decoder.side_bits:
+        return eager_chain.forward(z, curve, rows)
     return curve.forward(z), native.side_bits(rows(z), curve)
+
+
+def count_below(x: Tensor, threshold: float) -> int:
+    """How many elements are below ``threshold``."""
+    if x.dtype not in native.dtypes:
+        return eager_chain.count_below(x, threshold)
+    x = x.contiguous() if not x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last) else x
+    threads = min(native.threads(), x.numel() // _ELEMENTS_PER_THREAD + 1)
+    number = native.DTYPES.index(x.dtype)
+    found: int = native.library().optiacts_count_below(number, x.data_ptr(), x.numel(), threshold, threads)
+    return found
 
 
 def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,8 +87,8 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
         scale.data_ptr(), shift.data_ptr(), inverse.data_ptr(), _address(rescue), _address(rescued), dx.data_ptr(),
         sums.data_ptr(), workspace.data_ptr(), samples, channels, positions, groups,
         0 if saved.columns is None else saved.columns.numel(), _KEPT, room, numbered(y.dtype),
-        numbered((y if rescued is None else rescued).dtype), numbered(dtype), _STATISTICS.index(saved.statistics),
-        saved.centered, last, threads,
+        numbered((y if rescued is None else rescued).dtype), numbered(dtype), decoder.closed,
+        _STATISTICS.index(saved.statistics), saved.centered, last, threads,
     )  # fmt: skip
     native.library().optiacts_chain_backward(ctypes.addressof(arguments))
     found = sums.to(torch.float32)
@@ -94,7 +108,7 @@ class _Chain(ctypes.Structure):
             "samples", "channels", "positions", "groups", "rescues", "scratch", "room",
         )],
         *[(number, ctypes.c_int32) for number in (
-            "dtype", "rescued_dtype", "result_dtype", "statistics", "centered", "last", "threads",
+            "dtype", "rescued_dtype", "result_dtype", "closed", "statistics", "centered", "last", "threads",
         )],
     ]  # fmt: skip
 
@@ -113,15 +127,27 @@ class _Curve(ctypes.Structure):
     ]
 
 
+class _Closed(ctypes.Structure):
+    """``optiacts_chain_closed`` of csrc/optiacts.h."""
+
+    _fields_ = [(name, ctypes.c_float) for name in ("tilt", "slope", "per_output", "most", "reach")]
+
+
 @dataclass(frozen=True)
 class _Decoder:
     address: int
-    owner: _Curve | Tensor
+    owner: _Curve | _Closed | Tensor
+    closed: bool = False
 
 
 @once
 def _decoder(curve: str, dtype: torch.dtype) -> _Decoder:
     known = curves.get(curve)
+    if known.left_of_zero is not None:
+        slope, depth = known.left_of_zero.slope, known.left_of_zero.depth
+        reach = depth / slope if math.isfinite(depth) else 1 / slope
+        closed = _Closed(slope / depth, slope, -1 / depth, 1 - smallest_share(dtype), reach)
+        return _Decoder(ctypes.addressof(closed), closed, closed=True)
     if dtype is not torch.float32:
         tables = torch.cat([decode_table(curve, dtype), preimage_table(curve, dtype)])
         return _Decoder(tables.data_ptr(), tables)
@@ -133,7 +159,7 @@ def _decoder(curve: str, dtype: torch.dtype) -> _Decoder:
 
 def serves(curve: Curve) -> bool:
     """Whether there are kernels for a curve."""
-    return isinstance(curve.decoder, Unimodal)
+    return isinstance(curve.decoder, Unimodal) or curve.left_of_zero is not None
 
 
 def _address(tensor: Tensor | None) -> int | None:

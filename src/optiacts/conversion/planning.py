@@ -13,7 +13,7 @@ from torch.nn import Module
 from torch.nn import functional as F
 
 from optiacts import curves
-from optiacts.chains import why_not_converted
+from optiacts.chains import why_not_chained
 from optiacts.conversion import sites
 from optiacts.conversion.callees import Scope, root_name
 from optiacts.conversion.chains import find_chains
@@ -371,7 +371,7 @@ def why_not(flow: Flow, origin: Origin, kept_once: bool) -> str:
 def why_unchained(link: Link) -> str:
     """Why none of the activations may be one step with the norm before it; empty if one may."""
     names = {act.base for act in link.acts} | {entry.recognised.curve for act in link.acts for entry in act.known}
-    reasons = [why_not_converted(name) for name in sorted(names)]
+    reasons = [why_not_chained(name) for name in sorted(names)]
     return reasons[0] if all(reasons) else ""
 
 

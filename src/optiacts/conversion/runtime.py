@@ -25,7 +25,7 @@ from optiacts import (
 )
 from optiacts._torch import watched
 from optiacts.backends import has_chain_kernels
-from optiacts.chains import why_not_converted
+from optiacts.chains import why_not_chained
 from optiacts.conversion.clamps import bounds as bounds_of
 from optiacts.conversion.known import (
     Activated,
@@ -129,7 +129,7 @@ def helpers(
 
     def _chained(pending: PendingNorm, callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found = activated(known, callee, (pending.input, *args), kwargs)
-        if found is not None and not why_not_converted(found.curve):
+        if found is not None and not why_not_chained(found.curve):
             _unmoved(pending)
             norm, x = pending.callee, pending.input
             result = functional_chain.chained_or_none(norm, x, pending.args, pending.kwargs, found.curve)

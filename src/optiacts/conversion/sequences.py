@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch.nn import Module, Sequential
 
-from optiacts.chains import why_not_converted
+from optiacts.chains import why_not_chained
 from optiacts.conversion import sites
 from optiacts.conversion.known import Known, is_dropout, is_identity, original_class
 from optiacts.conversion.runtime import PREFIX, PendingNorm, helpers
@@ -55,7 +55,7 @@ def is_taken(first: Module, second: Module) -> bool:
 def is_chain(first: Module, second: Module) -> bool:
     """Whether ``first`` is a norm and ``second`` an activation that can be one step with it."""
     recognised = sites.activation(second) if norm_name(first) is not None else None
-    return recognised is not None and not why_not_converted(recognised.curve)
+    return recognised is not None and not why_not_chained(recognised.curve)
 
 
 def steps_in(module: Module, dropouts: bool, chains: bool) -> Steps:

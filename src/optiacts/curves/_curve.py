@@ -95,6 +95,14 @@ class ClosedForm:
 
 
 @dataclass(frozen=True)
+class LeftOfZero:
+    """A curve left of 0: depth * (exp(slope / depth * x) - 1), or slope * x for a ``depth`` of infinity."""
+
+    slope: float
+    depth: float = math.inf
+
+
+@dataclass(frozen=True)
 class Family:
     """Curves that differ in numbers: ``make`` takes them by name and returns one, or raises ``CurveError``.
 
@@ -147,6 +155,7 @@ class Curve:
         tells_input: whether the output and the side bit tell the input everywhere, to a few roundings, so that a norm
             before the activation can go by them (docs/chains.md). A forward that cancels or falls off fast far left
             does not.
+        left_of_zero: of a curve that is x where x > 0, and tells its input, what it is elsewhere.
         modules, functions: the classes and functions that compute it.
         ops: the aten ops, such as ``"aten::gelu"``.
         triton: the forward as PyTorch's GPU kernel evaluates it, an expression in the float32 tile ``z``: see
@@ -175,6 +184,7 @@ class Curve:
     kinks: tuple[float, ...] = ()
     minimum: float | None = None
     tells_input: bool = False
+    left_of_zero: LeftOfZero | None = None
     modules: tuple[Spelling, ...] = ()
     functions: tuple[Spelling, ...] = ()
     ops: tuple[str, ...] = ()

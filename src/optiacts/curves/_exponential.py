@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optiacts.curves._curve import ClosedForm, CurveError, Regions
+from optiacts.curves._curve import ClosedForm, CurveError, LeftOfZero, Regions
 
 
 def linear_unit(name: str, alpha: float, scale: float = 1.0, input_scale: float = 1.0) -> dict[str, Any]:
@@ -65,6 +65,7 @@ def _for_norms(depth: float, input_scale: float) -> dict[str, Any]:
     below = f"clamp(tl.log(1.0 + y * {1 / depth!r}), lowest, 0.0) * {1 / input_scale!r}"
     return {
         "tells_input": True,
+        "left_of_zero": LeftOfZero(depth * input_scale, depth),
         "triton_input": f"tl.where(y > 0.0, y, {below})",
         "triton_slope": f"tl.where(z > 0.0, 1.0, {input_scale!r} * (y + {depth!r}))",
     }

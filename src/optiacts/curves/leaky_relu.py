@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional
 
-from optiacts.curves._curve import ClosedForm, Curve, CurveError, Family, spelled
+from optiacts.curves._curve import ClosedForm, Curve, CurveError, Family, LeftOfZero, spelled
 
 LEAST, MOST = 1e-4, 1e4  # an output that underflows or overflows on its way through 16 bits has lost its input
 
@@ -31,6 +31,7 @@ def make(negative_slope: float = 0.01) -> Curve:
         ),
         inplace_keeps_output=True,
         tells_input=negative_slope >= 1e-3,
+        left_of_zero=LeftOfZero(negative_slope),
         triton_input=f"tl.where(y > 0.0, y, y * {1 / negative_slope!r})",
         triton_slope=f"tl.where(z > 0.0, 1.0, {negative_slope!r})",
         modules=(spelled("torch.nn.LeakyReLU", negative_slope=negative_slope),),

@@ -96,9 +96,9 @@ def _lost(kind: Chain, z: Tensor) -> bool:
     furthest, faint = furthest_told(kind.curve, z.dtype), isinstance(curves.get(kind.curve).decoder, curves.Unimodal)
     if torch.compiler.is_compiling() or is_fake(z) or waits(z.device) or math.isinf(furthest):
         return False
-    if faint:
-        return z.dtype is torch.float16 and bool(z.amin() < -furthest)
-    return bool((z < -furthest).sum() > _BEYOND * z.numel())
+    if faint and z.dtype is not torch.float16:
+        return False
+    return backends.count_below(z, -furthest) > (0 if faint else _BEYOND * z.numel())
 
 
 def _positions(kind: Chain, z: Tensor) -> int:
