@@ -38,7 +38,7 @@ def ratios(norm: str, curve: str, shape: tuple[int, ...], dtype: torch.dtype, la
 
     def loss(y: Tensor) -> Tensor:
         x.grad = module.weight.grad = module.bias.grad = None
-        return _Gradient.apply(y, weights)  # type: ignore[no-any-return]
+        return _Gradient.apply(y, weights)
 
     runs = {
         "ours": lambda: loss(norm_activation(x, module, curve)),

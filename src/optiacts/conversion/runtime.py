@@ -41,6 +41,7 @@ from optiacts.conversion.known import (
 from optiacts.conversion.purity import holds
 from optiacts.conversion.recognition import Recognised
 from optiacts.norm_calls import norm_name
+from optiacts.ops import chain_scaled
 from optiacts.ops import gated as gated_ops
 from optiacts.ops.gated_inputs import gated_from_inputs
 from optiacts.overwritten import Maker, made_by
@@ -314,7 +315,9 @@ def _product(act: Pending, up: Any, multiply: Callable[[Any, Any], Any], place: 
         if not kept and functional_gated.keeps_inputs(act.gate):
             return gated_from_inputs(act.gate, up, act.curve)
         return made_by(gated_ops.gated(act.gate, up, act.curve), place)
-    return multiply(_finished(act, place), up)
+    gate = _finished(act, place)
+    product = chain_scaled.scaled(up, gate) if act.curve == "sigmoid" and isinstance(up, Tensor) else None
+    return multiply(gate, up) if product is None else made_by(product, place)
 
 
 def _later(act: Pending, up: Any, multiply: Callable[[Any, Any], Any]) -> PendingProduct:

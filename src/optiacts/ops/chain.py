@@ -17,6 +17,7 @@ the weight and the bias as they are now, since whoever changes them unseen must 
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from optiacts import backends, curves
 from optiacts._torch import is_fake
 from optiacts.chains import Chain, SavedChain, furthest_told
 from optiacts.ops import library
+from optiacts.ops.chain_scaled import Keeping, may_be_scaled
 from optiacts.ops.functions import differentiable
 from optiacts.ops.norm import norm_statistics
 from optiacts.ops.norm_channels import Channels, guard, waits
@@ -66,7 +68,15 @@ def chain(x: Tensor, given: Factors, kind: Chain, normed: Normed, channels: Chan
         columns = channels.rescued
         if z.element_size() < x.element_size() or _lost(kind, z):  # channels were judged by the dtype of x
             columns = torch.arange(z.numel() // _positions(kind, z), device=z.device)
-    result: Tensor = OptiActsChain.apply(x, *given, z, mean, rstd, columns, kind, last, channels.known)
+    arguments = x, *given, z, mean, rstd, columns, kind, last, channels.known
+    if kind.dims or not may_be_scaled(z):
+        result: Tensor = OptiActsChain.apply(*arguments)
+        return result
+    with Keeping() as keeping:
+        result = OptiActsChain.apply(*arguments)
+    if result.grad_fn is not None and keeping.kept is not None:
+        result.grad_fn.kept = weakref.ref(keeping.kept)  # type: ignore[attr-defined]
+        keeping.kept = None  # the graph's alone
     return result
 
 

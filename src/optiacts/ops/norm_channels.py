@@ -121,9 +121,9 @@ def explained(makers: list[Maker]) -> str:
     names = ", ".join(maker.optiacts_described() for maker in makers)
     return (
         f"optiacts: the weight or bias of a norm{' of ' * bool(names)}{names} was changed in a way that PyTorch does "
-        "not count, and its output no longer told its input; there are no right gradients of that backward. Throw "
-        "that step away. Change parameters between a backward and the next forward, and call "
-        "optiacts.norm_weights_changed() after a change that PyTorch does not count."
+        "not count, and its output no longer told its input (or a gate behind it fell below 2^-60); there are no "
+        "right gradients of that backward. Throw that step away. Change parameters between a backward and the next "
+        "forward, and call optiacts.norm_weights_changed() after a change that PyTorch does not count."
     )
 
 
