@@ -100,9 +100,17 @@ def test_result_is_pytorchs_and_gradients_are_exact(name: str, dtype: torch.dtyp
 def test_errors_are_within_the_contract(curve: str, norm: str, dtype: str) -> None:
     """At most twice PyTorch's error of dx in bfloat16, 3.5 times in float16, and about 1e-6 in float32.
 
-    PyTorch's RMSNorm on a CPU is made of steps in float32, rounded once: it errs less than its other norms do.
+    PyTorch's RMSNorm on a CPU is made of steps in float32, rounded once: it errs less than its other norms do. In
+    16 bits conversion leaves it apart, and who asks for one step gets a LayerNorm's errors.
     """
-    most = {"bfloat16": 2.0, "float16": 3.5, "float32": 0.0}[dtype] * (1.4 if norm == "RMSNorm" else 1)
+    most = {"bfloat16": 2.0, "float16": 3.5, "float32": 0.0}[dtype]
+    apart = bool(chains.why_not_converted(norm, curve, DTYPES[dtype]))
+    assert apart is (norm == "RMSNorm" and dtype != "float32")
+    if apart:
+        for data in DATA.values():
+            found, other = (errors(name, curve, data, DTYPES[dtype]) for name in ("RMSNorm", "LayerNorm"))
+            assert found.ours[0] <= 1.1 * other.ours[0], (data, found, other)
+        return
     for data in (*(DATA[name] for name in DATA if name != "64 samples"), Data(batch=16, bias=0.0)):
         found = errors(norm, curve, data, DTYPES[dtype])
         assert found.ours[0] <= max(most * found.pytorch[0], 5e-6), (data, found)

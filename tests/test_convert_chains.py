@@ -166,6 +166,42 @@ def test_closed_forms(act: nn.Module) -> None:
         assert before >= 2 * y.nbytes
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_rms_norm_is_left_apart_in_16_bits(dtype: torch.dtype) -> None:
+    """Its gradient would err more than the contract allows: told by the parameters, or when it runs."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.act = nn.RMSNorm(64, eps=1e-5), nn.SiLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.norm(x))  # type: ignore[no-any-return]
+
+    x = torch.randn(256, 64)
+    grad = (torch.randn(x.shape) + x).to(dtype)
+    x = x.to(dtype)
+    for before in (False, True):
+        for make in (Net, lambda: nn.Sequential(nn.RMSNorm(64, eps=1e-5), nn.SiLU())):
+            model = make()
+            plain, wide = copy.deepcopy(model).to(dtype), copy.deepcopy(model).double()
+            model = model.to(dtype) if before else model
+            report = optiacts.convert(model)
+            chained = any("+" in entry.what for entry in report.converted)
+            assert chained is (dtype is torch.float32 or not before)
+            model = model.to(dtype)
+            inputs = [x.clone().requires_grad_(), x.clone().requires_grad_(), x.double().requires_grad_()]
+            outputs = [net(own) for net, own in zip((model, plain, wide), inputs, strict=True)]
+            assert torch.equal(outputs[0], outputs[1])
+            assert ("Chain" in outputs[0].grad_fn.name()) is (dtype is torch.float32)
+            found = [
+                torch.autograd.grad(y, own, grad.to(y.dtype))[0].double()
+                for y, own in zip(outputs, inputs, strict=True)
+            ]
+            off = [(a - found[2]).norm() for a in found[:2]]
+            assert off[0] <= max({torch.bfloat16: 2.0, torch.float16: 3.5}.get(dtype, 0) * off[1], 5e-6 * x.norm())
+
+
 def test_steep_closed_forms_are_left_with_the_reason() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.LeakyReLU(0.0005))
     report = optiacts.convert(model)

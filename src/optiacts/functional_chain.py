@@ -38,7 +38,7 @@ from optiacts._torch import (
     statistics_of,
     watched,
 )
-from optiacts.chains import Chain, why_not_chained
+from optiacts.chains import Chain, why_not_chained, why_not_converted
 from optiacts.functional_norm import saves_memory
 from optiacts.norm_calls import NORMS, Statistics, norm_call, norm_name, why_no_norm
 from optiacts.norms import arithmetic
@@ -88,16 +88,19 @@ def chained(input: Tensor, norm: Module, name: str) -> Tensor:
 
 
 def chained_or_none(
-    norm: Any, input: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
+    norm: Any, input: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, wanted: bool = True
 ) -> Tensor | None:
     """The chain of ``norm(input, *args, **kwargs)`` and the curve ``name``, as one step.
 
-    ``norm`` is what ``norm_calls.norm_call`` knows. None, with nothing run, where it cannot be one step.
+    ``norm`` is what ``norm_calls.norm_call`` knows. None, with nothing run, where it cannot be one step, or, if
+    nobody has asked for it (``wanted``), where conversion leaves the two apart.
     """
     if not isinstance(input, Tensor) or (isinstance(norm, Module) and watched(norm)):
         return None
     call = norm_call(norm, input, args, kwargs, name)
     if call is None or not supports(input, call.weight, call.bias):
+        return None
+    if not wanted and why_not_converted(call.kind.norm, name, input.dtype):
         return None
     return chain(input, *call)
 

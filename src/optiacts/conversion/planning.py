@@ -13,7 +13,7 @@ from torch.nn import Module
 from torch.nn import functional as F
 
 from optiacts import curves
-from optiacts.chains import why_not_chained
+from optiacts.chains import why_not_converted
 from optiacts.conversion import sites
 from optiacts.conversion.callees import Scope, root_name
 from optiacts.conversion.chains import find_chains
@@ -29,6 +29,7 @@ from optiacts.conversion.sites import Drop, Link, Product, Site, Sites, act_of
 from optiacts.conversion.source import Position, UnseenError, position, source_of
 from optiacts.conversion.spelled import torch_curve
 from optiacts.conversion.values import Origin
+from optiacts.norm_calls import norm_name
 
 _DEEPEST = 8
 
@@ -371,8 +372,15 @@ def why_not(flow: Flow, origin: Origin, kept_once: bool) -> str:
 def why_unchained(link: Link) -> str:
     """Why none of the activations may be one step with the norm before it; empty if one may."""
     names = {act.base for act in link.acts} | {entry.recognised.curve for act in link.acts for entry in act.known}
-    reasons = [why_not_chained(name) for name in sorted(names)]
+    norms = {(norm_name(norm) or "", _dtype_of(norm)) for norm in link.norms}
+    reasons = [why_not_converted(norm, name, dtype) for name in sorted(names) for norm, dtype in norms]
     return reasons[0] if all(reasons) else ""
+
+
+def _dtype_of(norm: Any) -> torch.dtype:
+    """That of a norm module's parameters, for all else float32: what it is given is seen when it runs."""
+    parameters = norm.parameters(recurse=False) if isinstance(norm, Module) else ()
+    return next((parameter.dtype for parameter in parameters), torch.float32)
 
 
 def why_unkept(flow: Flow, origin: Origin) -> str:

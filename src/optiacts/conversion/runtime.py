@@ -133,7 +133,8 @@ def helpers(
         if found is not None and not why_not_chained(found.curve):
             _unmoved(pending)
             norm, x = pending.callee, pending.input
-            result = functional_chain.chained_or_none(norm, x, pending.args, pending.kwargs, found.curve)
+            given = pending.args, pending.kwargs
+            result = functional_chain.chained_or_none(norm, x, *given, found.curve, wanted=False)
             if result is not None:
                 return made_by(result, place)
         return call(callee, _settled(pending), *args, **kwargs)

@@ -7,9 +7,10 @@ import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch.nn import Module, Sequential
 
-from optiacts.chains import why_not_chained
+from optiacts.chains import why_not_converted
 from optiacts.conversion import sites
 from optiacts.conversion.known import Known, is_dropout, is_identity, original_class
 from optiacts.conversion.runtime import PREFIX, PendingNorm, helpers
@@ -54,8 +55,10 @@ def is_taken(first: Module, second: Module) -> bool:
 
 def is_chain(first: Module, second: Module) -> bool:
     """Whether ``first`` is a norm and ``second`` an activation that can be one step with it."""
-    recognised = sites.activation(second) if norm_name(first) is not None else None
-    return recognised is not None and not why_not_chained(recognised.curve)
+    norm = norm_name(first)
+    recognised = sites.activation(second) if norm is not None else None
+    dtype = next((parameter.dtype for parameter in first.parameters(recurse=False)), torch.float32)
+    return recognised is not None and not why_not_converted(str(norm), recognised.curve, dtype)
 
 
 def steps_in(module: Module, dropouts: bool, chains: bool) -> Steps:
