@@ -24,8 +24,8 @@ struct ChainKernels {
                      int64_t count);
     void (*gradient_channels)(const float* g, const float* x_hat, const float* factor, const float* constant,
                               const float* slope, void* grad_x, int64_t count);
-    // How many are below a threshold.
-    int64_t (*count_below)(const void* x, int64_t count, float threshold);
+    // The sum of the squares of how far they lie below a threshold. A NaN lies nowhere.
+    double (*excess)(const void* x, int64_t count, float threshold);
 };
 
 enum { CLOSED = 3 };  // so many entries further on are those of a closed form

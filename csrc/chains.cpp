@@ -234,14 +234,21 @@ void channels_last(const Chain& c) {
 
 }  // namespace
 
-int64_t optiacts_count_below(int dtype, const void* x, int64_t count, float threshold, int threads) {
+double optiacts_excess(int dtype, const void* x, int64_t count, float threshold, int threads) {
     const ChainKernels& of = kernels(dtype);
-    int64_t total = 0;
-    parallel_ranges(count, 64, threads, [&](int64_t begin, int64_t end) {
-        const int64_t found =
-            of.count_below(static_cast<const char*>(x) + begin * of.element_size, end - begin, threshold);
-        __atomic_fetch_add(&total, found, __ATOMIC_RELAXED);
-    });
+    constexpr int64_t PART = 1 << 16;  // added up in the order of the tensor, whatever the number of threads
+    double total = 0, sums[64];
+    for (int64_t first = 0; first < count; first += 64 * PART) {
+        const int64_t left = count - first, parts = left < 64 * PART ? (left + PART - 1) / PART : 64;
+        parallel_ranges(parts, 1, threads, [&](int64_t part, int64_t end) {
+            for (; part < end; ++part) {
+                const int64_t begin = first + part * PART, rest = count - begin;
+                sums[part] = of.excess(static_cast<const char*>(x) + begin * of.element_size,
+                                       rest < PART ? rest : PART, threshold);
+            }
+        });
+        for (int64_t part = 0; part < parts; ++part) total += sums[part];
+    }
     return total;
 }
 

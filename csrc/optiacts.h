@@ -196,8 +196,8 @@ OPTIACTS_API void optiacts_dropped_gated_backward(int dtype, const void* grad, c
                                                   void* grad_up, int64_t up_stride, int64_t rows, int64_t cols,
                                                   const void* decoder, float scale, float inverse, int threads);
 
-/* How many elements are below `threshold`. */
-OPTIACTS_API int64_t optiacts_count_below(int dtype, const void* x, int64_t count, float threshold, int threads);
+/* The sum of the squares of how far elements lie below `threshold`. */
+OPTIACTS_API double optiacts_excess(int dtype, const void* x, int64_t count, float threshold, int threads);
 
 /* The gradients of a chain. The sums are pairs of each channel, or, if `last`, those of grad * f'(z) of all channels
  * first. */

@@ -420,6 +420,61 @@ def test_far_inputs_of_closed_forms_are_kept(name: str) -> None:
     assert off(found, due) < 1e-5
 
 
+@pytest.mark.parametrize("name, dtype", [("silu", torch.float16), ("elu", torch.float32), ("elu", torch.bfloat16)])
+def test_far_inputs_on_a_device_that_waits_end_in_an_error(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a CPU would keep x for: NaN and an error, and the norm is left apart from then on. Nothing else is."""
+    optiacts.norm_weights_changed()
+    monkeypatch.setattr(norm_channels, "waits", lambda device: True)
+    monkeypatch.setattr(chain_ops, "waits", lambda device: True)
+    norm = nn.BatchNorm2d(C).to(dtype)
+    near = torch.randn(4, C, 16, 16)
+    far = near.clone()
+    far[0, 3, 0, 0] = -60
+    for x, lost in ((near, False), (far, True)):
+        x = x.to(dtype).requires_grad_()
+        y = optiacts.norm_activation(x, norm, name)
+        assert is_chain(y)
+        (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+        assert dx.isnan().all() if lost else dx.isfinite().all()
+    torch.optim.SGD(norm.parameters(), lr=0.0).step()
+    with pytest.raises(optiacts.UnseenChangeError, match="inputs lay too far left"):
+        optiacts.norm_activation(x, norm, name)
+    y = optiacts.norm_activation(x, norm, name)
+    assert not is_chain(y)
+    assert torch.autograd.grad(y, x, torch.ones_like(y))[0].isfinite().all()
+    optiacts.norm_weights_changed()
+    # a norm without weights has nothing to remember it by: it keeps x at once
+    plain = nn.BatchNorm2d(C, affine=False).to(dtype)
+    y = optiacts.norm_activation(x, plain, name)
+    assert is_chain(y)
+    assert torch.autograd.grad(y, x, torch.ones_like(y))[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name, dtype, count", [("silu", torch.float16, 1), ("elu", torch.bfloat16, 8)])
+def test_a_little_beyond_the_furthest_is_within_the_contract(name: str, dtype: torch.dtype, count: int) -> None:
+    """Inputs that lie too far left, but so little that they are not counted: dx errs as before."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(C).to(dtype)
+    x = torch.randn(8, C, 24, 24)
+    target = -chains.furthest_told(name, dtype) - 0.1
+    for _ in range(30):  # they move the statistics that they are normalised by
+        x[0, 3, 0, :count] = target * float(x[:, 3].std()) + float(x[:, 3].mean())
+    x = x.to(dtype)
+    with torch.no_grad():
+        excess = float((target + 0.1 - norm(x).double()).clamp(min=0).square().sum())
+    assert 0 < excess <= chains.most_excess(dtype, x.numel())  # noqa: SIM300
+    grad = (torch.randn(x.shape) + x.float()).to(dtype)
+    wide = x.double().requires_grad_()
+    exact = curves.get(name).forward(copy.deepcopy(norm).double()(wide))
+    (due,) = torch.autograd.grad(exact, wide, grad.double())
+    x.requires_grad_()
+    (found,) = torch.autograd.grad(optiacts.norm_activation(x, norm, name), x, grad)
+    (theirs,) = torch.autograd.grad(curves.get(name).forward(norm(x)), x, grad)
+    assert off(found, due) <= {torch.bfloat16: 2.0, torch.float16: 3.5}[dtype] * off(theirs, due)
+
+
 def test_steep_and_flat_closed_forms_are_refused() -> None:
     for name in ("elu(alpha=0.01)", "leaky_relu(negative_slope=0.0005)", "selu"):
         with pytest.raises(ValueError, match="does not tell its input everywhere"):

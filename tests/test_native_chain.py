@@ -119,16 +119,22 @@ def test_special_outputs_of_closed_forms(curve: str, dtype: torch.dtype, chosen:
 
 @pytest.mark.parametrize("chosen", LEVELS)
 @pytest.mark.parametrize("dtype", DTYPES, **named)
-def test_what_lies_below_is_counted(dtype: torch.dtype, chosen: str) -> None:
+def test_how_far_inputs_lie_too_far_left(dtype: torch.dtype, chosen: str) -> None:
     native.use_level(chosen)
     for count in (1, 37, 5000, 300_001):
-        x = torch.randn(count).to(dtype)
-        x[count // 2] = torch.nan
-        x[-1] = -torch.inf
-        for threshold in (-8.0, -1.0, 0.25):
-            assert native_chain.count_below(x, threshold) == int((x < threshold).sum())
-    channels_last = torch.randn(3, 5, 7, 9).to(dtype, memory_format=torch.channels_last)[:, :, 1:]
-    assert native_chain.count_below(channels_last, -1.0) == int((channels_last < -1.0).sum())
+        z = torch.randn(count).to(dtype)
+        z[count // 2] = torch.nan
+        z[-1] = -30.0
+        for furthest in (16.0, 1.0, 0.25):
+            due = (-furthest - z.double()).clamp(min=0).nan_to_num(0).square().sum()
+            for backend in (native_chain, eager_chain):
+                found = backend.excess(z, furthest).double()
+                assert abs(found - due) <= 1e-5 * due
+        z[0] = -torch.inf
+        assert native_chain.excess(z, 3.0).isinf() and eager_chain.excess(z, 3.0).isinf()
+    slices = torch.randn(3, 5, 7, 9).to(dtype, memory_format=torch.channels_last)[:, :, 1:]
+    due = (-1 - slices.double()).clamp(min=0).square().sum()
+    assert abs(native_chain.excess(slices, 1.0) - due) <= 1e-5 * due
 
 
 def test_what_has_no_kernel_is_eagers() -> None:

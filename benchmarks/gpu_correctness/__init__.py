@@ -15,7 +15,7 @@ from .activations import (
     forward_is_pytorchs,
     layouts,
 )
-from .chains import chains, chains_are_exact
+from .chains import chains, chains_are_exact, chains_lose_alike
 from .closed_forms import closed_forms
 from .common import BrokenPromiseError
 from .device import graph_capture, no_synchronisation, other_device, streams
@@ -37,6 +37,7 @@ CHECKS = (
     norms_compiled,
     chains,
     chains_are_exact,
+    chains_lose_alike,
     dropout_kernels,
     dropout_draws_as_pytorch,
     beyond_32_bits,

@@ -46,6 +46,23 @@ def chains(device: torch.device, dry: bool) -> Report:
     return worst
 
 
+def chains_lose_alike(device: torch.device, dry: bool) -> Report:
+    """How far inputs lie too far left, of NaN and infinities as well, against the eager backend."""
+    worst: Report = {}
+    for dtype, count in itertools.product(DRY_DTYPES if dry else DTYPES, (1, 5000) if dry else (1, 5000, 3_000_001)):
+        z = torch.randn(count, device=device).to(dtype) * 3
+        z[count // 2] = torch.nan
+        for number in (-30.0, -torch.inf):
+            z[-1] = number
+            due, got = (b.excess(z, 1.5) for b in (eager_chain, triton_chain))
+            label = f"{dtype} {number}"
+            found = 0.0 if torch.equal(due, got) else float((got - due).abs() / due)
+            worst[label] = max(worst.get(label, 0.0), found)
+            if not found <= 1e-5:
+                raise BrokenPromiseError(f"{label}, {count} elements: {got} for {due}")
+    return worst
+
+
 def _saved(
     name: str,
     dtype: torch.dtype,

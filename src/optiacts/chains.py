@@ -7,6 +7,7 @@ near 0, so that the sums over g f'(z) x̂ hardly see it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -182,6 +183,21 @@ def furthest_told(name: str, dtype: torch.dtype) -> float:
     smallest = limits.smallest_normal * (limits.eps if dtype is torch.float16 else 1)
     faint = torch.tensor([-_FAINTEST * smallest], dtype=torch.float64)
     return -float(inverse(curve, faint, torch.ones(1, dtype=torch.bool)))
+
+
+def loses_inputs(name: str, dtype: torch.dtype) -> bool:
+    """Whether there are inputs, not so far as to make a channel bad, that an output of ``dtype`` may not tell."""
+    if isinstance(curves.get(name).decoder, curves.ClosedForm):
+        return not math.isinf(furthest_told(name, dtype))
+    return dtype is torch.float16
+
+
+def most_excess(dtype: torch.dtype, elements: int) -> float:
+    """The largest sum of the squares of how far inputs lie beyond ``furthest_told``, where they are taken to lie.
+
+    Such an input changes dx by its share of the last term: as much, in root mean square, as a rounding of ``dtype``.
+    """
+    return elements * (torch.finfo(dtype).eps / 2) ** 2
 
 
 def why_not_converted(norm: str, name: str, dtype: torch.dtype) -> str:

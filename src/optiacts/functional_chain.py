@@ -34,18 +34,19 @@ from torch.nn import Module
 from optiacts import curves
 from optiacts import functional as activations
 from optiacts._torch import (
+    known_to_compilers,
     saved_tensors_hooks,
     statistics_of,
     watched,
 )
-from optiacts.chains import Chain, why_not_chained, why_not_converted
+from optiacts.chains import Chain, loses_inputs, why_not_chained, why_not_converted
 from optiacts.functional_norm import saves_memory
 from optiacts.norm_calls import NORMS, Statistics, norm_call, norm_name, why_no_norm
 from optiacts.norms import arithmetic
 from optiacts.ops import chain as ops
 from optiacts.ops import sharding
 from optiacts.ops.chain_compiled import compiled_chain
-from optiacts.ops.norm_channels import look
+from optiacts.ops.norm_channels import look, waits
 from optiacts.ops.norm_graphs import may_rely
 
 
@@ -100,9 +101,35 @@ def chained_or_none(
     call = norm_call(norm, input, args, kwargs, name)
     if call is None or not supports(input, call.weight, call.bias):
         return None
-    if not wanted and why_not_converted(call.kind.norm, name, input.dtype):
+    if not wanted and _left_apart(call.kind, input):
         return None
     return chain(input, *call)
+
+
+def _left_apart(kind: Chain, x: Tensor) -> bool:
+    """Whether conversion leaves a norm and its activation apart, be they one step where they are called so.
+
+    In 16 bits ELU and CELU lose inputs that are common. A host that does not wait cannot keep what was lost.
+    """
+    short = x.dtype in (torch.bfloat16, torch.float16)
+    if short and waits(x.device) and _is_closed(kind.curve) and _loses_inputs(kind.curve, x.dtype):
+        return True
+    return _is_left_apart(kind.norm, kind.curve, x.dtype)
+
+
+@known_to_compilers
+def _is_closed(curve: str) -> bool:
+    return isinstance(curves.get(curve).decoder, curves.ClosedForm)
+
+
+@known_to_compilers
+def _loses_inputs(curve: str, dtype: torch.dtype) -> bool:
+    return loses_inputs(curve, dtype)
+
+
+@known_to_compilers
+def _is_left_apart(norm: str, curve: str, dtype: torch.dtype) -> bool:
+    return bool(why_not_converted(norm, curve, dtype))
 
 
 def chain(
@@ -118,7 +145,9 @@ def chain(
     ``forward`` computes the norm ``kind``; ``given`` are its statistics where they are given.
     """
     if torch.compiler.is_compiling():
-        if torch.is_autocast_enabled(input.device.type) or not may_rely(kind, weight, bias, input.dtype):
+        if torch.is_autocast_enabled(input.device.type) or _loses_inputs(kind.curve, input.dtype):
+            return None
+        if not may_rely(kind, weight, bias, input.dtype):
             return None
         return compiled_chain(input, weight, bias, kind, _run(input, kind, forward, given))
     factors = ops.factors(weight, bias, kind)

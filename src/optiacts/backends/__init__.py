@@ -163,6 +163,9 @@ class ChainBackend(Protocol):
     def forward(self, z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """The activation's own output, and the packed side bits of ``rows(z)``."""
 
+    def excess(self, z: Tensor, furthest: float) -> Tensor:
+        """The sum of the squares of how far elements lie left of ``-furthest``."""
+
     def chain_backward(self, grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of x, in ``dtype``, of scale and of shift."""
 
@@ -170,12 +173,6 @@ class ChainBackend(Protocol):
 def select_chain(tensor: Tensor, curve: Curve) -> ChainBackend:
     """The fastest backend that serves chains of ``tensor``, the activation's input or output."""
     return _select_chain(tensor.device, tensor.dtype, curve.name)
-
-
-def count_below(x: Tensor, threshold: float) -> int:
-    """How many elements are below ``threshold``, of a tensor on a device where a look at values waits for nothing."""
-    native_serves = _select_norm(x.device, x.dtype) is native_norm
-    return (native_chain if native_serves else eager_chain).count_below(x, threshold)
 
 
 def has_chain_kernels(device: torch.device) -> bool:
@@ -195,7 +192,6 @@ __all__ = [
     "Backend",
     "ChainBackend",
     "NormBackend",
-    "count_below",
     "has_chain_kernels",
     "select",
     "select_chain",

@@ -32,9 +32,10 @@ def side_bits(z: Tensor, curve: Curve) -> Tensor:
     return pack(curve.left(z))
 
 
-def count_below(x: Tensor, threshold: float) -> int:
-    """How many elements are below ``threshold``."""
-    return int((x < threshold).sum())
+def excess(z: Tensor, furthest: float) -> Tensor:
+    """The sum of the squares of how far elements lie left of ``-furthest``, a number of z's device; no NaN counts."""
+    below = (-furthest - z.to(torch.promote_types(z.dtype, torch.float32))).clamp_(min=0)
+    return below.nan_to_num_(nan=0.0, posinf=torch.inf).square_().sum()
 
 
 def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

@@ -457,7 +457,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
             *[size, size, address, count],
         ],
         "optiacts_chain_backward": [address],
-        "optiacts_count_below": [count, address, size, number, count],
+        "optiacts_excess": [count, address, size, number, count],
         "optiacts_pack_dropped": [address, address, size, size, count],
         "optiacts_scale_kept": [count, *3 * [address], size, size, number, count],
         "optiacts_dropped_backward": [count, *4 * [address], size, size, address, number, number, count],
@@ -472,8 +472,8 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     for function, arguments in signatures.items():
         getattr(library, function).argtypes = arguments
         getattr(library, function).restype = count if function in telling else None
-    for function in ("optiacts_norm_workspace", "optiacts_count_below"):
-        getattr(library, function).restype = size
+    library.optiacts_norm_workspace.restype = size
+    library.optiacts_excess.restype = ctypes.c_double
     return library
 
 

@@ -39,15 +39,13 @@ def forward(z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[
     return curve.forward(z), native.side_bits(rows(z), curve)
 
 
-def count_below(x: Tensor, threshold: float) -> int:
-    """How many elements are below ``threshold``."""
-    if x.dtype not in native.dtypes:
-        return eager_chain.count_below(x, threshold)
-    x = x.contiguous() if not x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last) else x
-    threads = min(native.threads(), x.numel() // _ELEMENTS_PER_THREAD + 1)
-    number = native.DTYPES.index(x.dtype)
-    found: int = native.library().optiacts_count_below(number, x.data_ptr(), x.numel(), threshold, threads)
-    return found
+def excess(z: Tensor, furthest: float) -> Tensor:
+    """See ``eager_chain.excess``."""
+    dense = z.is_contiguous() or (z.ndim == 4 and z.is_contiguous(memory_format=torch.channels_last))
+    z = z if dense else z.contiguous()
+    threads = min(native.threads(), z.numel() // _ELEMENTS_PER_THREAD + 1)
+    number = native.DTYPES.index(z.dtype)
+    return torch.tensor(native.library().optiacts_excess(number, z.data_ptr(), z.numel(), -furthest, threads))
 
 
 def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

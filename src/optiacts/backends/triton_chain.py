@@ -35,6 +35,13 @@ def forward(z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[
     return y, launch.forward(laid, laid_y, curve)
 
 
+def excess(z: Tensor, furthest: float) -> Tensor:
+    """See ``eager_chain.excess``."""
+    from optiacts.backends.triton import chain_launch
+
+    return chain_launch.excess(z, furthest)
+
+
 def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """All three gradients; see ``eager_chain.chain_backward``."""
     given = (saved.rstd, saved.scale, saved.shift, saved.mean)
@@ -45,4 +52,4 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
     return chain_launch.backward(grad, saved, dtype)
 
 
-__all__ = ["chain_backward", "forward", "name", "serves"]
+__all__ = ["chain_backward", "excess", "forward", "name", "serves"]

@@ -16,7 +16,6 @@ the weight and the bias as they are now, since whoever changes them unseen must 
 
 from __future__ import annotations
 
-import math
 import weakref
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from optiacts import backends, curves
 from optiacts._torch import is_fake
-from optiacts.chains import Chain, SavedChain, furthest_told
+from optiacts.chains import Chain, SavedChain, furthest_told, loses_inputs, most_excess
 from optiacts.ops import library
 from optiacts.ops.chain_scaled import Keeping, may_be_scaled
 from optiacts.ops.functions import differentiable
@@ -65,10 +64,12 @@ def chain(x: Tensor, given: Factors, kind: Chain, normed: Normed, channels: Chan
         last = kind.last(z)
         if rstd is None:
             mean, rstd = _taken(kind, kind.rows(x, last), last)
-        columns = channels.rescued
-        if z.element_size() < x.element_size() or _lost(kind, z):  # channels were judged by the dtype of x
-            columns = torch.arange(z.numel() // _positions(kind, z), device=z.device)
-    arguments = x, *given, z, mean, rstd, columns, kind, last, channels.known
+        columns, lost = channels.rescued, _lost(kind, z, last, channels.rescued)
+        unseen = channels.known is not None and lost is not None  # until backward, and then told
+        keep = lost is not None and not unseen and (waits(z.device) or bool(lost))
+        if z.element_size() < x.element_size() or keep:  # channels were judged by the dtype of x
+            columns, lost = torch.arange(z.numel() // _positions(kind, z), device=z.device), None
+    arguments = x, *given, z, mean, rstd, columns, kind, last, channels.known, lost
     if kind.dims or not may_be_scaled(z):
         result: Tensor = OptiActsChain.apply(*arguments)
         return result
@@ -95,20 +96,14 @@ def _taken(kind: Chain, rows: Tensor, last: bool) -> tuple[Tensor, Tensor]:
     return (mean.squeeze(-1) if kind.centered else torch.zeros_like(rstd.squeeze(-1))), rstd.squeeze(-1)
 
 
-_BEYOND = 1e-4  # so many of the elements may lie where a closed form tells nothing: few, and not far
-
-
-def _lost(kind: Chain, z: Tensor) -> bool:
-    """Whether outputs do not tell their input: too faint ones of float16, too many at the limit of a closed form.
-
-    A host that would have to wait does not look.
-    """
-    furthest, faint = furthest_told(kind.curve, z.dtype), isinstance(curves.get(kind.curve).decoder, curves.Unimodal)
-    if torch.compiler.is_compiling() or is_fake(z) or waits(z.device) or math.isinf(furthest):
-        return False
-    if faint and z.dtype is not torch.float16:
-        return False
-    return backends.count_below(z, -furthest) > (0 if faint else _BEYOND * z.numel())
+def _lost(kind: Chain, z: Tensor, last: bool, rescued: Tensor | None) -> Tensor | None:
+    """Whether (bool, a number of z's device) too much of z lies where outputs do not tell it; None if nothing may."""
+    if is_fake(z) or not loses_inputs(kind.curve, z.dtype):
+        return None
+    if rescued is not None:
+        z = kind.rows(z, last).index_fill(2 if last else 1, rescued, 0.0)
+    excess = backends.select_chain(z, curves.get(kind.curve)).excess(z, furthest_told(kind.curve, z.dtype))
+    return excess > most_excess(z.dtype, z.numel())
 
 
 def _positions(kind: Chain, z: Tensor) -> int:
@@ -224,9 +219,10 @@ class OptiActsChain(torch.autograd.Function):
         kind: Chain,
         last: bool,
         known: Any,
+        lost: Tensor | None,
     ) -> Tensor:
         y, bits = library.call(chain_forward, z, kind.curve, kind.dims, last)
-        ctx.kind, ctx.last, ctx.dtype, ctx.known = kind, last, x.dtype, known
+        ctx.kind, ctx.last, ctx.dtype, ctx.known, ctx.lost = kind, last, x.dtype, known, lost
         ctx.like = [None if t is None else (t.shape, t.dtype) for t in (weight, bias)]
         ctx.set_materialize_grads(False)
         rescued = None if columns is None else kind.chosen(x, columns, last)
@@ -237,7 +233,7 @@ class OptiActsChain(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        unused = (None,) * 9
+        unused = (None,) * 10
         if grad is None:
             return None, None, None, *unused
         y, *saved = saved_tensors(ctx)
@@ -279,7 +275,11 @@ def _gradients(
     last: bool = ctx.last
     poison = None
     if ctx.known is not None:
-        poison = guard(ctx.known, scale, shift, columns, getattr(ctx, "maker", None))
+        maker = getattr(ctx, "maker", None)
+        poison = guard(ctx.known, scale, shift, columns, maker)
+        if ctx.lost is not None:
+            ctx.known.note(ctx.lost, maker)
+            poison = poison | ctx.lost
         rstd = rstd.masked_fill(poison, torch.nan)
     rows = kind.rows(y, last)
     saved = SavedChain(

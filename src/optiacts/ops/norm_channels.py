@@ -70,12 +70,14 @@ def look(
     watch_optimizers()
     collect()
     known = remembered(kind, weight, bias, dtype)
+    if known.distrusted:
+        return Channels(False)
     if known.versions != versions_of(weight, bias):
         if is_capturing(given[0].device):
             return Channels(False)
         known.look()
         if known.poisoned is not None and known.poisoned.cpu():  # FSDP: the hook after a step could not look
-            known.poisoned.zero_()
+            known.distrust()
             raise UnseenChangeError(explained([] if known.maker is None else [known.maker]))
     return Channels(True, known.rescued, known) if known.keep_output else Channels(False)
 
@@ -121,9 +123,10 @@ def explained(makers: list[Maker]) -> str:
     names = ", ".join(maker.optiacts_described() for maker in makers)
     return (
         f"optiacts: the weight or bias of a norm{' of ' * bool(names)}{names} was changed in a way that PyTorch does "
-        "not count, and its output no longer told its input (or a gate behind it fell below 2^-60); there are no "
-        "right gradients of that backward. Throw that step away. Change parameters between a backward and the next "
-        "forward, and call optiacts.norm_weights_changed() after a change that PyTorch does not count."
+        "not count, and its output no longer told its input. Or, of a norm in one step with its activation, inputs "
+        "lay too far left for that, or a gate behind it fell below 2^-60: such a norm is left apart from now on. "
+        "There are no right gradients of that backward. Throw that step away. Change parameters between a backward "
+        "and the next forward, and call optiacts.norm_weights_changed() after a change that PyTorch does not count."
     )
 
 
@@ -139,6 +142,7 @@ def norm_weights_changed() -> None:
                 del _known[key]
             elif known.is_there():
                 known.graphs.forget(known)
+                known.distrusted = False
                 known.look()
 
 
@@ -164,6 +168,7 @@ class Known:
     numbers: tuple[int, ...] = ()  # the rescued channels, on the host
     poisoned: Tensor | None = None  # bool: whether a backward met a bad channel that was not rescued
     maker: Maker | None = None
+    distrusted: bool = False  # a chain whose gradients were NaN once: norm and activation go their own ways
     graphs: Graphs | None = None  # what compiled graphs make of it, if there are any
 
     def parameters(self) -> tuple[Tensor | None, Tensor | None]:
@@ -212,6 +217,12 @@ class Known:
         else:
             self.poisoned.logical_or_(poison)  # in place, for what a CUDA graph replays goes there
         self.maker = maker or self.maker
+
+    def distrust(self) -> None:
+        """After a backward was poisoned, which is told now."""
+        assert self.poisoned is not None
+        self.poisoned.zero_()
+        self.distrusted = isinstance(self.kind, Chain)
 
     def learn(self, bad: Tensor, versions: tuple[int, ...]) -> None:
         """From which channels are bad, on the host.
@@ -348,8 +359,7 @@ def collect() -> None:
         for (known, versions), row in zip(seen.members, seen.bad, strict=True):
             if row[-1]:
                 poisoned.append(known)
-                assert known.poisoned is not None
-                known.poisoned.zero_()
+                known.distrust()
             known.learn(row[:-1], versions)
     if poisoned:
         raise UnseenChangeError(explained([known.maker for known in poisoned if known.maker is not None]))

@@ -206,6 +206,20 @@ def whole_rows_kernel(
 
 
 @triton.jit
+def excess_kernel(z_pointer, sums_pointer, elements, furthest, BLOCK: tl.constexpr):
+    """This program's part of the sum of the squares of how far elements lie left of ``-furthest``. No NaN does."""
+    total = tl.zeros((BLOCK,), tl.float32)
+    step = tl.num_programs(0).to(tl.int64) * BLOCK
+    for first in range(tl.program_id(0).to(tl.int64) * BLOCK, elements, step):
+        place = first + tl.arange(0, BLOCK)
+        z = tl.load(z_pointer + place, mask=place < elements, other=0.0).to(tl.float32)
+        below = -furthest - z
+        below = tl.where(below > 0.0, below, 0.0)
+        total += below * below
+    tl.store(sums_pointer + tl.program_id(0), tl.sum(total, axis=0))
+
+
+@triton.jit
 def _of_row(tile):
     return tl.sum(tl.sum(tile, axis=2), axis=1)[:, None, None]
 

@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from optiacts.backends.triton.chain_kernels import chain_kernel, whole_rows_kernel
+from optiacts.backends.triton.chain_kernels import chain_kernel, excess_kernel, whole_rows_kernel
 from optiacts.backends.triton.decode import preimage
 from optiacts.backends.triton.elementary import VENDOR
 from optiacts.backends.triton.launch import BYTES_PER_PROGRAM, WARPS, on_device
@@ -79,6 +79,18 @@ def backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple[Tenso
                 GRADIENT=True,
             )
     return grad_x, by_scale, by_shift
+
+
+def excess(z: Tensor, furthest: float) -> Tensor:
+    """The sum of the squares of how far elements lie left of ``-furthest``."""
+    dense = z.is_contiguous() or (z.ndim == 4 and z.is_contiguous(memory_format=torch.channels_last))
+    z = z if dense else z.contiguous()
+    block = BYTES_PER_PROGRAM // z.element_size()
+    programs = max(1, min(triton.cdiv(z.numel(), block), PROGRAMS_PER_PROCESSOR * processors(z.device)))
+    sums = torch.empty(programs, dtype=torch.float32, device=z.device)
+    with on_device(z.device):
+        excess_kernel[(programs,)](z, sums, z.numel(), furthest, BLOCK=block, num_warps=WARPS)
+    return sums.sum()
 
 
 def _whole_rows(
