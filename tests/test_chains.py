@@ -464,7 +464,7 @@ def test_a_little_beyond_the_furthest_is_within_the_contract(name: str, dtype: t
     x = x.to(dtype)
     with torch.no_grad():
         excess = float((target + 0.1 - norm(x).double()).clamp(min=0).square().sum())
-    assert 0 < excess <= chains.most_excess(dtype, x.numel())  # noqa: SIM300
+    assert 0 < excess <= chains.most_excess(dtype, x.numel())
     grad = (torch.randn(x.shape) + x.float()).to(dtype)
     wide = x.double().requires_grad_()
     exact = curves.get(name).forward(copy.deepcopy(norm).double()(wide))
