@@ -1,6 +1,7 @@
 """Squeeze-and-excitation behind a chain: the product and the gate stand in for the chain's output."""
 
 import copy
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -229,6 +230,26 @@ def test_second_derivatives_are_an_error() -> None:
     (first,) = torch.autograd.grad(converted(data()).square().sum(), converted.first.weight, create_graph=True)
     with pytest.raises(NotImplementedError, match="chains=False"):
         torch.autograd.grad(first.square().sum(), weight)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("excited", [False, True])
+def test_nothing_outlives_its_graph(excited: bool, backward: bool) -> None:
+    """Whether a backward ran or not, and whether a product came or not."""
+    _, converted = built()
+    gc.disable()
+    try:
+        y = optiacts.norm_activation(converted.first(data()), converted.norm, "silu")
+        storage = StorageWeakRef(y.untyped_storage())
+        result = converted.excite(y) if excited else y * 1
+        del y
+        assert storage.expired() is excited
+        if backward:
+            result.sum().backward()
+        del result
+        assert storage.expired()
+    finally:
+        gc.enable()
 
 
 def test_other_gates_are_left() -> None:

@@ -98,7 +98,10 @@ class Keeping(contextlib.AbstractContextManager["Keeping"]):
         self._hooks.__exit__(*error)
 
     def _pack(self, tensor: Tensor) -> Any:
-        packed = tensor if self._outer is None else self._outer[0](tensor)
+        if self._outer is None:
+            packed = tensor.detach()  # a saved output holds its own node, and would never go
+        else:
+            packed = self._outer[0](tensor)
         if self.kept is not None:
             return packed
         self.kept = Kept(packed, _itself if self._outer is None else self._outer[1])
