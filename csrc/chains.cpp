@@ -176,6 +176,13 @@ void write_rows(const Chain& c, int64_t first, int64_t end, const float* factor,
     }
 }
 
+// Where some rows are kept decoded between the sums and the gradient, or, with a step of 0, are not.
+struct Kept {
+    int64_t step, behind;
+    Kept(const optiacts_chain& t, int64_t rows)
+        : step(rows * t.channels <= t.scratch ? t.channels : 0), behind(step ? rows * t.channels : t.channels) {}
+};
+
 void channels_last(const Chain& c) {
     const optiacts_chain& t = c.given;
     const int64_t channels = t.channels, parts = t.threads, rows = t.samples * t.positions;
@@ -192,15 +199,14 @@ void channels_last(const Chain& c) {
             float* const by_channel = reinterpret_cast<float*>(own + 2 * channels);
             float *const factor = by_channel + 2 * channels, *const scratch = part_of(part) + 16 * channels;
             if (t.statistics == ROWS) {
-                const bool fits = t.positions * channels <= t.scratch;
-                const int64_t step = fits ? channels : 0, behind = fits ? t.positions * channels : channels;
+                const Kept kept(t, t.positions);
                 for (int64_t sample = t.samples * part / parts; sample < t.samples * (part + 1) / parts; ++sample) {
                     const int64_t first = sample * t.positions, end = first + t.positions;
                     for (int64_t i = 0; i < 2 * channels; ++i) own[i] = 0;
-                    add_rows(c, first, end, own, by_channel, scratch, step, behind);
+                    add_rows(c, first, end, own, by_channel, scratch, kept.step, kept.behind);
                     for (int64_t i = 0; i < 2 * channels; ++i) totals[i] += own[i];
                     constants(c, sample, own, t.positions, factor);
-                    write_rows(c, first, end, factor, scratch, step, behind);
+                    write_rows(c, first, end, factor, scratch, kept.step, kept.behind);
                 }
                 continue;
             }
@@ -212,7 +218,8 @@ void channels_last(const Chain& c) {
                     write_rows(c, row, row + 1, factor, scratch, channels, channels);
                 }
             } else {
-                add_rows(c, first, end, totals, by_channel, scratch, 0, channels);
+                const Kept kept(t, end - first);
+                add_rows(c, first, end, totals, by_channel, scratch, kept.step, kept.behind);
             }
         }
     });
@@ -225,9 +232,10 @@ void channels_last(const Chain& c) {
     parallel_ranges(parts, 1, t.threads, [&](int64_t part, int64_t last) {
         for (; part < last; ++part) {
             float* const factor = part_of(part) + 10 * channels;
+            const int64_t first = rows * part / parts, end = rows * (part + 1) / parts;
+            const Kept kept(t, end - first);
             constants(c, 0, t.sums, rows, factor);
-            write_rows(c, rows * part / parts, rows * (part + 1) / parts, factor, part_of(part) + 16 * channels, 0,
-                       channels);
+            write_rows(c, first, end, factor, part_of(part) + 16 * channels, kept.step, kept.behind);
         }
     });
 }

@@ -66,6 +66,10 @@ typedef struct {
     float scale[OPTIACTS_PREIMAGE_PIECES];
     float shift[OPTIACTS_PREIMAGE_PIECES];
     float polynomials[OPTIACTS_DEGREE + 1][OPTIACTS_PREIMAGE_PIECES];
+    /* Or both in pieces of the distance from y_min or 0, of which AVX2 has more: src/optiacts/decoders/pieces.py.
+     * Eight numbers a piece, the right branch's first, then those near y_min and near 0 on the left. */
+    int32_t first, count, bits;
+    const float* rows;
 } optiacts_chain_curve;
 
 /* The same of a curve that is x right of 0 and `depth` (exp(slope x / depth) - 1) left of it: y * tilt + slope is its

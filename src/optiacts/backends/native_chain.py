@@ -21,15 +21,16 @@ from optiacts._torch import once
 from optiacts.backends import eager_chain, native
 from optiacts.chains import SavedChain
 from optiacts.curves import Curve, Unimodal
+from optiacts.decoders.pieces import FIRST_NORMAL, SHIFT
 from optiacts.decoders.polynomials import DEGREE
-from optiacts.decoders.preimage import PIECES, preimage_coefficients, preimage_table, smallest_share
+from optiacts.decoders.preimage import PIECES, both_in_pieces, preimage_coefficients, preimage_table, smallest_share
 from optiacts.decoders.table import decode_table
 
 name = "native"
 
 _STATISTICS = ("rows", "batch", "given")  # in the order of csrc/optiacts.h
 _ELEMENTS_PER_THREAD = 1 << 14  # take it about 10 µs
-_KEPT = 1 << 18  # elements that a thread keeps decoded: 2 MiB
+_KEPT = 1 << 20  # elements that a thread keeps decoded: 8 MiB
 
 
 def forward(z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -71,7 +72,7 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
     row = channels if last else positions
     together = positions * (channels if last else channels // groups)
     if saved.statistics == "batch":
-        together = samples * positions
+        together = samples * positions if not last else -(-samples * positions // threads) * channels
     room = max(row, together if together <= _KEPT and saved.statistics != "given" else 0)
     workspace = rstd.new_empty(threads * (2 * room + 16 * channels))
     sums = torch.empty(2 * channels, dtype=torch.float64)
@@ -122,7 +123,10 @@ class _Curve(ctypes.Structure):
         ("scale", ctypes.c_float * (2 * PIECES)),
         ("shift", ctypes.c_float * (2 * PIECES)),
         ("polynomials", ctypes.c_float * (2 * PIECES) * (DEGREE + 1)),
+        *[(number, ctypes.c_int32) for number in ("first", "count", "bits")],
+        ("rows", ctypes.c_void_p),
     ]
+    rows_owner: Tensor
 
 
 class _Closed(ctypes.Structure):
@@ -151,7 +155,12 @@ def _decoder(curve: str, dtype: torch.dtype) -> _Decoder:
         return _Decoder(tables.data_ptr(), tables)
     c = preimage_coefficients(known)
     rows = tuple((ctypes.c_float * (2 * PIECES))(*row) for row in c.polynomials)
-    struct = _Curve(native.curve_struct(known), 1 / known.y_min, c.limits, c.breaks, c.scale, c.shift, rows)
+    pieces = both_in_pieces(known.name).rows.contiguous()
+    struct = _Curve(
+        native.curve_struct(known), 1 / known.y_min, c.limits, c.breaks, c.scale, c.shift, rows,
+        FIRST_NORMAL, pieces.shape[2], SHIFT, pieces.data_ptr(),
+    )  # fmt: skip
+    struct.rows_owner = pieces
     return _Decoder(ctypes.addressof(struct), struct)
 
 
