@@ -114,6 +114,12 @@ class Chain:
     def taken(self, rows: Tensor, last: bool) -> tuple[Tensor, Tensor]:
         """mean and rstd of what ``rows`` made: those that the norm takes from its input."""
         parts = rows.to(arithmetic(rows.dtype))
+        if last and self.statistics == "rows" and self.centered:  # of each channel first: in the order of memory
+            centre = parts.mean(1)
+            within = (parts - centre.unsqueeze(1)).square_().mean(1)
+            centre, within = (tensor.unflatten(1, (self.groups, -1)) for tensor in (centre, within))
+            between, mean = torch.var_mean(centre, 2, correction=0)
+            return mean, (between + within.mean(2) + self.eps).rsqrt()
         if self.statistics == "batch":
             axes = (0, 1 if last else 2)
         else:
