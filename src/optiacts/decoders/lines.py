@@ -60,14 +60,14 @@ def _from_minimum(curve: Curve, least: float, left: bool) -> Tensor:
     """Distances that cannot be told from 0 count as ``least``."""
     most = -0.9 * curve.y_min if left else math.inf
     rows = _fitted(lambda d: _slope(curve, curve.y_min + d.clamp(least, most), left))
-    rows[0] = torch.stack([rows[1, 0], torch.zeros(())])
+    rows[0] = torch.stack([rows[1, 0], rows.new_zeros(())])
     return rows
 
 
 def _from_zero(curve: Curve) -> Tensor:
     """Outputs smaller than the pieces are read from a line through 0."""
     rows = _fitted(lambda d: _slope(curve, -d.clamp(max=-0.9 * curve.y_min), left=True))
-    rows[0] = torch.stack([torch.zeros(()), rows[1, 0] * 2.0**-_LOWEST + rows[1, 1]])
+    rows[0] = torch.stack([rows.new_zeros(()), rows[1, 0] * 2.0**-_LOWEST + rows[1, 1]])
     return rows
 
 
@@ -95,7 +95,7 @@ def _fitted(slope: Callable[[Tensor], Tensor]) -> Tensor:
     second = (values.diff() / (end - start)).float()
     chord = (values[:-1] + values[1:]) / 2
     first = (chord + middle) / 2 - second.double() * (start + end) / 2
-    return torch.cat([torch.zeros(1, 2), torch.stack([first.float(), second], dim=-1)])
+    return torch.nn.functional.pad(torch.stack([first.float(), second], dim=-1), (0, 0, 1, 0))
 
 
 def decode_in_lines(y: Tensor, left: Tensor, curve: Curve) -> Tensor:
