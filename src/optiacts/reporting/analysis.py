@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from optiacts.conversion.sites import curve_of
+from optiacts.held.activations import CurveOf
 from optiacts.held.fake import LikeCuda, autocasting, fake_copy, mode_of, one_sequence_per_row
 from optiacts.held.memory import storage_key
 from optiacts.held.sharing import ActivationSite, sites
@@ -87,8 +89,7 @@ def report(
     run = _Runner(model, inputs, keyword_inputs, like_cuda, autocast, spent, fake, checkpoint)
 
     say("tracing the model as it is", 0.0)
-    found: tuple[ActivationSite, ...] = sites(run.traced())
-    now = run.stage(NOW)
+    now, found = run.now()
     stages = [now]
     try:
         for number, (stage, how) in enumerate(conversion.CONVERSIONS.items(), 1):
@@ -185,9 +186,7 @@ def peak_of(
     """The peak of a step of ``model`` as it is: a part of what ``report`` tells, in a fraction of the time."""
     model, keywords = fake_copy(model, dict(inputs))
     spent = cost((p for p in model.parameters() if p.requires_grad), optimizer, like_cuda)
-    found = _Runner(model, (), keywords, like_cuda, autocast, spent, in_mode=True).peak()
-    assert found is not None
-    return found
+    return _Runner(model, (), keywords, like_cuda, autocast, spent, in_mode=True).peak()
 
 
 def _checked(model: Any, optimizer: Any, gpu_memory: Any, autocast: Any) -> int | None:
@@ -217,7 +216,7 @@ class _Runner:
     ) -> None:
         self._model, self._inputs, self._keywords = model, inputs, keywords
         self._like_cuda, self._autocast, self._cost = like_cuda, autocast, spent
-        self._checkpoint, self._held = checkpoint, 0
+        self._checkpoint = checkpoint
         self._mode = mode_of(model, (inputs, keywords)) if in_mode else None
         self._batch = _batch((inputs, keywords))
 
@@ -225,38 +224,47 @@ class _Runner:
         """One forward, without checkpointing."""
         return self._run(trace, self._inputs, self._keywords)
 
+    def now(self) -> tuple[Stage, tuple[ActivationSite, ...]]:
+        """The model as it is, and its activations."""
+        stage, traced = self._stage(NOW)
+        return stage, sites(self.traced() if self._checkpoint else traced)
+
     def stage(self, name: str) -> Stage:
         """What it holds, and its peak."""
-        with self._checkpointed():
-            traced = self.traced()
+        return self._stage(name)[0]
+
+    def _stage(self, name: str) -> tuple[Stage, Trace]:
         by_kind = Counter(dict.fromkeys(kinds.KINDS, 0))
         by_layer: Counter[str] = Counter()
+        with self._checkpointed():
+            once = None if self._mode is None else self._step(self._inputs, self._keywords, traced=curve_of)
+            traced = once.trace if once is not None and once.trace is not None else self.traced()
+            if once is not None and not self._checkpoint and not once.told:
+                traced = self.traced()
         charged = kinds.charges(traced)
         for key, storage in traced.storages.items():
             by_kind[charged[key].kind] += storage.nbytes
             by_layer[charged[key].layer] += storage.nbytes
-        found, held = self.peak(), traced.bytes
-        if self._checkpoint:  # what those keep is not among the saved tensors
+        held = traced.bytes
+        if self._checkpoint and once is not None:  # what those keep is not among the saved tensors
             inputs = {storage_key(t) for t in tree_leaves((self._inputs, self._keywords)) if isinstance(t, Tensor)}
             seen = sum(s.nbytes for key, s in traced.storages.items() if key not in inputs)
-            kept = self._held - seen
+            kept = once.held_bytes - seen
             by_kind[kinds.CHECKPOINTS] += kept
             by_layer["(checkpoints)"] += kept
             held += kept
-        return Stage(name, held, dict(by_kind), dict(by_layer.most_common()), self._batch, found)
+        found = None if once is None else peak(once, self._cost)
+        stage = Stage(name, held, dict(by_kind), dict(by_layer.most_common()), self._batch, found)
+        return stage, traced
 
     def _checkpointed(self) -> AbstractContextManager[Any]:
         layers = layers_of(self._model) if self._checkpoint else []
         return checkpointed(layers[:: self._checkpoint or 1], LikeCuda if self._like_cuda else nullcontext)
 
-    def peak(self) -> Peak | None:
-        """Of a step; None on real tensors."""
-        if self._mode is None:
-            return None
+    def peak(self) -> Peak:
+        """Of a step."""
         with self._checkpointed():
-            once = self._step(self._inputs, self._keywords)
-        self._held = once.held_bytes
-        return peak(once, self._cost)
+            return peak(self._step(self._inputs, self._keywords), self._cost)
 
     def choices(self, found: tuple[ActivationSite, ...], optimizer: str, keywords: Any = None) -> Choices | None:
         """What one may choose from; None where the inputs have no batch."""
@@ -289,18 +297,25 @@ class _Runner:
             low, high = (tokens, high) if choices.peak(Choice(optimizer)) <= card else (low, tokens)
         return low or None
 
-    def _step(self, inputs: Any, keywords: Any, model: Any = None, run: Callable[[], Any] | None = None) -> Step:
+    def _step(
+        self,
+        inputs: Any,
+        keywords: Any,
+        model: Any = None,
+        run: Callable[[], Any] | None = None,
+        traced: CurveOf | None = None,
+    ) -> Step:
         model = self._model if model is None else model
 
         def forward() -> Any:
-            return model(*inputs, **keywords) if run is None else run()
+            return self._tried("forward", run or (lambda: model(*inputs, **keywords)))
 
         def under_autocast() -> Any:
             return autocasting(model, (inputs, keywords), self._autocast)
 
         with self._context(autocast=False):
             return self._tried(
-                "step", lambda: step(model, forward, (inputs, keywords), under_autocast, self._like_cuda)
+                "step", lambda: step(model, forward, (inputs, keywords), under_autocast, self._like_cuda, traced)
             )
 
     def _run(self, how: Callable[..., Any], inputs: Any, keywords: Any) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -81,10 +83,21 @@ OPTIMIZERS: dict[str, Make] = {
     "sgd-momentum": lambda params, foreach: torch.optim.SGD(params, lr=0.1, momentum=0.9, foreach=foreach),
 }
 
+_ONE_BY_ONE = ("adamw-8bit",)  # how large a parameter is matters to its state
+
 
 def cost(trained: Iterable[Tensor], name: str, like_cuda: bool) -> Cost:
-    """What the optimizer called ``name`` costs for the parameters ``trained``: of its second step, on fake copies."""
-    return _cost(tuple((tuple(p.shape), p.dtype) for p in trained), name, like_cuda)
+    """What the optimizer called ``name`` costs for the parameters ``trained``: of its second step, on fake copies.
+
+    CUDA's multi-tensor kernels take all parameters of a dtype at once. One with as many elements stands for them there.
+    """
+    shapes = [(tuple(p.shape), p.dtype) for p in trained]
+    if like_cuda and name not in _ONE_BY_ONE:
+        elements: Counter[torch.dtype] = Counter()
+        for shape, dtype in shapes:
+            elements[dtype] += math.prod(shape)
+        shapes = [((count,), dtype) for dtype, count in elements.items()]
+    return _cost(tuple(shapes), name, like_cuda)
 
 
 @functools.lru_cache(maxsize=64)
