@@ -266,7 +266,7 @@ def saved_in(node: Any) -> list[Any] | None:
 
     None where the node does not tell: a change in place of a view, a C++ extension's, an older PyTorch.
     """
-    names = _saved_names(type(node))
+    names = _saved_names(node.__class__)
     if names is None:
         return None
     found: list[Any] = []

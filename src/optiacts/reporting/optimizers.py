@@ -89,7 +89,7 @@ _ONE_BY_ONE = ("adamw-8bit",)  # how large a parameter is matters to its state
 def cost(trained: Iterable[Tensor], name: str, like_cuda: bool) -> Cost:
     """What the optimizer called ``name`` costs for the parameters ``trained``: of its second step, on fake copies.
 
-    CUDA's multi-tensor kernels take all parameters of a dtype at once. One with as many elements stands for them there.
+    CUDA's multi-tensor kernels take all parameters of a dtype at once: one with as many elements stands for them.
     """
     shapes = [(tuple(p.shape), p.dtype) for p in trained]
     if like_cuda and name not in _ONE_BY_ONE:
