@@ -43,8 +43,9 @@ class Calls:
     """
 
     def __init__(self, model: Any, curve_of: CurveOf = lambda module: None) -> None:
+        named = dict(model.named_modules()) if isinstance(model, torch.nn.Module) else {}
         self._curve_of = curve_of
-        self._paths = {id(m): path for path, m in model.named_modules()} if isinstance(model, torch.nn.Module) else {}
+        self._known = {id(m): (path, type(m).__name__, curve_of(m)) for path, m in named.items()}  # none in a forward
         self._stack: list[Call] = []
         self._numbers = itertools.count()
         self._nodes: list[int] = [0]  # of graph nodes: from each on, they are made in the calls beside it
@@ -71,8 +72,11 @@ class Calls:
 
         def enter(module: torch.nn.Module, args: Any) -> None:
             if threading.get_ident() == thread:
-                layer, curve = type(module).__name__, self._curve_of(module)
-                self._stack.append(Call(next(self._numbers), self._paths.get(id(module), layer), layer, curve))
+                known = self._known.get(id(module))
+                if known is None:  # of no part of the model
+                    layer = type(module).__name__
+                    known = layer, layer, self._curve_of(module)
+                self._stack.append(Call(next(self._numbers), *known))
                 self._note()
 
         def leave(module: torch.nn.Module, args: Any, output: Any) -> None:

@@ -15,7 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from optiacts._torch import node_number, saved_in
+from optiacts._torch import is_wrapped_number, node_number, saved_in
 from optiacts.held import activations
 from optiacts.held.calls import Call, Calls, Where, describe
 from optiacts.held.memory import HeldTensor, SavedTensors, is_parameter, local_tensors, state_keys, storage_key
@@ -116,10 +116,10 @@ def read(calls: Calls, watch: Watch, output: Any, left_out: Any) -> Trace | None
             return None
         made = node_number(node)
         holder = Holder(number, _name(node), calls.where_made(made))
-        kept += [(made, holder, s.data) for s in saved if s.unpack_hook is None and isinstance(s.data, Tensor)]
+        kept += [(made, holder, s.data) for s in saved if s.unpack_hook is None and _is_held(s.data)]
     storages: dict[int, HeldStorage] = {}
     for _, holder, tensor in sorted(kept, key=lambda each: each[0]):
-        for plain in [] if is_parameter(tensor) else local_tensors(tensor):
+        for plain in local_tensors(tensor):
             key = storage_key(plain)
             if key not in keys:
                 storage = storages.setdefault(key, HeldStorage(key, plain.untyped_storage().nbytes()))
@@ -196,6 +196,11 @@ def _takes_no_values(name: str, func: Any) -> bool:
     )
 
 
+def _is_held(kept: Any) -> bool:
+    """Whether it counts: a tensor that is no parameter, nor a number that an expression made one of."""
+    return isinstance(kept, Tensor) and not is_parameter(kept) and not is_wrapped_number(kept)
+
+
 def _nodes(output: Any) -> Iterator[tuple[int, Any]]:
     """The graph of ``output``, breadth first, with a number for each node."""
     roots = [leaf.grad_fn for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
@@ -218,8 +223,12 @@ def _node_names(output: Any, record: SavedTensors) -> dict[int, tuple[int, str]]
     names: dict[int, tuple[int, str]] = {}
 
     for number, node in _nodes(output):
-        record.unpacked = functools.partial(_note, names, number, _name(node))
-        _unpack_all(node)
+        saved = saved_in(node)
+        if saved is not None:
+            names |= {id(one.data): (number, _name(node)) for one in saved if isinstance(one.data, HeldTensor)}
+        else:
+            record.unpacked = functools.partial(_note, names, number, _name(node))
+            _unpack_all(node)
     record.unpacked = None
     return names
 

@@ -21,7 +21,7 @@ from optiacts.reporting.progress import Progress
 from optiacts.reporting.running import Runner
 from optiacts.reporting.sizes import memory_of
 from optiacts.reporting.stages import Stages
-from optiacts.reporting.states import states
+from optiacts.reporting.states import States, states
 
 NOW = "now"
 CASTS = "casts shared"
@@ -84,17 +84,18 @@ def report(
     run = Runner(model, inputs, keyword_inputs, like_cuda, autocast, fake, peak, checkpoint)
     fold = fake and not checkpoint
     stages, found = Stages(model, run, spent, autocast is not None, fold).all(say)
+    held = states(model, spent)
     options: tuple[Option, ...] = ()
     partial: tuple[Option, ...] = ()
     longest = None
     if (card is not None if choices is None else choices is not False) and not checkpoint:
         only = choices if isinstance(choices, Collection) else None
-        options, partial, longest = _options(run, found, optimizer, card, stages, only, say)
+        options, partial, longest = _options(run, found, optimizer, card, held, stages, only, say)
         stages = [_growing(stage, options) for stage in stages]
     return MemoryReport(
         name=name or type(model).__name__,
         setting=setting or {},
-        states=states(model, spent),
+        states=held,
         stages=tuple(stages),
         sites=found,
         gpu_memory=card,
@@ -109,6 +110,7 @@ def _options(
     found: tuple[ActivationSite, ...],
     optimizer: str,
     card: int | None,
+    held: States,
     stages: list[Stage],
     only: Collection[str] | None,
     say: Progress,
@@ -139,7 +141,7 @@ def _options(
                 say("how many layers to checkpoint", 1.0)
                 fewest = choices.fewest_checkpoints(alike[0], alike[1], card)
                 partial += [fewest] if fewest is not None else []
-        if options[0].largest_batch(card) == 0:
+        if options[0].largest_batch(card) == 0 and held.bytes <= card:
             say("the longest sample that fits", 1.0)
             longest = run.longest(found, optimizer, card)
     return tuple(options), tuple(partial), longest

@@ -61,12 +61,12 @@ class Runner:
         """One forward, without checkpointing."""
         return self._run(trace, self._inputs, self._keywords)
 
-    def ran(self) -> tuple[Ran, Trace]:
+    def ran(self, peaks: bool = True) -> tuple[Ran, Trace]:
         """The model as it stands: a step, or on real tensors and where no peak is asked for a forward."""
         with self._checkpointed():
-            once = self._step(self._inputs, self._keywords, traced=curve_of) if self._peaks else None
-            told = once is not None and (once.told or (once.trace is not None and self._checkpoint))
-            traced = once.trace if once is not None and once.trace is not None and told else self.traced()
+            watched = None if self._checkpoint else curve_of  # checkpoints hang on no output
+            once = self._step(self._inputs, self._keywords, traced=watched) if self._peaks and peaks else None
+            traced = once.trace if once is not None and once.trace is not None and once.told else self.traced()
         by_kind = Counter(dict.fromkeys(kinds.KINDS, 0))
         by_layer: Counter[str] = Counter()
         charged = kinds.charges(traced)

@@ -11,21 +11,21 @@ from optiacts.reporting import conversion
 from optiacts.reporting.conversion import CONVERSIONS
 from optiacts.reporting.data import Stage
 from optiacts.reporting.errors import ReportError
-from optiacts.reporting.folding import Stack, aligned, shortened, stack_of
+from optiacts.reporting.folding import FEW, MORE, Stack, aligned, shortened, stack_of
 from optiacts.reporting.optimizers import Cost
 from optiacts.reporting.peak import Peak, peak, peak_of_deeper
 from optiacts.reporting.progress import Progress
 from optiacts.reporting.running import Ran, Runner
 
 NOW = "now"
-_FEW, _MORE = 2, 3  # units that are run of a stack
 
 
 class Stages:
     """Runs the stages of ``model``, which is as it was afterwards.
 
-    A deep stack of equal layers is run whole as it is and after the last stage. Of the stages between, and to compare
-    with both, two and three units of it are run; where what these tell differs, every stage is run whole.
+    A deep stack of equal layers is run whole as it is. The other stages, and again the model as it is, are told from
+    two and three units of it. Where that differs from what the whole did, or from what a forward of the whole model
+    holds after the last stage, every stage is run whole.
 
     Args:
         run: runs the model as it stands.
@@ -49,7 +49,7 @@ class Stages:
             stages = [now]
             for number, name in enumerate(asked, 1):
                 say(f"tracing it with its {name}", number / (1 + len(asked)))
-                _append(stages, self._whole(name, sites))
+                _append(stages, self._stage(name, self._ran(name, sites)))
         return stages, sites
 
     def _folded(
@@ -59,7 +59,7 @@ class Stages:
         stack = self._stack
         if stack is None or not asked:
             return None
-        few = (_FEW + _MORE) * stack.period * (1 + len(asked)) + len(stack.layers)
+        few = (FEW + MORE) * stack.period * (1 + len(asked)) + len(stack.layers)
         if few >= len(stack.layers) * len(asked):
             return None
         try:
@@ -71,18 +71,17 @@ class Stages:
                 _append(stages, self._extrapolated(stack, name, sites))
         except ReportError:  # it does not run with so few layers
             return None
-        say(f"tracing all of it with its {stages[-1].name}", 0.7)
-        return stages if len(stages) == 1 or self._whole(stages[-1].name, sites) == stages[-1] else None
-
-    def _whole(self, name: str, sites: tuple[ActivationSite, ...]) -> Stage:
-        return self._stage(name, self._ran(name, sites))
+        last = stages[-1]
+        say(f"tracing all of it with its {last.name}", 0.7)
+        whole = self._ran(last.name, sites, peaks=False)
+        return stages if (whole.kinds, whole.layers) == (last.kinds, last.layers) else None
 
     def _extrapolated(self, stack: Stack, name: str, sites: tuple[ActivationSite, ...]) -> Stage:
-        with shortened(stack, _FEW):
+        with shortened(self._model, stack, FEW):
             shallow = self._ran(name, sites)
-        with shortened(stack, _MORE):
+        with shortened(self._model, stack, MORE):
             deeper = self._ran(name, sites)
-        more = stack.units - _FEW
+        more = stack.units - FEW
         held, layers = (
             Counter({key: a[key] + more * (b[key] - a[key]) for key in b})
             for a, b in ((shallow.kinds, deeper.kinds), (shallow.layers, deeper.layers))
@@ -93,12 +92,12 @@ class Stages:
             found = peak_of_deeper(shallow.step, deeper.step, pairs, more, self._cost)
         return self._made(name, held, layers, found)
 
-    def _ran(self, name: str, sites: tuple[ActivationSite, ...]) -> Ran:
+    def _ran(self, name: str, sites: tuple[ActivationSite, ...], peaks: bool = True) -> Ran:
         """The model as it stands, converted."""
         try:
             if name in CONVERSIONS:
                 conversion.convert_stage(self._model, name, sites)
-            return self._run.ran()[0]
+            return self._run.ran(peaks)[0]
         finally:
             conversion.revert(self._model)
 
