@@ -7,10 +7,8 @@ import json
 from typing import Any
 
 from optiacts.reporting.errors import ReportError
-from optiacts.reporting.lora import TRAIN_MODES
-from optiacts.reporting.optimizers import OPTIMIZERS
+from optiacts.reporting.names import ATTENTIONS, DTYPES, OPTIMIZERS, TRAIN_MODES
 from optiacts.reporting.presets import PRESETS
-from optiacts.reporting.setting import ATTENTIONS, DTYPES
 from optiacts.reporting.sizes import memory_of
 
 

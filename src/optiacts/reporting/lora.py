@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-TRAIN_MODES = ("full", "lora", "qlora", "frozen")
+from optiacts.reporting.names import TRAIN_MODES
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from optiacts.held.timeline import Recorder
+from optiacts.reporting import names
 
 _BLOCK = 256  # of bitsandbytes: elements that share a scale
 _SMALLEST = 4096  # elements; it keeps fewer in float32
@@ -74,7 +75,7 @@ class AdamW8bit(torch.optim.Optimizer):
 Make = Callable[[list[Any], "bool | None"], torch.optim.Optimizer]
 
 # By name, made of the parameters and of whether they go through the multi-tensor kernels, as on CUDA by default.
-OPTIMIZERS: dict[str, Make] = {
+_MAKE: dict[str, Make] = {
     "adamw": lambda params, foreach: torch.optim.AdamW(params, foreach=foreach),  # moments in the parameter's dtype
     "adamw-fused": lambda params, foreach: torch.optim.AdamW(params, fused=True),
     "adamw-fp32": lambda params, foreach: MasterAdamW(params, foreach=foreach),
@@ -82,6 +83,8 @@ OPTIMIZERS: dict[str, Make] = {
     "sgd": lambda params, foreach: torch.optim.SGD(params, lr=0.1, foreach=foreach),
     "sgd-momentum": lambda params, foreach: torch.optim.SGD(params, lr=0.1, momentum=0.9, foreach=foreach),
 }
+
+OPTIMIZERS = {name: _MAKE[name] for name in names.OPTIMIZERS}
 
 _ONE_BY_ONE = ("adamw-8bit",)  # how large a parameter is matters to its state
 

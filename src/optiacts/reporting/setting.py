@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from optiacts.reporting import names
 from optiacts.reporting.errors import ReportError
 from optiacts.reporting.lora import Lora
+from optiacts.reporting.names import ATTENTIONS
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-ATTENTIONS = ("sdpa", "eager", "flash")
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in names.DTYPES}
 LONGEST_DEFAULT = 4096  # tokens, where the model allows more
 
 
