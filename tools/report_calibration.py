@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
 import optiacts
+from optiacts.held.memory import local_tensors
 from optiacts.reporting.analysis import peak_of
 from optiacts.reporting.loss import scalar
 
@@ -52,8 +53,9 @@ def observed(model: nn.Module, inputs: dict[str, Tensor], autocast: torch.dtype 
     step()
     gc.collect()
     state = [leaf for leaf in tree_leaves(list(made.state.values())) if isinstance(leaf, Tensor)]
-    there = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (
-        *model.parameters(), *model.buffers(), *inputs.values(), *state)}  # fmt: skip
+    given = (*model.parameters(), *model.buffers(), *inputs.values(), *state)
+    storages = [local.untyped_storage() for tensor in given for local in local_tensors(tensor)]
+    there = {storage.data_ptr(): storage.nbytes() for storage in storages}
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         step()
     events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -115,11 +116,38 @@ class Recorder(TorchDispatchMode):
     @contextmanager
     def watching(self) -> Iterator[Recorder]:
         """Records what the code inside does, and nothing that goes afterwards."""
-        with self._calls.followed(), self:
+        with self._calls.followed(), self._resizes(), self:
             try:
                 yield self
             finally:
                 self._over = True
+
+    @contextmanager
+    def _resizes(self) -> Iterator[None]:
+        """Storages that are emptied and filled again, as FSDP does with what it gathers: no op tells of it."""
+        thread, own = threading.get_ident(), torch.UntypedStorage.resize_
+
+        def resize_(storage: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
+            result = own(storage, size)
+            if threading.get_ident() == thread and storage._cdata in self._living:
+                self._resized(storage._cdata, size)
+            return result
+
+        torch.UntypedStorage.resize_ = resize_  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            torch.UntypedStorage.resize_ = own  # type: ignore[method-assign]
+
+    def _resized(self, key: int, size: int) -> None:
+        number, reference = self._living[key]
+        before = self.timeline.pieces[number]
+        where = self._here() or before.where
+        made = replace(before, nbytes=size, phase=self.phase, where=where)
+        self.timeline.pieces.append(made)
+        following = len(self.timeline.pieces) - 1
+        self.timeline.events += [Event(number, -1), Event(following, 1)]
+        self._living[key] = (following, reference)
 
     def known(self, tensors: Iterable[Tensor]) -> set[int]:
         """The pieces that ``tensors`` lie in."""
@@ -163,9 +191,9 @@ class Recorder(TorchDispatchMode):
         self.timeline.events.append(Event(number, 1))
 
         def gone(reference: Any) -> None:
-            del self._living[key]
+            latest, _ = self._living.pop(key)
             if not self._over:
-                self.timeline.events.append(Event(number, -1))
+                self.timeline.events.append(Event(latest, -1))
 
         self._living[key] = (number, weakref.ref(storage, gone))
 

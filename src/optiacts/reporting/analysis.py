@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -18,7 +18,9 @@ from optiacts.reporting.optimizers import OPTIMIZERS, cost
 from optiacts.reporting.peak import Peak
 from optiacts.reporting.peak import peak as peak_in
 from optiacts.reporting.progress import Progress
+from optiacts.reporting.ranks import Ranks, ranks_of
 from optiacts.reporting.running import Runner
+from optiacts.reporting.sharding import meshed, placement
 from optiacts.reporting.sizes import memory_of
 from optiacts.reporting.stages import Stages
 from optiacts.reporting.states import States, states
@@ -39,6 +41,7 @@ def report(
     setting: dict[str, str] | None = None,
     choices: bool | Collection[str] | None = None,
     checkpoint: int = 0,
+    shard: str | Ranks | None = None,
     peak: bool = True,
     progress: Progress | None = None,
     **keyword_inputs: Any,
@@ -65,6 +68,9 @@ def report(
             with OptiActs and without; by default if ``gpu_memory`` is given. Or those of them that are named, such
             as ``("OptiActs", "checkpointing")``.
         checkpoint: every so many-th of the repeated layers is checkpointed; none if 0.
+        shard: "fsdp=8", "tp=2" or "fsdp=8,tp=2": everything is that of one of so many ranks, and the inputs are its
+            own. ``torch.distributed.fsdp.fully_shard`` on each repeated layer and on the model; Linears split by
+            transformers' plan for the model. Run with a process group that sends nothing; without ``choices``.
         peak: find the peak of a step. False runs forwards alone, in half the time.
         progress: called with what is done next, and the fraction that is done already.
 
@@ -76,19 +82,26 @@ def report(
     card = _checked(model, optimizer, gpu_memory, autocast)
     if not peak and (card is not None or choices or checkpoint):
         raise ReportError("peak=False: what fits a card, choices and checkpoints are told by the peak; leave it True")
+    ranks = None if shard is None else ranks_of(shard)
+    if ranks is not None and (checkpoint or choices or not fake):
+        raise ReportError("shard: only on fake tensors, and neither with checkpoint nor with choices")
     if fake:
         model, inputs, keyword_inputs = fake_copy(model, inputs, keyword_inputs)
-    spent = cost((p for p in model.parameters() if p.requires_grad), optimizer, like_cuda)
     if checkpoint and not fake:
         raise ReportError("checkpoint: only on fake tensors, since what it holds is not seen among saved tensors")
-    run = Runner(model, inputs, keyword_inputs, like_cuda, autocast, fake, peak, checkpoint)
-    fold = fake and not checkpoint
-    stages, found = Stages(model, run, spent, autocast is not None, fold).all(say)
-    held = states(model, spent)
+    with ExitStack() as stack:
+        place = None if ranks is None else placement(ranks, stack.enter_context(meshed(ranks)))
+        run = Runner(model, inputs, keyword_inputs, like_cuda, autocast, fake, peak, checkpoint, place)
+        there = run.placed().model
+        spent = cost((p for p in there.parameters() if p.requires_grad), optimizer, like_cuda)
+        held = states(there, spent)
+        del there
+        fold = fake and not checkpoint
+        stages, found = Stages(model, run, spent, autocast is not None, fold).all(say)
     options: tuple[Option, ...] = ()
     partial: tuple[Option, ...] = ()
     longest = None
-    if (card is not None if choices is None else choices is not False) and not checkpoint:
+    if (card is not None if choices is None else choices is not False) and not checkpoint and ranks is None:
         only = choices if isinstance(choices, Collection) else None
         options, partial, longest = _options(run, found, optimizer, card, held, stages, only, say)
         stages = [_growing(stage, options) for stage in stages]

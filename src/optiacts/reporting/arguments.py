@@ -9,6 +9,7 @@ from typing import Any
 from optiacts.reporting.errors import ReportError
 from optiacts.reporting.names import ATTENTIONS, DTYPES, OPTIMIZERS, TRAIN_MODES
 from optiacts.reporting.presets import PRESETS
+from optiacts.reporting.ranks import Ranks, ranks_of
 from optiacts.reporting.sizes import memory_of
 
 
@@ -63,6 +64,13 @@ def _training(parser: argparse.ArgumentParser) -> None:
         help="checkpoint every N-th of the repeated layers: its inner tensors are computed again in backward",
     )
     parser.add_argument(
+        "--shard",
+        metavar="fsdp=N,tp=M",
+        type=_ranks,
+        help="one of so many ranks, with a batch of its own: FSDP2 on each layer, and tensor parallelism by "
+        "transformers' plan; without the table of choices",
+    )
+    parser.add_argument(
         "--loss", action=argparse.BooleanOptionalAction, default=True, help="with head and loss (%(default)s)"
     )
     parser.add_argument(
@@ -115,6 +123,13 @@ def _every(text: str) -> int:
 def _memory(text: str) -> int:
     try:
         return memory_of(text)
+    except ReportError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _ranks(text: str) -> Ranks:
+    try:
+        return ranks_of(text)
     except ReportError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

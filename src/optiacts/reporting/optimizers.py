@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from optiacts.held.memory import local_tensors
 from optiacts.held.timeline import Recorder
 from optiacts.reporting import names
 
@@ -94,7 +95,7 @@ def cost(trained: Iterable[Tensor], name: str, like_cuda: bool) -> Cost:
 
     CUDA's multi-tensor kernels take all parameters of a dtype at once: one with as many elements stands for them.
     """
-    shapes = [(tuple(p.shape), p.dtype) for p in trained]
+    shapes = [(tuple(local.shape), local.dtype) for p in trained for local in local_tensors(p)]
     if like_cuda and name not in _ONE_BY_ONE:
         elements: Counter[torch.dtype] = Counter()
         for shape, dtype in shapes:

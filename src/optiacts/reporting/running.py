@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeCopyMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from optiacts.conversion.sites import curve_of
@@ -37,7 +39,10 @@ class Ran:
 
 
 class Runner:
-    """Runs ``model`` on its inputs; inside the mode of its fake tensors if ``in_mode``, whole steps if ``peaks``."""
+    """Runs ``model`` on its inputs; inside the mode of its fake tensors if ``in_mode``, whole steps if ``peaks``.
+
+    ``place``: makes a copy of the model what one rank has of it, which is run in its place.
+    """
 
     def __init__(
         self,
@@ -49,12 +54,14 @@ class Runner:
         in_mode: bool = True,
         peaks: bool = True,
         checkpoint: int = 0,
+        place: Callable[[torch.nn.Module], None] | None = None,
     ) -> None:
-        self._model, self._inputs, self._keywords = model, inputs, keywords
+        self.model, self._inputs, self._keywords = model, inputs, keywords
         self._like_cuda, self._autocast = like_cuda, autocast
         self._checkpoint = checkpoint
         self._mode = mode_of(model, (inputs, keywords)) if in_mode else None
         self._peaks = peaks and in_mode
+        self._place = place
         self.batch = _batch((inputs, keywords))
 
     def traced(self) -> Trace:
@@ -63,6 +70,8 @@ class Runner:
 
     def ran(self, peaks: bool = True) -> tuple[Ran, Trace]:
         """The model as it stands: a step, or on real tensors and where no peak is asked for a forward."""
+        if self._place is not None:
+            return self.placed().ran(peaks)
         with self._checkpointed():
             watched = None if self._checkpoint else curve_of  # checkpoints hang on no output
             once = self._step(self._inputs, self._keywords, traced=watched) if self._peaks and peaks else None
@@ -81,11 +90,20 @@ class Runner:
         return Ran(by_kind, by_layer, once), traced
 
     def sites(self, traced: Trace) -> tuple[ActivationSite, ...]:
-        """The activations in a forward of the model as it is; checkpointing would hide those inside of it."""
-        return sites(self.traced() if self._checkpoint else traced)
+        """The activations in a forward of the model as it is, neither checkpointed nor placed on a rank."""
+        return sites(self.traced() if self._checkpoint or self._place is not None else traced)
+
+    def placed(self) -> Runner:
+        """The same of what one rank has of the model as it stands."""
+        if self._place is None or self._mode is None:
+            return self
+        with self._mode, FakeCopyMode(self._mode):
+            model = copy.deepcopy(self.model)
+        self._place(model)
+        return Runner(model, self._inputs, self._keywords, self._like_cuda, self._autocast, peaks=self._peaks)
 
     def _checkpointed(self) -> AbstractContextManager[Any]:
-        layers = layers_of(self._model) if self._checkpoint else []
+        layers = layers_of(self.model) if self._checkpoint else []
         return checkpointed(layers[:: self._checkpoint or 1], LikeCuda if self._like_cuda else nullcontext)
 
     def step(self) -> Step:
@@ -107,7 +125,7 @@ class Runner:
 
         again: Any = LikeCuda if self._like_cuda else nullcontext
         cuda = self._like_cuda
-        return Choices(self._model, self._inputs, keywords, batch, run, found, optimizer, cuda, mode, again)
+        return Choices(self.model, self._inputs, keywords, batch, run, found, optimizer, cuda, mode, again)
 
     def longest(self, found: tuple[ActivationSite, ...], optimizer: str, card: int) -> int | None:
         """The most tokens of one sample with which the model as it is fits; None if that is not known, or none do."""
@@ -132,7 +150,7 @@ class Runner:
         run: Callable[[], Any] | None = None,
         traced: CurveOf | None = None,
     ) -> Step:
-        model = self._model if model is None else model
+        model = self.model if model is None else model
 
         def forward() -> Any:
             return self._tried("forward", run or (lambda: model(*inputs, **keywords)))
@@ -147,7 +165,7 @@ class Runner:
 
     def _run(self, how: Callable[..., Any], inputs: Any, keywords: Any) -> Any:
         with self._context():
-            return self._tried("forward", lambda: how(self._model, *inputs, **keywords))
+            return self._tried("forward", lambda: how(self.model, *inputs, **keywords))
 
     def _tried(self, what: str, do: Callable[[], Any]) -> Any:
         try:
@@ -164,7 +182,7 @@ class Runner:
         stack = ExitStack()
         stack.enter_context(torch.enable_grad())
         if autocast:
-            stack.enter_context(autocasting(self._model, (self._inputs, self._keywords), self._autocast))
+            stack.enter_context(autocasting(self.model, (self._inputs, self._keywords), self._autocast))
         if self._mode is not None:
             stack.enter_context(self._mode)
             stack.enter_context(one_sequence_per_row())
