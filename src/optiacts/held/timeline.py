@@ -21,6 +21,9 @@ Workspace = Callable[[Any, tuple[Any, ...], Any], int]
 """The bytes that a kernel takes besides its results: of an op, its arguments and what it returned."""
 
 
+_WAITS = "_c10d_functional::wait_tensor"
+
+
 @dataclass
 class Piece:
     """A storage: its size, what made it, in which phase of the step, and in which layer."""
@@ -139,6 +142,11 @@ class Recorder(TorchDispatchMode):
         finally:
             torch.UntypedStorage.resize_ = own  # type: ignore[method-assign]
 
+    def _waited(self, sent: Tensor, arrived: Tensor) -> None:
+        """A collective's result arrives where it was sent to. A fake one is a new tensor, and stands for both."""
+        if storage_key(sent) in self._living and storage_key(sent) != storage_key(arrived):
+            self._resized(storage_key(sent), 0)
+
     def _resized(self, key: int, size: int) -> None:
         number, reference = self._living[key]
         before = self.timeline.pieces[number]
@@ -159,6 +167,8 @@ class Recorder(TorchDispatchMode):
         if not isinstance(output, (Tensor, tuple, list)):  # mostly questions for the device of a fake tensor
             return output
         name = func._schema.name
+        if name == _WAITS:
+            self._waited(args[0], output)
         where = None
         for value in tree_leaves(output):
             if isinstance(value, Tensor):

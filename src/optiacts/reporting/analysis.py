@@ -181,11 +181,15 @@ def peak_of(
     optimizer: str = "adamw",
     like_cuda: bool = False,
     autocast: torch.dtype | None = None,
+    shard: Ranks | None = None,
 ) -> Peak:
     """The peak of a step of ``model`` as it is: a part of what ``report`` tells, in a fraction of the time."""
     model, keywords = fake_copy(model, dict(inputs))
-    spent = cost((p for p in model.parameters() if p.requires_grad), optimizer, like_cuda)
-    return peak_in(Runner(model, (), keywords, like_cuda, autocast).step(), spent)
+    with ExitStack() as stack:
+        place = None if shard is None else placement(shard, stack.enter_context(meshed(shard)))
+        run = Runner(model, (), keywords, like_cuda, autocast, place=place).placed()
+        spent = cost((p for p in run.model.parameters() if p.requires_grad), optimizer, like_cuda)
+        return peak_in(run.step(), spent)
 
 
 def _checked(model: Any, optimizer: Any, gpu_memory: Any, autocast: Any) -> int | None:
