@@ -167,7 +167,7 @@ class Recorder(TorchDispatchMode):
         if not isinstance(output, (Tensor, tuple, list)):  # mostly questions for the device of a fake tensor
             return output
         name = func._schema.name
-        if name == _WAITS:
+        if name == _WAITS and isinstance(output, Tensor):
             self._waited(args[0], output)
         where = None
         for value in tree_leaves(output):

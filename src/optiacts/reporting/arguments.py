@@ -35,6 +35,9 @@ def _training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=_whole, help="samples in a step (1)")
     parser.add_argument("--seq", type=_whole, help="tokens in a sample (as many as the model allows, at most 4096)")
     parser.add_argument(
+        "--tokens", type=_whole, help="in one row, of sequences of --seq tokens side by side: packed, without padding"
+    )
+    parser.add_argument(
         "--dtype", choices=DTYPES, help="of weights and activations (bfloat16; with --autocast float32)"
     )
     parser.add_argument(
@@ -54,7 +57,7 @@ def _training(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--lora-dropout", type=float, default=0.0, help="(%(default)s)")
     parser.add_argument(
-        "--lora-dtype", choices=DTYPES, help="of the adapters, float32 as PEFT has them (that of the base)"
+        "--lora-dtype", choices=DTYPES, default="float32", help="of the adapters (%(default)s, as PEFT has them)"
     )
     parser.add_argument(
         "--checkpoint",

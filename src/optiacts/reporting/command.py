@@ -37,9 +37,7 @@ def run(chosen: argparse.Namespace) -> int:
     if chosen.plot is not None:
         check_plot(chosen.plot)
     try:
-        adapters = Lora(
-            chosen.lora_rank, chosen.lora_targets, chosen.lora_dropout, DTYPES.get(chosen.lora_dtype or "")
-        )
+        adapters = Lora(chosen.lora_rank, chosen.lora_targets, chosen.lora_dropout, DTYPES[chosen.lora_dtype])
     except ValueError as error:
         raise ReportError(str(error)) from error
     setting = Setting(
@@ -52,6 +50,7 @@ def run(chosen: argparse.Namespace) -> int:
         chosen.autocast,
         dict(chosen.overrides),
         adapters,
+        chosen.tokens,
     )
     with shown(quiet=chosen.json or chosen.csv) as progress:
         reports = [_one(name, setting, chosen, progress) for name in chosen.models]
