@@ -168,9 +168,7 @@ def _inputs(model: Any, config: Any, setting: Setting) -> tuple[dict[str, torch.
 def _packed(model: Any, tokens: int, seq: int, labelled: bool) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """One row of sequences, whose positions say where each begins."""
     if "position_ids" not in inspect.signature(model.forward).parameters:
-        raise ReportError(
-            f"--tokens: {type(model).__name__} takes no position_ids, which say where a sequence begins"
-        )
+        raise ReportError(f"--tokens: {type(model).__name__} takes no position_ids, which tell where one begins")
     ids = torch.zeros(1, tokens, dtype=torch.long)
     inputs = {"input_ids": ids, "position_ids": torch.arange(tokens).remainder(seq)[None]}
     words = {"batch": f"{tokens} tokens, packed sequences of {seq}"}

@@ -23,6 +23,7 @@ from optiacts.reporting.errors import ReportError
 from optiacts.reporting.lora import Lora
 from optiacts.reporting.measure import measure as measure_step
 from optiacts.reporting.measure import require_cuda
+from optiacts.reporting.optimizers import OPTIMIZERS
 from optiacts.reporting.plot import check as check_plot
 from optiacts.reporting.plot import plot as draw
 from optiacts.reporting.progress import Progress, shown
@@ -91,13 +92,14 @@ def _one(name: str, setting: Setting, chosen: argparse.Namespace, progress: Prog
         )
         if chosen.measure:
             tell("measuring on the GPU", 1.0)
-            made = dataclasses.replace(made, measured=_measured(name, setting, made))
+            made = dataclasses.replace(made, measured=_measured(name, setting, made, chosen.optimizer))
     return made
 
 
-def _measured(name: str, setting: Setting, made: MemoryReport) -> tuple[Measured, ...]:
+def _measured(name: str, setting: Setting, made: MemoryReport, optimizer: str) -> tuple[Measured, ...]:
     with torch.device("cuda"):
         built = build(name, setting)
+        training = OPTIMIZERS[optimizer]([p for p in built.model.parameters() if p.requires_grad], None)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             with autocasting(built.model, (), torch.bfloat16 if setting.autocast else None):
@@ -107,7 +109,7 @@ def _measured(name: str, setting: Setting, made: MemoryReport) -> tuple[Measured
         for stage in made.stages:
             if stage.name in conversion.CONVERSIONS:
                 conversion.convert_stage(built.model, stage.name, made.sites)
-            results.append(measure_step(stage.name, forward, built.args, built.kwargs))
+            results.append(measure_step(stage.name, forward, built.args, built.kwargs, training))
     return tuple(results)
 
 

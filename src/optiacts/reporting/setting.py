@@ -45,8 +45,8 @@ class Setting:
                 raise ReportError(f"--{name} must be at least 1; got {number}")
         if self.tokens is not None and (self.batch is not None or self.attention not in (None, "flash")):
             raise ReportError(
-                "--tokens packs one row, and only flash attention keeps its sequences apart without a mask of tokens x "
-                "tokens; leave --batch and --attention out"
+                "--tokens packs one row, and only flash attention keeps its sequences apart without a mask of its "
+                "square; leave --batch and --attention out"
             )
         for name, choice, known in (("dtype", self.dtype, DTYPES), ("attention", self.attention, ATTENTIONS)):
             if choice is not None and choice not in known:

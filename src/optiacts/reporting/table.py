@@ -222,14 +222,20 @@ def _activations(report: MemoryReport) -> Section:
 
 def _measured(report: MemoryReport) -> Section:
     predicted = {stage.name: stage for stage in report.stages}
-    rows = [(m.stage, GIB(predicted[m.stage].bytes), GIB(m.after_forward), GIB(m.peak)) for m in report.measured]
+    rows: list[tuple[str, ...]] = []
+    for m in report.measured:
+        said = predicted[m.stage].peak
+        peak = (GIB(said.bytes), GIB(m.peak), f"{said.bytes / m.peak - 1:+.1%}") if said else ("", GIB(m.peak), "")
+        rows.append((m.stage, GIB(predicted[m.stage].bytes), GIB(m.after_forward), *peak))
     return Section(
         "Measured on this GPU, GiB",
         (
             "",
             "held for backward, predicted",
             "left allocated by a forward",
-            "max_memory_allocated of forward + backward",
+            "peak, predicted",
+            "max_memory_allocated of a step",
+            "error",
         ),
         tuple(rows),
     )
