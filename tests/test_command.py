@@ -37,6 +37,35 @@ def bare(*arguments: str, folder: Path = ROOT, **environment: str) -> subprocess
     return subprocess.run(command, env=paths | environment, cwd=folder, capture_output=True, text=True)
 
 
+FIRST = """
+import sys
+sys.argv[0] = "optiacts"
+from optiacts_command import main
+try:
+    code = main()
+except SystemExit as ended:
+    code = ended.code
+print("torch" in sys.modules, code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "end"),
+    [
+        (["--help"], "False 0"),
+        (["report", "--help"], "False 0"),
+        (["demo", "--help"], "False 0"),
+        (["report", "bert-base", "--gpu", "rtx-4091"], "False 2"),
+        (["--version"], "True 0"),
+    ],
+)
+def test_help_and_mistakes_are_answered_without_torch(arguments: list[str], end: str) -> None:
+    environment = {"PYTHONPATH": str(ROOT / "src"), "PATH": "/usr/bin:/bin", "HOME": str(Path.home())}
+    done = subprocess.run([sys.executable, "-c", FIRST, *arguments], env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == end, done.stderr
+    assert "usage: optiacts" in done.stdout + done.stderr or f"optiacts {optiacts.__version__}" in done.stdout
+
+
 def test_version_without_extras() -> None:
     done = bare("--version")
     assert (done.returncode, done.stdout.strip()) == (0, f"optiacts {optiacts.__version__}"), done.stderr

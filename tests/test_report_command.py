@@ -92,6 +92,11 @@ BAD = [
     (("tiny.json", "--set", 'layer_norm_eps="small"'), "must be a number"),
     (("tiny.json", "--set", "hidden_act=3"), "hidden_act"),
     (("gemma-2-9b", "--attention", "sdpa"), "--attention eager"),
+    (("tiny.json", "--tokens", "64", "--attention", "sdpa"), "only flash attention keeps its sequences apart"),
+    (("tiny.json", "--tokens", "0"), "--tokens must be at least 1; got 0"),
+    (("vit-base", "--tokens", "64"), "--tokens means nothing to a model of images"),
+    (("tiny.json", "--shard", "pp=2"), "must be such as fsdp=8, tp=2 or fsdp=8,tp=2"),
+    (("tiny.json", "--shard", "tp=2"), "BertForMaskedLM has no plan for tensor parallelism; leave tp out"),
     (("folder",), "folder/config.json cannot be read"),
     (("owner/no-such-model",), "run `hf download owner/no-such-model config.json` once"),
     (("quantised.json",), "--train-mode qlora"),
@@ -165,6 +170,24 @@ def test_gemma_takes_the_attention_that_it_has(folder: Path) -> None:
     rows = 2 * (heads + 2 * kv_heads) * tokens * width * 2 + 2 * heads * tokens * 4  # q, k, v; log-sum-exp
     cos_and_sin = 2 * tokens * width * 2
     assert 0 <= flash["stages"][0]["kinds"]["attention"] - rows - cos_and_sin < 100  # seeds
+
+
+def test_packed_sequences_take_what_one_as_long_takes(folder: Path) -> None:
+    """Flash attention keeps them apart by where they begin; nothing is padded, and no mask is made."""
+    layers = ("--set", "num_hidden_layers=2", "--set", "vocab_size=100", "--json")
+    packed = json.loads(run("llama-3-8b", *layers, "--tokens", "96", "--seq", "32").stdout)
+    assert packed["setting"]["batch"] == "96 tokens, packed sequences of 32"
+    one = json.loads(run("llama-3-8b", *layers, "--seq", "96", "--attention", "flash").stdout)
+    held, alone = packed["stages"][0], one["stages"][0]
+    assert held["bytes"] == alone["bytes"] and held["kinds"] == alone["kinds"]
+    beyond = json.loads(run("llama-3-8b", *layers, "--tokens", "9000").stdout)  # more than the model has positions
+    assert beyond["setting"]["batch"] == "9000 tokens, packed sequences of 4096"
+
+
+def test_the_card_has_its_share_of_each_part(folder: Path) -> None:
+    words = " ".join(run("report_models:mlp", "--gpu-memory", "64MB", "--no-choices").stdout.split())
+    assert "MiB (and of the card)" in words and "%)" in words
+    assert "(and of the peak now)" in " ".join(run("report_models:mlp").stdout.split())
 
 
 def test_csv_has_a_line_for_each_stage(folder: Path) -> None:

@@ -18,9 +18,16 @@ def test_what_a_forward_leaves_is_the_growth_since_before_it(monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     model = nn.Linear(3, 4)
-    measured = measure("now", model, (torch.ones(2, 3),), {})
+    steps: list[int] = []
+
+    class Optimizer(torch.optim.SGD):
+        def step(self, closure: None = None) -> None:
+            steps.append(1)
+            assert torch.equal(model.bias.grad, torch.full((4,), 0.25))  # of one step: they are dropped between
+
+    measured = measure("now", model, (torch.ones(2, 3),), {}, Optimizer(model.parameters()))
     assert (measured.stage, measured.after_forward, measured.peak) == ("now", 250, 1900)
-    assert torch.equal(model.bias.grad, torch.full((4,), 2 * 0.25))  # two steps of the mean
+    assert len(steps) == 2 and model.bias.grad is None
 
 
 def test_without_cuda_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
 import optiacts
+from optiacts.held.memory import local_tensors
 from optiacts.reporting.analysis import peak_of
 from optiacts.reporting.loss import scalar
 
@@ -37,8 +38,13 @@ class Case(NamedTuple):
     optimizer: str = "adamw"
 
 
-def observed(model: nn.Module, inputs: dict[str, Tensor], autocast: torch.dtype | None, optimizer: str) -> int:
-    """The most bytes that a real step has allocated at any moment: the second one, whose optimizer has its state."""
+def observed(
+    model: nn.Module, inputs: dict[str, Tensor], autocast: torch.dtype | None, optimizer: str, steps: int = 1
+) -> int:
+    """The most bytes that a real step has allocated at any moment, once the optimizer has its state.
+
+    The least of so many ``steps``: the threads of collectives keep a buffer until they come to let go of it.
+    """
     made = _OPTIMIZERS[optimizer]([p for p in model.parameters() if p.requires_grad])
 
     def step() -> None:
@@ -52,12 +58,17 @@ def observed(model: nn.Module, inputs: dict[str, Tensor], autocast: torch.dtype 
     step()
     gc.collect()
     state = [leaf for leaf in tree_leaves(list(made.state.values())) if isinstance(leaf, Tensor)]
-    there = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (
-        *model.parameters(), *model.buffers(), *inputs.values(), *state)}  # fmt: skip
+    given = (*model.parameters(), *model.buffers(), *inputs.values(), *state)
+    storages = [local.untyped_storage() for tensor in given for local in local_tensors(tensor)]
+    there = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    return min(_highest(step, sum(there.values())) for _ in range(steps))
+
+
+def _highest(step: Callable[[], None], level: int) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         step()
     events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
-    level = highest = sum(there.values())
+    highest = level
     for event in sorted(events, key=lambda event: event.start_ns()):
         level += event.nbytes()
         highest = max(highest, level)

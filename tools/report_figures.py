@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from optiacts.reporting import MemoryReport, report
 from optiacts.reporting.build import Setting, build
 from optiacts.reporting.conversion import CONVERSIONS
+from optiacts.reporting.lora import Lora
 from optiacts.reporting.plot import plot
 from optiacts.reporting.sizes import GIB
 
@@ -46,12 +47,12 @@ ROWS = (
     Row("gpt2-xl", "bf16, 8 x 1024", {"batch": 8}, shown=True),
     Row("vit-large", "bf16, 64 images", {"batch": 64}),
     Row("mistral-7b", "bf16, 1 x 4096", {}, shown=True),
-    Row("mistral-7b", "bf16, 1 x 4096, LoRA", {"train_mode": "lora"}),
+    Row("mistral-7b", "bf16, 1 x 4096, LoRA", {"train_mode": "lora", "lora": Lora(dtype=None)}),
     Row("llama-3-8b", "bf16, 1 x 4096", {}, drawn=True, shown=True),
     Row(
         "llama-3-8b",
         "bf16, 1 x 4096, LoRA",
-        {"train_mode": "lora"},
+        {"train_mode": "lora", "lora": Lora(dtype=None)},
         drawn=True,
         shown=True,
         headline="LoRA fine-tuning of Llama-3-8B on 4,096 tokens",
@@ -67,7 +68,8 @@ def made(row: Row) -> MemoryReport:
     with FakeTensorMode(allow_non_fake_inputs=True):
         built = build(row.model, Setting(**row.options))
     name = row.model + (" (LoRA)" if row.options.get("train_mode") == "lora" else "")
-    return report(built.model, *built.args, like_cuda=True, name=name, setting=built.setting, **built.kwargs)
+    how: dict[str, Any] = {"like_cuda": True, "peak": False, "name": name, "setting": built.setting}
+    return report(built.model, *built.args, **how, **built.kwargs)
 
 
 def table(made_rows: list[tuple[Row, MemoryReport]]) -> str:

@@ -253,4 +253,47 @@ def next_node_number() -> int:
 def current_node_number() -> int | None:
     """The number of the graph node whose derivative is being computed; None outside of backward."""
     node = torch._C._current_autograd_node()
-    return None if node is None else int(node._sequence_nr())
+    return None if node is None else node_number(node)
+
+
+def node_number(node: Any) -> int:
+    """The number of a graph node: those made later on a thread have larger ones."""
+    return int(node._sequence_nr())
+
+
+def saved_in(node: Any) -> list[Any] | None:
+    """What a graph node keeps, nothing of it unpacked: each has ``data``, and an ``unpack_hook`` if hooks packed it.
+
+    None where the node does not tell: a change in place of a view, a C++ extension's, an older PyTorch.
+    """
+    names = _saved_names(node.__class__)
+    if names is None:
+        return None
+    found: list[Any] = []
+    for name in names:
+        kept = getattr(node, name)
+        found += kept if isinstance(kept, tuple) else (kept,)
+    return found
+
+
+@functools.cache
+def _saved_names(kind: type) -> tuple[str, ...] | None:
+    """C++ nodes have an attribute for each tensor, Python Functions a tuple; others no class of their own."""
+    told = hasattr(getattr(torch._C._autograd, "SavedTensor", None), "unpack_hook")
+    if not told or kind.__name__ in ("CopySlices", "CppFunction"):
+        return None
+    return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
+
+
+def is_wrapped_number(tensor: Tensor) -> bool:
+    """Whether a tensor is a Python number of an expression: it gives way to any dtype of its kind. Hooks miss it."""
+    least = _LEAST.get(tensor.dtype)
+    return tensor.ndim == 0 and least is not None and torch.result_type(tensor, _zero(least)) == least
+
+
+_LEAST = {torch.float64: torch.float16, torch.int64: torch.int8, torch.complex128: torch.complex32}
+
+
+@once
+def _zero(dtype: torch.dtype) -> Tensor:
+    return torch.zeros((), dtype=dtype)

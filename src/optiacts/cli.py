@@ -1,4 +1,7 @@
-"""The `optiacts` command. torch is all that it needs; a subcommand that wants more names it."""
+"""The `optiacts` command. torch is all that it needs; a subcommand that wants more names it.
+
+Nothing imports torch here until a command runs, so that `optiacts_command` tells at once how it is used.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from optiacts import __version__
-from optiacts import doctor as diagnose
-from optiacts.reporting import command as reporting
 from optiacts.reporting.arguments import add_arguments
 from optiacts.reporting.errors import ReportError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line; the exit status."""
-    chosen = _parser().parse_args(arguments)
+    chosen = parse(arguments)
     parser: argparse.ArgumentParser = chosen.parser  # of the subcommand
     try:
         return int(chosen.run(chosen))
@@ -23,12 +23,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
 
 
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """What is asked for. Ends the process after `--help`, and where the arguments are wrong."""
+    return _parser().parse_args(arguments)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="optiacts",
         description="Activation functions that keep their output, not their input: the same forward, less memory.",
     )
-    parser.add_argument("--version", action="version", version=f"optiacts {__version__}")
+    parser.add_argument("--version", dest="run", action="store_const", const=_version, help="tell the version")
     parser.set_defaults(run=_help, parser=parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
@@ -43,13 +48,26 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="how much memory will I save, before I rent the GPU")
     add_arguments(report)
-    report.set_defaults(run=reporting.run, parser=report)
+    report.set_defaults(run=_report, parser=report)
     return parser
 
 
 def _help(chosen: argparse.Namespace) -> int:
     chosen.parser.print_help()
     return 0
+
+
+def _version(chosen: argparse.Namespace) -> int:
+    from optiacts import __version__
+
+    print(f"optiacts {__version__}")
+    return 0
+
+
+def _report(chosen: argparse.Namespace) -> int:
+    from optiacts.reporting.command import run
+
+    return run(chosen)
 
 
 def _steps(text: str) -> int:
@@ -59,7 +77,9 @@ def _steps(text: str) -> int:
 
 
 def _doctor(chosen: argparse.Namespace) -> int:
-    diagnosis = diagnose()
+    from optiacts import doctor
+
+    diagnosis = doctor()
     print(diagnosis)
     return 1 if diagnosis.problems else 0
 

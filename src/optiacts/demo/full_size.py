@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -20,4 +21,5 @@ def reports() -> Iterator[MemoryReport]:
     for name, setting in MODELS.items():
         with FakeTensorMode(allow_non_fake_inputs=True):
             built = build(name, setting)
-        yield report(built.model, *built.args, like_cuda=True, name=name, setting=built.setting, **built.kwargs)
+        how: dict[str, Any] = {"like_cuda": True, "peak": False, "name": name, "setting": built.setting}
+        yield report(built.model, *built.args, **how, **built.kwargs)

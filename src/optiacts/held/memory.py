@@ -112,8 +112,7 @@ class SavedTensors:
 
     def held(self, left_out: Any = ()) -> Iterator[tuple[HeldTensor, Tensor]]:
         """What a graph still holds, and the plain tensors in it; no parameters and no state of ``left_out``."""
-        state = (t for module in modules_in(left_out) for t in state_of(module))
-        keys = {storage_key(plain) for t in state for plain in local_tensors(t)}
+        keys = state_keys(left_out)
         for reference in self._references:
             held = reference()
             if held is not None and not held.is_parameter:
@@ -154,6 +153,12 @@ def storage_key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+def state_keys(values: Any) -> set[int]:
+    """The storages of parameters and buffers of every module that is in ``values``, or owns a method in them."""
+    state = (t for module in modules_in(values) for t in state_of(module))
+    return {storage_key(plain) for t in state for plain in local_tensors(t)}
+
+
 def _size(nbytes: int) -> str:
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if nbytes >= size:
@@ -162,6 +167,7 @@ def _size(nbytes: int) -> str:
 
 
 def is_parameter(tensor: Tensor) -> bool:
+    """Whether it is a parameter, or a view of one."""
     return isinstance(tensor, torch.nn.Parameter) or isinstance(tensor._base, torch.nn.Parameter)
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from optiacts.held.activations import CurveOf, is_gated_node
-from optiacts.held.trace import Activated, Trace, describe, trace
+from optiacts.held.calls import describe
+from optiacts.held.trace import Activated, Trace, trace
 from optiacts.packing import packed_shape
 
 

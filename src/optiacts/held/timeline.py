@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import bisect
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from optiacts._torch import current_node_number, looking_on, next_node_number
+from optiacts.held.calls import Calls
 from optiacts.held.memory import local_tensors, storage_key
 
 Workspace = Callable[[Any, tuple[Any, ...], Any], int]
 """The bytes that a kernel takes besides its results: of an op, its arguments and what it returned."""
+
+
+_WAITS = "_c10d_functional::wait_tensor"
 
 
 @dataclass
@@ -91,9 +92,12 @@ class Recorder(TorchDispatchMode):
     Args:
         model: for the paths of its layers.
         workspace: what kernels take besides; nothing if left out.
+        calls: follows the layers; made of ``model`` if left out.
     """
 
-    def __init__(self, model: torch.nn.Module, workspace: Workspace | None = None) -> None:
+    def __init__(
+        self, model: torch.nn.Module, workspace: Workspace | None = None, calls: Calls | None = None
+    ) -> None:
         from torch.utils.flop_counter import flop_registry  # which imports Triton where there is one
 
         super().__init__()
@@ -102,7 +106,7 @@ class Recorder(TorchDispatchMode):
         self.phase = "given"
         self._over = False
         self._workspace = workspace
-        self._places = _Places(model)
+        self._calls = calls or Calls(model)
         self._living: dict[int, tuple[int, weakref.ref[Any]]] = {}
 
     def tell(self, tensors: Iterable[Tensor], what: str) -> None:
@@ -115,11 +119,43 @@ class Recorder(TorchDispatchMode):
     @contextmanager
     def watching(self) -> Iterator[Recorder]:
         """Records what the code inside does, and nothing that goes afterwards."""
-        with self._places.followed(), self:
+        with self._calls.followed(), self._resizes(), self:
             try:
                 yield self
             finally:
                 self._over = True
+
+    @contextmanager
+    def _resizes(self) -> Iterator[None]:
+        """Storages that are emptied and filled again, as FSDP does with what it gathers: no op tells of it."""
+        thread, own = threading.get_ident(), torch.UntypedStorage.resize_
+
+        def resize_(storage: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
+            result = own(storage, size)
+            if threading.get_ident() == thread and storage._cdata in self._living:
+                self._resized(storage._cdata, size)
+            return result
+
+        torch.UntypedStorage.resize_ = resize_  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            torch.UntypedStorage.resize_ = own  # type: ignore[method-assign]
+
+    def _waited(self, sent: Tensor, arrived: Tensor) -> None:
+        """A collective's result arrives where it was sent to. A fake one is a new tensor, and stands for both."""
+        if storage_key(sent) in self._living and storage_key(sent) != storage_key(arrived):
+            self._resized(storage_key(sent), 0)
+
+    def _resized(self, key: int, size: int) -> None:
+        number, reference = self._living[key]
+        before = self.timeline.pieces[number]
+        where = self._here() or before.where
+        made = replace(before, nbytes=size, phase=self.phase, where=where)
+        self.timeline.pieces.append(made)
+        following = len(self.timeline.pieces) - 1
+        self.timeline.events += [Event(number, -1), Event(following, 1)]
+        self._living[key] = (following, reference)
 
     def known(self, tensors: Iterable[Tensor]) -> set[int]:
         """The pieces that ``tensors`` lie in."""
@@ -128,13 +164,17 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
+        if not isinstance(output, (Tensor, tuple, list)):  # mostly questions for the device of a fake tensor
+            return output
         name = func._schema.name
+        if name == _WAITS and isinstance(output, Tensor):
+            self._waited(args[0], output)
         where = None
         for value in tree_leaves(output):
             if isinstance(value, Tensor):
                 for plain in local_tensors(value):
                     if plain.layout is torch.strided and storage_key(plain) not in self._living:
-                        where = self._places.here() if where is None else where
+                        where = self._here() if where is None else where
                         self._add(plain, name, where)
         count = self._flops.get(getattr(func, "_overloadpacket", None))
         if count is not None:
@@ -142,10 +182,14 @@ class Recorder(TorchDispatchMode):
         if self._workspace is not None:
             size = self._workspace(func, args, output)
             if size:
-                piece = Piece(size, f"{name}, workspace", self.phase, self._places.here(), (size,), torch.uint8)
+                piece = Piece(size, f"{name}, workspace", self.phase, self._here(), (size,), torch.uint8)
                 self.timeline.pieces.append(piece)
                 self.timeline.events.append(Event(len(self.timeline.pieces) - 1, 0))
         return output
+
+    def _here(self) -> str:
+        where = self._calls.here()
+        return str(where[-1]) if where else ""
 
     def _add(self, tensor: Tensor, op: str, where: str) -> None:
         storage, key = tensor.untyped_storage(), storage_key(tensor)
@@ -157,54 +201,11 @@ class Recorder(TorchDispatchMode):
         self.timeline.events.append(Event(number, 1))
 
         def gone(reference: Any) -> None:
-            del self._living[key]
+            latest, _ = self._living.pop(key)
             if not self._over:
-                self.timeline.events.append(Event(number, -1))
+                self.timeline.events.append(Event(latest, -1))
 
         self._living[key] = (number, weakref.ref(storage, gone))
-
-
-class _Places:
-    """Which layer runs: in forward the innermost module, in backward the one whose op is differentiated."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._names = {id(m): f"{path or 'the model'} ({type(m).__name__})" for path, m in model.named_modules()}
-        self._stack: list[str] = []
-        self._numbers: list[int] = [0]  # of graph nodes: from each on, the innermost module is the name beside it
-        self._inside: list[str] = [""]
-
-    def here(self) -> str:
-        number = current_node_number()
-        if self._stack or number is None:
-            return self._stack[-1] if self._stack else ""
-        return self._inside[bisect.bisect_right(self._numbers, number) - 1]
-
-    @contextmanager
-    def followed(self) -> Iterator[None]:
-        thread = threading.get_ident()
-
-        def enter(module: torch.nn.Module, args: Any) -> None:
-            if threading.get_ident() == thread:
-                self._stack.append(self._names.get(id(module), type(module).__name__))
-                self._note()
-
-        def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
-            if threading.get_ident() == thread and self._stack:
-                self._stack.pop()
-                self._note()
-
-        before = register_module_forward_pre_hook(looking_on(enter))
-        after = register_module_forward_hook(looking_on(leave), always_call=True)  # recomputations stop by raising
-        try:
-            yield
-        finally:
-            before.remove()
-            after.remove()
-
-    def _note(self) -> None:
-        if current_node_number() is None:  # a recomputation's nodes come from within backward: the stack tells
-            self._numbers.append(next_node_number())
-            self._inside.append(self._stack[-1] if self._stack else "")
 
 
 def envelope(levels: list[int], others: list[int], batch: int, other: int) -> tuple[tuple[float, float], ...]:

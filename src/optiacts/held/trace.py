@@ -3,35 +3,22 @@ where the activations' outputs went."""
 
 from __future__ import annotations
 
-import itertools
-import threading
+import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from optiacts._torch import looking_on
+from optiacts._torch import is_wrapped_number, node_number, saved_in
 from optiacts.held import activations
-from optiacts.held.memory import HeldTensor, SavedTensors, storage_key
-
-
-class Call(NamedTuple):
-    """One call of a module: a number of its own, the module's path in the model, its class, its curve if any."""
-
-    number: int
-    path: str
-    layer: str
-    curve: str | None = None
-
-
-Where = tuple[Call, ...]  # the calls that were open, outermost first
+from optiacts.held.calls import Call, Calls, Where, describe
+from optiacts.held.memory import HeldTensor, SavedTensors, is_parameter, local_tensors, state_keys, storage_key
 
 
 class Holder(NamedTuple):
@@ -102,13 +89,9 @@ def trace(curve_of: activations.CurveOf, model: Callable[..., Any], /, *args: An
         model: a module, or a function that calls modules; on real or on fake tensors.
         args, kwargs: its inputs.
     """
-    calls = _Calls(curve_of, model)
-    record = SavedTensors(calls.where)
-    watch = _Watch(calls)
-    with ExitStack() as stack:
-        stack.enter_context(calls.followed(watch))
-        stack.enter_context(record)
-        stack.enter_context(watch)
+    calls = Calls(model, curve_of)
+    record, watch = SavedTensors(calls.where), Watch(calls)
+    with calls.followed(), record, watch:
         output = model(*args, **kwargs)
     names = _node_names(output, record)
     storages: dict[int, HeldStorage] = {}
@@ -120,64 +103,57 @@ def trace(curve_of: activations.CurveOf, model: Callable[..., Any], /, *args: An
     return Trace(storages, watch.activated, output)
 
 
-def describe(where: Where) -> str:
-    """The innermost layer, as people read it."""
-    if not where:
-        return "the function itself"
-    return f"{where[-1].path or 'the model'} ({where[-1].layer})"
+def read(calls: Calls, watch: Watch, output: Any, left_out: Any) -> Trace | None:
+    """The same of a forward that ran while ``calls`` was followed and ``watch`` entered, read off its graph's nodes.
+
+    What no node reachable from ``output`` keeps is not seen. None where a node does not tell what it keeps.
+    """
+    keys = state_keys(left_out)
+    kept: list[tuple[int, Holder, Tensor]] = []
+    for number, node in _nodes(output):
+        saved = saved_in(node)
+        if saved is None:
+            return None
+        made = node_number(node)
+        holder = Holder(number, _name(node), calls.where_made(made))
+        kept += [(made, holder, s.data) for s in saved if s.unpack_hook is None and _is_held(s.data)]
+    storages: dict[int, HeldStorage] = {}
+    for _, holder, tensor in sorted(kept, key=lambda each: each[0]):
+        for plain in local_tensors(tensor):
+            key = storage_key(plain)
+            if key not in keys:
+                storage = storages.setdefault(key, HeldStorage(key, plain.untyped_storage().nbytes()))
+                storage.holders.append(holder)
+    return Trace(storages, watch.activated, None)
 
 
-class _Calls:
-    """Follows which modules are being called, by hooks on all modules while ``followed`` is entered."""
-
-    def __init__(self, curve_of: activations.CurveOf, model: Any) -> None:
-        self._curve_of = curve_of
-        self._paths = {id(m): path for path, m in model.named_modules()} if isinstance(model, torch.nn.Module) else {}
-        self._stack: list[Call] = []
-        self._numbers = itertools.count()
-
-    def where(self) -> Where:
-        return tuple(self._stack)
-
-    @contextmanager
-    def followed(self, watch: _Watch) -> Iterator[None]:
-        thread = threading.get_ident()  # other threads run modules of their own meanwhile
-
-        def enter(module: torch.nn.Module, args: Any) -> None:
-            if threading.get_ident() == thread:
-                layer, curve = type(module).__name__, self._curve_of(module)
-                self._stack.append(Call(next(self._numbers), self._paths.get(id(module), layer), layer, curve))
-
-        def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
-            if threading.get_ident() == thread:
-                watch.left(args, output)
-                self._stack.pop()
-
-        before = register_module_forward_pre_hook(looking_on(enter))
-        after = register_module_forward_hook(looking_on(leave))
-        try:
-            yield
-        finally:
-            before.remove()
-            after.remove()
-
-
-class _Watch(TorchDispatchMode):
+class Watch(TorchDispatchMode):
     """Records the evaluations of activations, and the ops that take their outputs."""
 
-    def __init__(self, calls: _Calls) -> None:
+    def __init__(self, calls: Calls) -> None:
         super().__init__()
         self._calls = calls
         self._by_output: dict[int, Activated] = {}
         self.activated: list[Activated] = []
 
-    def left(self, args: Any, output: Any) -> None:
+    def __enter__(self) -> Watch:
+        self._calls.left = self._left
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._calls.left = None
+
+    def _left(self, args: Any, output: Any) -> None:
         *around, call = self._calls.where()
         if call.curve is not None and not _is_inside(around) and args and isinstance(output, Tensor):
             self._add(call.curve, True, args[0], output)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
+        if not isinstance(output, (Tensor, tuple, list)):
+            return output
         name = func._schema.name
         if not _is_inside(self._calls.where()):  # what an activation module does is its own
             if not _takes_no_values(name, func):
@@ -220,28 +196,45 @@ def _takes_no_values(name: str, func: Any) -> bool:
     )
 
 
-def _node_names(output: Any, record: SavedTensors) -> dict[int, tuple[int, str]]:
-    """For the id of each held tensor: the number and the name of the graph node that holds it."""
-    names: dict[int, tuple[int, str]] = {}
+def _is_held(kept: Any) -> bool:
+    """Whether it counts: a tensor that is no parameter, nor a number that an expression made one of."""
+    return isinstance(kept, Tensor) and not is_parameter(kept) and not is_wrapped_number(kept)
+
+
+def _nodes(output: Any) -> Iterator[tuple[int, Any]]:
+    """The graph of ``output``, breadth first, with a number for each node."""
     roots = [leaf.grad_fn for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
     seen = set(roots)
     queue = list(roots)
-    number = 0
-
-    def note(held: HeldTensor) -> None:
-        names[id(held)] = (number, name)
-
-    record.unpacked = note
-    while queue:
-        node = queue.pop()
-        number, name = number + 1, node.name().removesuffix("Backward0").removesuffix("Backward")
-        _unpack_all(node)
+    for number, node in enumerate(queue, 1):
+        yield number, node
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)
                 queue.append(following)
+
+
+def _name(node: Any) -> str:
+    return node.name().removesuffix("Backward0").removesuffix("Backward")
+
+
+def _node_names(output: Any, record: SavedTensors) -> dict[int, tuple[int, str]]:
+    """For the id of each held tensor: the number and the name of the graph node that holds it."""
+    names: dict[int, tuple[int, str]] = {}
+
+    for number, node in _nodes(output):
+        saved = saved_in(node)
+        if saved is not None:
+            names |= {id(one.data): (number, _name(node)) for one in saved if isinstance(one.data, HeldTensor)}
+        else:
+            record.unpacked = functools.partial(_note, names, number, _name(node))
+            _unpack_all(node)
     record.unpacked = None
     return names
+
+
+def _note(names: dict[int, tuple[int, str]], number: int, name: str, held: HeldTensor) -> None:
+    names[id(held)] = (number, name)
 
 
 def _unpack_all(node: Any) -> None:

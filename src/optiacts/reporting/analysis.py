@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
-from optiacts.held.fake import LikeCuda, autocasting, fake_copy, mode_of, one_sequence_per_row
-from optiacts.held.memory import storage_key
-from optiacts.held.sharing import ActivationSite, sites
-from optiacts.held.trace import Trace
-from optiacts.reporting import conversion, kinds
-from optiacts.reporting.changes import checkpointed, layers_of
-from optiacts.reporting.choices import Choice, Choices, Option
+from optiacts.held.fake import fake_copy
+from optiacts.held.sharing import ActivationSite
+from optiacts.reporting.choices import Choice, Option
 from optiacts.reporting.data import MemoryReport, Stage
 from optiacts.reporting.errors import ReportError
-from optiacts.reporting.known import trace
-from optiacts.reporting.optimizers import OPTIMIZERS, Cost, cost
-from optiacts.reporting.peak import Peak, peak
+from optiacts.reporting.optimizers import OPTIMIZERS, cost
+from optiacts.reporting.peak import Peak
+from optiacts.reporting.peak import peak as peak_in
 from optiacts.reporting.progress import Progress
-from optiacts.reporting.setting import brief
+from optiacts.reporting.ranks import Ranks, ranks_of
+from optiacts.reporting.running import Runner
+from optiacts.reporting.sharding import meshed, placement
 from optiacts.reporting.sizes import memory_of
-from optiacts.reporting.states import states
-from optiacts.reporting.step import Step, step
+from optiacts.reporting.stages import Stages
+from optiacts.reporting.states import States, states
 
 NOW = "now"
 CASTS = "casts shared"
@@ -46,6 +41,8 @@ def report(
     setting: dict[str, str] | None = None,
     choices: bool | Collection[str] | None = None,
     checkpoint: int = 0,
+    shard: str | Ranks | None = None,
+    peak: bool = True,
     progress: Progress | None = None,
     **keyword_inputs: Any,
 ) -> MemoryReport:
@@ -71,6 +68,10 @@ def report(
             with OptiActs and without; by default if ``gpu_memory`` is given. Or those of them that are named, such
             as ``("OptiActs", "checkpointing")``.
         checkpoint: every so many-th of the repeated layers is checkpointed; none if 0.
+        shard: "fsdp=8", "tp=2" or "fsdp=8,tp=2": everything is that of one of so many ranks, and the inputs are its
+            own. ``torch.distributed.fsdp.fully_shard`` on each repeated layer and on the model; Linears split by
+            transformers' plan for the model. Run with a process group that sends nothing; without ``choices``.
+        peak: find the peak of a step. False runs forwards alone, in half the time.
         progress: called with what is done next, and the fraction that is done already.
 
     Returns:
@@ -79,37 +80,35 @@ def report(
     """
     say = progress or (lambda what, done: None)
     card = _checked(model, optimizer, gpu_memory, autocast)
+    if not peak and (card is not None or choices or checkpoint):
+        raise ReportError("peak=False: what fits a card, choices and checkpoints are told by the peak; leave it True")
+    ranks = None if shard is None else ranks_of(shard)
+    if ranks is not None and (checkpoint or choices or not fake):
+        raise ReportError("shard: only on fake tensors, and neither with checkpoint nor with choices")
     if fake:
         model, inputs, keyword_inputs = fake_copy(model, inputs, keyword_inputs)
-    spent = cost((p for p in model.parameters() if p.requires_grad), optimizer, like_cuda)
     if checkpoint and not fake:
         raise ReportError("checkpoint: only on fake tensors, since what it holds is not seen among saved tensors")
-    run = _Runner(model, inputs, keyword_inputs, like_cuda, autocast, spent, fake, checkpoint)
-
-    say("tracing the model as it is", 0.0)
-    found: tuple[ActivationSite, ...] = sites(run.traced())
-    now = run.stage(NOW)
-    stages = [now]
-    try:
-        for number, (stage, how) in enumerate(conversion.CONVERSIONS.items(), 1):
-            if how.shows(now.kinds, autocast is not None):
-                say(f"tracing it with its {stage}", number / (1 + len(conversion.CONVERSIONS)))
-                conversion.convert_stage(model, stage, found)
-                after = run.stage(stage)
-                stages += [] if how.only_if_less and after.bytes >= stages[-1].bytes else [after]
-    finally:
-        conversion.revert(model)
+    with ExitStack() as stack:
+        place = None if ranks is None else placement(ranks, stack.enter_context(meshed(ranks)))
+        run = Runner(model, inputs, keyword_inputs, like_cuda, autocast, fake, peak, checkpoint, place)
+        there = run.placed().model
+        spent = cost((p for p in there.parameters() if p.requires_grad), optimizer, like_cuda)
+        held = states(there, spent)
+        del there
+        fold = fake and not checkpoint
+        stages, found = Stages(model, run, spent, autocast is not None, fold).all(say)
     options: tuple[Option, ...] = ()
     partial: tuple[Option, ...] = ()
     longest = None
-    if (card is not None if choices is None else choices is not False) and not checkpoint:
+    if (card is not None if choices is None else choices is not False) and not checkpoint and ranks is None:
         only = choices if isinstance(choices, Collection) else None
-        options, partial, longest = _options(run, found, optimizer, card, stages, only, say)
+        options, partial, longest = _options(run, found, optimizer, card, held, stages, only, say)
         stages = [_growing(stage, options) for stage in stages]
     return MemoryReport(
         name=name or type(model).__name__,
         setting=setting or {},
-        states=states(model, spent),
+        states=held,
         stages=tuple(stages),
         sites=found,
         gpu_memory=card,
@@ -120,10 +119,11 @@ def report(
 
 
 def _options(
-    run: _Runner,
+    run: Runner,
     found: tuple[ActivationSite, ...],
     optimizer: str,
     card: int | None,
+    held: States,
     stages: list[Stage],
     only: Collection[str] | None,
     say: Progress,
@@ -154,7 +154,7 @@ def _options(
                 say("how many layers to checkpoint", 1.0)
                 fewest = choices.fewest_checkpoints(alike[0], alike[1], card)
                 partial += [fewest] if fewest is not None else []
-        if options[0].largest_batch(card) == 0:
+        if options[0].largest_batch(card) == 0 and held.bytes <= card:
             say("the longest sample that fits", 1.0)
             longest = run.longest(found, optimizer, card)
     return tuple(options), tuple(partial), longest
@@ -181,13 +181,15 @@ def peak_of(
     optimizer: str = "adamw",
     like_cuda: bool = False,
     autocast: torch.dtype | None = None,
+    shard: Ranks | None = None,
 ) -> Peak:
     """The peak of a step of ``model`` as it is: a part of what ``report`` tells, in a fraction of the time."""
     model, keywords = fake_copy(model, dict(inputs))
-    spent = cost((p for p in model.parameters() if p.requires_grad), optimizer, like_cuda)
-    found = _Runner(model, (), keywords, like_cuda, autocast, spent, in_mode=True).peak()
-    assert found is not None
-    return found
+    with ExitStack() as stack:
+        place = None if shard is None else placement(shard, stack.enter_context(meshed(shard)))
+        run = Runner(model, (), keywords, like_cuda, autocast, place=place).placed()
+        spent = cost((p for p in run.model.parameters() if p.requires_grad), optimizer, like_cuda)
+        return peak_in(run.step(), spent)
 
 
 def _checked(model: Any, optimizer: Any, gpu_memory: Any, autocast: Any) -> int | None:
@@ -199,150 +201,3 @@ def _checked(model: Any, optimizer: Any, gpu_memory: Any, autocast: Any) -> int 
     if autocast not in (None, torch.bfloat16, torch.float16):
         raise ReportError(f"autocast must be torch.bfloat16, torch.float16 or None; got {autocast!r}")
     return None if gpu_memory is None else memory_of(gpu_memory)
-
-
-class _Runner:
-    """Runs the model on its inputs: what autograd holds, and the peak of a step."""
-
-    def __init__(
-        self,
-        model: Any,
-        inputs: tuple[Any, ...],
-        keywords: Any,
-        like_cuda: bool,
-        autocast: torch.dtype | None,
-        spent: Cost,
-        in_mode: bool,
-        checkpoint: int = 0,
-    ) -> None:
-        self._model, self._inputs, self._keywords = model, inputs, keywords
-        self._like_cuda, self._autocast, self._cost = like_cuda, autocast, spent
-        self._checkpoint, self._held = checkpoint, 0
-        self._mode = mode_of(model, (inputs, keywords)) if in_mode else None
-        self._batch = _batch((inputs, keywords))
-
-    def traced(self) -> Trace:
-        """One forward, without checkpointing."""
-        return self._run(trace, self._inputs, self._keywords)
-
-    def stage(self, name: str) -> Stage:
-        """What it holds, and its peak."""
-        with self._checkpointed():
-            traced = self.traced()
-        by_kind = Counter(dict.fromkeys(kinds.KINDS, 0))
-        by_layer: Counter[str] = Counter()
-        charged = kinds.charges(traced)
-        for key, storage in traced.storages.items():
-            by_kind[charged[key].kind] += storage.nbytes
-            by_layer[charged[key].layer] += storage.nbytes
-        found, held = self.peak(), traced.bytes
-        if self._checkpoint:  # what those keep is not among the saved tensors
-            inputs = {storage_key(t) for t in tree_leaves((self._inputs, self._keywords)) if isinstance(t, Tensor)}
-            seen = sum(s.nbytes for key, s in traced.storages.items() if key not in inputs)
-            kept = self._held - seen
-            by_kind[kinds.CHECKPOINTS] += kept
-            by_layer["(checkpoints)"] += kept
-            held += kept
-        return Stage(name, held, dict(by_kind), dict(by_layer.most_common()), self._batch, found)
-
-    def _checkpointed(self) -> AbstractContextManager[Any]:
-        layers = layers_of(self._model) if self._checkpoint else []
-        return checkpointed(layers[:: self._checkpoint or 1], LikeCuda if self._like_cuda else nullcontext)
-
-    def peak(self) -> Peak | None:
-        """Of a step; None on real tensors."""
-        if self._mode is None:
-            return None
-        with self._checkpointed():
-            once = self._step(self._inputs, self._keywords)
-        self._held = once.held_bytes
-        return peak(once, self._cost)
-
-    def choices(self, found: tuple[ActivationSite, ...], optimizer: str, keywords: Any = None) -> Choices | None:
-        """What one may choose from; None where the inputs have no batch."""
-        keywords = self._keywords if keywords is None else keywords
-        mode, batch = self._mode, self._batch
-        if mode is None or batch is None:
-            return None
-
-        def run(model: Any, forward: Callable[..., Any], times: int) -> Step:
-            with self._context():
-                inputs, given = _repeated((self._inputs, keywords), batch, times)
-            return self._step(inputs, given, model, lambda: forward(inputs, given))
-
-        again: Any = LikeCuda if self._like_cuda else nullcontext
-        cuda = self._like_cuda
-        return Choices(self._model, self._inputs, keywords, batch, run, found, optimizer, cuda, mode, again)
-
-    def longest(self, found: tuple[ActivationSite, ...], optimizer: str, card: int) -> int | None:
-        """The most tokens of one sample with which the model as it is fits; None if that is not known, or none do."""
-        ids = self._keywords.get("input_ids")
-        if ids is None:
-            return None
-        low, high = 0, ids.shape[1]  # fits; does not
-        while high - low > max(1, ids.shape[1] // 64):
-            tokens = (low + high) // 2
-            with self._context():
-                fewer = {k: v[:, :tokens].contiguous() for k, v in self._keywords.items() if v.shape == ids.shape}
-            choices = self.choices(found, optimizer, {**self._keywords, **fewer})
-            assert choices is not None
-            low, high = (tokens, high) if choices.peak(Choice(optimizer)) <= card else (low, tokens)
-        return low or None
-
-    def _step(self, inputs: Any, keywords: Any, model: Any = None, run: Callable[[], Any] | None = None) -> Step:
-        model = self._model if model is None else model
-
-        def forward() -> Any:
-            return model(*inputs, **keywords) if run is None else run()
-
-        def under_autocast() -> Any:
-            return autocasting(model, (inputs, keywords), self._autocast)
-
-        with self._context(autocast=False):
-            return self._tried(
-                "step", lambda: step(model, forward, (inputs, keywords), under_autocast, self._like_cuda)
-            )
-
-    def _run(self, how: Callable[..., Any], inputs: Any, keywords: Any) -> Any:
-        with self._context():
-            return self._tried("forward", lambda: how(self._model, *inputs, **keywords))
-
-    def _tried(self, what: str, do: Callable[[], Any]) -> Any:
-        try:
-            return do()
-        except ReportError:
-            raise
-        except Exception as error:
-            raise ReportError(
-                f"the {what} failed: {brief(error)}. Check that the inputs fit the model; a {what} that needs the "
-                "values of tensors cannot run on fake ones"
-            ) from error
-
-    def _context(self, autocast: bool = True) -> ExitStack:
-        stack = ExitStack()
-        stack.enter_context(torch.enable_grad())
-        if autocast:
-            stack.enter_context(autocasting(self._model, (self._inputs, self._keywords), self._autocast))
-        if self._mode is not None:
-            stack.enter_context(self._mode)
-            stack.enter_context(one_sequence_per_row())
-        if self._like_cuda:
-            stack.enter_context(LikeCuda())
-        return stack
-
-
-def _batch(values: Any) -> int | None:
-    """The first dimension of the first input."""
-    tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and leaf.ndim > 0]
-    return tensors[0].shape[0] if tensors and tensors[0].shape[0] > 0 else None
-
-
-def _repeated(values: Any, batch: int, times: int) -> Any:
-    """``values`` with so many times as many samples."""
-
-    def repeat(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != batch:
-            return value
-        return torch.cat([value] * times).detach().requires_grad_(value.requires_grad)
-
-    return tree_map(repeat, values) if times > 1 else values

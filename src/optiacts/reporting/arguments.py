@@ -7,10 +7,9 @@ import json
 from typing import Any
 
 from optiacts.reporting.errors import ReportError
-from optiacts.reporting.lora import TRAIN_MODES
-from optiacts.reporting.optimizers import OPTIMIZERS
+from optiacts.reporting.names import ATTENTIONS, DTYPES, OPTIMIZERS, TRAIN_MODES
 from optiacts.reporting.presets import PRESETS
-from optiacts.reporting.setting import ATTENTIONS, DTYPES
+from optiacts.reporting.ranks import Ranks, ranks_of
 from optiacts.reporting.sizes import memory_of
 
 
@@ -36,6 +35,9 @@ def _training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=_whole, help="samples in a step (1)")
     parser.add_argument("--seq", type=_whole, help="tokens in a sample (as many as the model allows, at most 4096)")
     parser.add_argument(
+        "--tokens", type=_whole, help="in one row, of sequences of --seq tokens side by side: packed, without padding"
+    )
+    parser.add_argument(
         "--dtype", choices=DTYPES, help="of weights and activations (bfloat16; with --autocast float32)"
     )
     parser.add_argument(
@@ -55,7 +57,7 @@ def _training(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--lora-dropout", type=float, default=0.0, help="(%(default)s)")
     parser.add_argument(
-        "--lora-dtype", choices=DTYPES, help="of the adapters, float32 as PEFT has them (that of the base)"
+        "--lora-dtype", choices=DTYPES, default="float32", help="of the adapters (%(default)s, as PEFT has them)"
     )
     parser.add_argument(
         "--checkpoint",
@@ -63,6 +65,13 @@ def _training(parser: argparse.ArgumentParser) -> None:
         type=_every,
         default=0,
         help="checkpoint every N-th of the repeated layers: its inner tensors are computed again in backward",
+    )
+    parser.add_argument(
+        "--shard",
+        metavar="fsdp=N,tp=M",
+        type=_ranks,
+        help="one of so many ranks, with a batch of its own: FSDP2 on each layer, and tensor parallelism by "
+        "transformers' plan; without the table of choices",
     )
     parser.add_argument(
         "--loss", action=argparse.BooleanOptionalAction, default=True, help="with head and loss (%(default)s)"
@@ -117,6 +126,13 @@ def _every(text: str) -> int:
 def _memory(text: str) -> int:
     try:
         return memory_of(text)
+    except ReportError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _ranks(text: str) -> Ranks:
+    try:
+        return ranks_of(text)
     except ReportError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

@@ -59,7 +59,7 @@ def from_config(config: dict[str, Any], name: str, setting: Setting) -> Built:
         known.use_cache = False  # as in training
     architecture = (config.get("architectures") or [""])[0]
     auto = _auto_class(transformers, architecture if setting.loss else "")
-    attention = as_transformers_says(setting.attention)
+    attention = as_transformers_says("flash" if setting.tokens else setting.attention)
     try:
         with no_init_weights():  # initial values have no size, and drawing some needs values that are not there
             model = auto.from_config(known, attn_implementation=attention, dtype=DTYPES[setting.weights])
@@ -75,7 +75,7 @@ def from_config(config: dict[str, Any], name: str, setting: Setting) -> Built:
     model.train()
     words |= {
         "dtype": setting.weights + " under bfloat16 autocast" * setting.autocast,
-        "attention": setting.attention or str(model.config._attn_implementation),
+        "attention": "flash" if setting.tokens else setting.attention or str(model.config._attn_implementation),
         "train mode": setting.training,
     }
     words["model"] = f"{type(model).__name__}" + ("" if setting.loss else ", without a loss")
@@ -143,10 +143,14 @@ def _inputs(model: Any, config: Any, setting: Setting) -> tuple[dict[str, torch.
             raise ReportError(
                 f"--seq {seq} is more than the {longest} positions of this model; give at most {longest}"
             )
+        if setting.tokens is not None:
+            return _packed(model, setting.tokens, min(seq, setting.tokens), labelled)
         ids = torch.zeros(setting.samples, seq, dtype=torch.long)
         inputs = {"input_ids": ids} | ({"labels": ids.clone()} if labelled else {})
         return inputs, {"batch": f"{setting.samples} x {seq} tokens"}
     if model.main_input_name == "pixel_values":
+        if setting.tokens is not None:
+            raise ReportError("--tokens means nothing to a model of images; leave it out")
         if setting.seq is not None:
             raise ReportError("--seq means nothing to a model of images; leave it out")
         side = config.image_size
@@ -159,6 +163,16 @@ def _inputs(model: Any, config: Any, setting: Setting) -> tuple[dict[str, torch.
         f"inputs called {model.main_input_name!r} are not known here; write a function that returns (model, inputs) "
         "and give it as module:function"
     )
+
+
+def _packed(model: Any, tokens: int, seq: int, labelled: bool) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """One row of sequences, whose positions say where each begins."""
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise ReportError(f"--tokens: {type(model).__name__} takes no position_ids, which tell where one begins")
+    ids = torch.zeros(1, tokens, dtype=torch.long)
+    inputs = {"input_ids": ids, "position_ids": torch.arange(tokens).remainder(seq)[None]}
+    words = {"batch": f"{tokens} tokens, packed sequences of {seq}"}
+    return inputs | ({"labels": ids.clone()} if labelled else {}), words
 
 
 def _takes_labels(model: Any) -> bool:

@@ -68,8 +68,8 @@ def _arguments(name: str, accepted: Mapping[str, inspect.Parameter], setting: Se
     for option, value in said.items():
         if value is not None and not takes_all and option not in accepted:
             raise ReportError(f"{name}: --{option} was given, but the function has no parameter {option!r}")
-    if setting.overrides or not setting.loss:
-        option = "--set" if setting.overrides else "--no-loss"
+    if setting.overrides or not setting.loss or setting.tokens:
+        option = "--set" if setting.overrides else "--tokens" if setting.tokens else "--no-loss"
         raise ReportError(f"{name}: {option} is for models with a config; let the function make the model so")
     given: dict[str, Any] = {option: value for option, value in said.items() if value is not None}
     usual = {"batch": setting.samples, "dtype": setting.weights}

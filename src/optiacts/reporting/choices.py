@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from optiacts.held.timeline import envelope
 from optiacts.reporting import conversion
 from optiacts.reporting.changes import checkpointed, chunked_loss, layers_of
-from optiacts.reporting.folding import Pairs, aligned, shortened, stack_of
+from optiacts.reporting.folding import FEW, MORE, Pairs, aligned, shortened, stack_of
 from optiacts.reporting.growth import Growth
 from optiacts.reporting.lora import Lora, set_train_mode
 from optiacts.reporting.optimizers import Cost, cost
@@ -72,6 +72,11 @@ class Option:
         return self.growth.largest(memory)
 
 
+class _Ran(NamedTuple):
+    steps: list[Step]
+    trained: list[torch.nn.Parameter]
+
+
 class Choices:
     """Runs choices on a fake model, which is as it was afterwards.
 
@@ -103,6 +108,7 @@ class Choices:
         self.fold = fold
         self.layers = len(layers_of(model))
         self._work: dict[Choice, float] = {}
+        self._ran: dict[tuple[Choice, tuple[int | None, ...], tuple[int, ...]], list[_Ran]] = {}
 
     def all(self) -> list[Choice]:
         """From what costs nothing to what changes the training, as far as the model has it."""
@@ -152,11 +158,11 @@ class Choices:
         """The levels of a step with so many times the batch each, and the floating-point operations of the first."""
         stack = stack_of(self._model) if self.fold else None
         if stack is None or 0 < choice.checkpoints < self.layers:
-            steps, spent = self._steps(choice, None, times)
+            ((steps, spent),) = self._steps(choice, (None,), times)
             levels, work = [_levels(step, spent) for step in steps], float(steps[0].timeline.work)
         else:
-            (shallow, few), (deeper, many) = self._steps(choice, 2, times), self._steps(choice, 3, times)
-            more = stack.units - 2
+            (deeper, many), (shallow, few) = self._steps(choice, (MORE, FEW), times)
+            more = stack.units - FEW
             last = aligned(shallow[-1], deeper[-1])
             pairs = [last] * len(times)
             if len(times) > 2:  # one sample alone takes another course
@@ -186,30 +192,44 @@ class Choices:
                 return self.option(found)
         return None
 
-    def _steps(self, choice: Choice, units: int | None, times: tuple[int, ...]) -> tuple[list[Step], Cost]:
-        """Steps of so many units with so many times the batch, and what the optimizer takes."""
+    def _steps(
+        self, choice: Choice, depths: tuple[int | None, ...], times: tuple[int, ...]
+    ) -> list[tuple[list[Step], Cost]]:
+        """For so many units, the deepest first: steps with so many times the batch, and what the optimizer takes."""
+        key = replace(choice, optimizer=""), depths, times  # which it comes after
+        if key not in self._ran:
+            self._ran[key] = self._run_all(choice, depths, times)
+        return [(ran.steps, cost(ran.trained, choice.optimizer, self._like_cuda)) for ran in self._ran[key]]
+
+    def _run_all(self, choice: Choice, depths: tuple[int | None, ...], times: tuple[int, ...]) -> list[_Ran]:
         stack = stack_of(self._model)
-        with shortened(stack, units) if stack is not None and units else nullcontext():
+
+        def cut(model: torch.nn.Module, units: int | None) -> AbstractContextManager[None]:
+            return shortened(model, stack, units) if stack is not None and units else nullcontext()
+
+        with cut(self._model, depths[0]):
             model = self._model
             if choice.train_mode:
                 with self._mode, FakeCopyMode(self._mode):
                     model = copy.deepcopy(model)
                 with self._mode:
                     set_train_mode(model, choice.train_mode, Lora(dropout=choice.dropout))
-            spent = cost((p for p in model.parameters() if p.requires_grad), choice.optimizer, self._like_cuda)
             try:
                 if choice.optiacts:
                     last = list(conversion.CONVERSIONS)[-2]
                     conversion.convert_stage(model, last, () if choice.train_mode else self._sites)
-                checkpoints = layers_of(model)[: choice.checkpoints]
-                with checkpointed(checkpoints, self._again):
-                    steps = [self._stepped(model, choice, n) for n in times]
+                found = []
+                for units in depths:
+                    with cut(model, units), checkpointed(layers_of(model)[: choice.checkpoints], self._again):
+                        trained = [p for p in model.parameters() if p.requires_grad]
+                        found.append(_Ran([self._stepped(model, choice, n) for n in times], trained))
             finally:
                 if choice.optiacts:
                     conversion.revert(model)
-        if len(steps) > 1 and not steps[-2].timeline.same_course(steps[-1].timeline):
-            raise ValueError("a larger batch takes another course")
-        return steps, spent
+        for steps, _ in found:
+            if len(steps) > 1 and not steps[-2].timeline.same_course(steps[-1].timeline):
+                raise ValueError("a larger batch takes another course")
+        return found
 
     def _stepped(self, model: torch.nn.Module, choice: Choice, times: int) -> Step:
         def forward(args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:

@@ -23,6 +23,7 @@ from optiacts.reporting.errors import ReportError
 from optiacts.reporting.lora import Lora
 from optiacts.reporting.measure import measure as measure_step
 from optiacts.reporting.measure import require_cuda
+from optiacts.reporting.optimizers import OPTIMIZERS
 from optiacts.reporting.plot import check as check_plot
 from optiacts.reporting.plot import plot as draw
 from optiacts.reporting.progress import Progress, shown
@@ -37,9 +38,7 @@ def run(chosen: argparse.Namespace) -> int:
     if chosen.plot is not None:
         check_plot(chosen.plot)
     try:
-        adapters = Lora(
-            chosen.lora_rank, chosen.lora_targets, chosen.lora_dropout, DTYPES.get(chosen.lora_dtype or "")
-        )
+        adapters = Lora(chosen.lora_rank, chosen.lora_targets, chosen.lora_dropout, DTYPES[chosen.lora_dtype])
     except ValueError as error:
         raise ReportError(str(error)) from error
     setting = Setting(
@@ -52,6 +51,7 @@ def run(chosen: argparse.Namespace) -> int:
         chosen.autocast,
         dict(chosen.overrides),
         adapters,
+        chosen.tokens,
     )
     with shown(quiet=chosen.json or chosen.csv) as progress:
         reports = [_one(name, setting, chosen, progress) for name in chosen.models]
@@ -83,21 +83,23 @@ def _one(name: str, setting: Setting, chosen: argparse.Namespace, progress: Prog
             like_cuda=True,
             autocast=torch.bfloat16 if setting.autocast else None,
             name=name,
-            setting=built.setting,
-            choices=None if chosen.choices or chosen.gpu_memory is None else ("OptiActs",),
+            setting=built.setting | ({"one of the ranks": str(chosen.shard)} if chosen.shard else {}),
+            choices=False if chosen.shard else None if chosen.choices or not chosen.gpu_memory else ("OptiActs",),
+            shard=chosen.shard,
             checkpoint=chosen.checkpoint,
             progress=tell,
             **built.kwargs,
         )
         if chosen.measure:
             tell("measuring on the GPU", 1.0)
-            made = dataclasses.replace(made, measured=_measured(name, setting, made))
+            made = dataclasses.replace(made, measured=_measured(name, setting, made, chosen.optimizer))
     return made
 
 
-def _measured(name: str, setting: Setting, made: MemoryReport) -> tuple[Measured, ...]:
+def _measured(name: str, setting: Setting, made: MemoryReport, optimizer: str) -> tuple[Measured, ...]:
     with torch.device("cuda"):
         built = build(name, setting)
+        training = OPTIMIZERS[optimizer]([p for p in built.model.parameters() if p.requires_grad], None)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             with autocasting(built.model, (), torch.bfloat16 if setting.autocast else None):
@@ -107,7 +109,7 @@ def _measured(name: str, setting: Setting, made: MemoryReport) -> tuple[Measured
         for stage in made.stages:
             if stage.name in conversion.CONVERSIONS:
                 conversion.convert_stage(built.model, stage.name, made.sites)
-            results.append(measure_step(stage.name, forward, built.args, built.kwargs))
+            results.append(measure_step(stage.name, forward, built.args, built.kwargs, training))
     return tuple(results)
 
 

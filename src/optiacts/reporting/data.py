@@ -28,7 +28,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Measured:
-    """A real step on a GPU, in bytes: what a forward left allocated, and the most of forward and backward."""
+    """A real step on a GPU, in bytes: what a forward left allocated, and the most of the whole step."""
 
     stage: str
     after_forward: int

@@ -14,14 +14,15 @@ import torch
 
 from optiacts.reporting.step import Step
 
-LEAST = 5  # units: fewer are run as they are
+FEW, MORE = 2, 3  # units that are run
+LEAST = FEW + MORE  # units: fewer are run as they are
 _LONGEST_PERIOD = 6  # layers, such as five with a sliding window and one without
 
 
 class Stack(NamedTuple):
     """The repeated layers of a model: where they are, and how many of them make a unit that repeats."""
 
-    parent: torch.nn.Module
+    path: str  # of the module that has them
     name: str
     layers: torch.nn.ModuleList
     period: int
@@ -35,19 +36,19 @@ class Stack(NamedTuple):
 def stack_of(model: torch.nn.Module) -> Stack | None:
     """The one stack of equal layers in ``model``; None if there is none, or more than one."""
     found = [
-        (module, name, child)
-        for module in model.modules()
+        (path, name, child)
+        for path, module in model.named_modules()
         for name, child in module.named_children()
         if isinstance(child, torch.nn.ModuleList) and len(child) >= LEAST
     ]
     if len(found) != 1:
         return None
-    parent, name, layers = found[0]
+    path, name, layers = found[0]
     forms = [_form(layer) for layer in layers]
     for period in range(1, _LONGEST_PERIOD + 1):
         repeats = len(forms) % period == 0 and len(forms) // period >= LEAST
         if repeats and all(forms[i] == forms[i - period] for i in range(period, len(forms))):
-            return Stack(parent, name, layers, period)
+            return Stack(path, name, layers, period)
     return None
 
 
@@ -67,13 +68,15 @@ def _form(layer: torch.nn.Module) -> Any:
 
 
 @contextmanager
-def shortened(stack: Stack, units: int) -> Iterator[None]:
-    """``stack`` with its first ``units`` alone."""
-    setattr(stack.parent, stack.name, torch.nn.ModuleList(list(stack.layers)[: units * stack.period]))
+def shortened(model: torch.nn.Module, stack: Stack, units: int) -> Iterator[None]:
+    """``model``, which has ``stack``, with the first ``units`` of it alone."""
+    parent = model.get_submodule(stack.path)
+    before = getattr(parent, stack.name)
+    setattr(parent, stack.name, torch.nn.ModuleList(list(before)[: units * stack.period]))
     try:
         yield
     finally:
-        setattr(stack.parent, stack.name, stack.layers)
+        setattr(parent, stack.name, before)
 
 
 Pairs = list[tuple[int, int]]

@@ -10,20 +10,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-TRAIN_MODES = ("full", "lora", "qlora", "frozen")
+from optiacts.reporting.names import TRAIN_MODES
 
 
 @dataclass(frozen=True)
 class Lora:
     """Adapters. ``targets``: the names that a Linear's path may end in; all Linears in the repeated layers if empty.
 
-    ``dtype``: of the adapters; None is that of the base. PEFT casts them to float32 by default.
+    ``dtype``: of the adapters; None is that of the base. PEFT casts them to float32 by default
+    (``autocast_adapter_dtype=True``).
     """
 
     rank: int = 16
     targets: tuple[str, ...] = ()
     dropout: float = 0.0
-    dtype: torch.dtype | None = None
+    dtype: torch.dtype | None = torch.float32
 
     def __post_init__(self) -> None:
         if not isinstance(self.rank, int) or self.rank < 1:

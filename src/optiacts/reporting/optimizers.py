@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -11,7 +13,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from optiacts.held.memory import local_tensors
 from optiacts.held.timeline import Recorder
+from optiacts.reporting import names
 
 _BLOCK = 256  # of bitsandbytes: elements that share a scale
 _SMALLEST = 4096  # elements; it keeps fewer in float32
@@ -72,7 +76,7 @@ class AdamW8bit(torch.optim.Optimizer):
 Make = Callable[[list[Any], "bool | None"], torch.optim.Optimizer]
 
 # By name, made of the parameters and of whether they go through the multi-tensor kernels, as on CUDA by default.
-OPTIMIZERS: dict[str, Make] = {
+_MAKE: dict[str, Make] = {
     "adamw": lambda params, foreach: torch.optim.AdamW(params, foreach=foreach),  # moments in the parameter's dtype
     "adamw-fused": lambda params, foreach: torch.optim.AdamW(params, fused=True),
     "adamw-fp32": lambda params, foreach: MasterAdamW(params, foreach=foreach),
@@ -81,10 +85,23 @@ OPTIMIZERS: dict[str, Make] = {
     "sgd-momentum": lambda params, foreach: torch.optim.SGD(params, lr=0.1, momentum=0.9, foreach=foreach),
 }
 
+OPTIMIZERS = {name: _MAKE[name] for name in names.OPTIMIZERS}
+
+_ONE_BY_ONE = ("adamw-8bit",)  # how large a parameter is matters to its state
+
 
 def cost(trained: Iterable[Tensor], name: str, like_cuda: bool) -> Cost:
-    """What the optimizer called ``name`` costs for the parameters ``trained``: of its second step, on fake copies."""
-    return _cost(tuple((tuple(p.shape), p.dtype) for p in trained), name, like_cuda)
+    """What the optimizer called ``name`` costs for the parameters ``trained``: of its second step, on fake copies.
+
+    CUDA's multi-tensor kernels take all parameters of a dtype at once: one with as many elements stands for them.
+    """
+    shapes = [(tuple(local.shape), local.dtype) for p in trained for local in local_tensors(p)]
+    if like_cuda and name not in _ONE_BY_ONE:
+        elements: Counter[torch.dtype] = Counter()
+        for shape, dtype in shapes:
+            elements[dtype] += math.prod(shape)
+        shapes = [((count,), dtype) for dtype, count in elements.items()]
+    return _cost(tuple(shapes), name, like_cuda)
 
 
 @functools.lru_cache(maxsize=64)

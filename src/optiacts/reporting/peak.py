@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from optiacts.held.timeline import Piece
 from optiacts.held.workspaces import unknown
+from optiacts.reporting.folding import Pairs
 from optiacts.reporting.growth import Growth
 from optiacts.reporting.optimizers import Cost
 from optiacts.reporting.step import BACKWARD, FORWARD, Step
@@ -15,6 +17,7 @@ PARAMETERS, INPUTS, STATE, GRADIENTS = "parameters", "inputs", "optimizer state"
 HELD, TEMPORARIES = "held for backward", "temporaries"
 PARTS = (PARAMETERS, INPUTS, GRADIENTS, STATE, HELD, TEMPORARIES)
 _NAMED = 3  # the largest temporaries
+_NUMBER = re.compile(r"(\d+)")
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,57 @@ def peak(step: Step, cost: Cost) -> Peak:
     alive = timeline.alive(moment)
     parts = _parts(step, alive)
     parts[STATE] = cost.state
-    last = timeline.pieces[timeline.events[moment].piece]
     phase = FORWARD if moment < step.forward_ends else BACKWARD
-    named = [timeline.pieces[piece] for piece in alive if _part(step, piece) == TEMPORARIES]
+    return Peak(sum(parts.values()), phase, _place(step, moment), parts, _largest(step, alive), not_counted)
+
+
+def peak_of_deeper(shallow: Step, deeper: Step, pairs: Pairs, more: int, cost: Cost) -> Peak:
+    """The peak of a step with ``more`` units than ``shallow``, which has one fewer than ``deeper``.
+
+    Every number grows evenly from unit to unit: bytes, and those in the names of layers.
+    """
+
+    def grown(here: float, there: float) -> int:
+        return int(here + more * (there - here))
+
+    def words(here: str, there: str) -> str:
+        a, b = _NUMBER.split(here), _NUMBER.split(there)
+        if a[::2] != b[::2]:
+            return there
+        return "".join(x if x == y else str(grown(int(x), int(y))) for x, y in zip(a, b, strict=True))
+
+    here, there = shallow.timeline.levels(), deeper.timeline.levels()
+    in_order = sorted(pairs, key=lambda pair: grown(*pair))
+    levels = [grown(here[i], there[j]) for i, j in in_order]
+    at = max(range(len(levels)), key=levels.__getitem__)
+    (i, j), not_counted = in_order[at], unknown({piece.op for piece in deeper.timeline.pieces})
+    ends = [[*range(step.timeline.given), *step.gradients] for step in (shallow, deeper)]
+    final = _parts_of_deeper(shallow, deeper, more, *ends)
+    if sum(final.values()) + cost.temporary > levels[at]:
+        parts = final | {STATE: cost.state, TEMPORARIES: cost.temporary}
+        return Peak(sum(parts.values()), OPTIMIZER_STEP, OPTIMIZER_STEP, parts, (), not_counted)
+    alive = shallow.timeline.alive(i), deeper.timeline.alive(j)
+    parts = _parts_of_deeper(shallow, deeper, more, *alive) | {STATE: cost.state}
+    phase = FORWARD if i < shallow.forward_ends else BACKWARD
+    where = words(_place(shallow, i), _place(deeper, j))
+    named = tuple(map(words, _largest(shallow, alive[0]), _largest(deeper, alive[1])))
+    return Peak(sum(parts.values()), phase, where, parts, named, not_counted)
+
+
+def _parts_of_deeper(shallow: Step, deeper: Step, more: int, here: list[int], there: list[int]) -> dict[str, int]:
+    before, after = _parts(shallow, here), _parts(deeper, there)
+    return {part: before[part] + more * (after[part] - before[part]) for part in PARTS}
+
+
+def _place(step: Step, moment: int) -> str:
+    last = step.timeline.pieces[step.timeline.events[moment].piece]
+    return last.where or last.op
+
+
+def _largest(step: Step, alive: list[int]) -> tuple[str, ...]:
+    named = [step.timeline.pieces[piece] for piece in alive if _part(step, piece) == TEMPORARIES]
     named.sort(key=lambda piece: -piece.nbytes)
-    words = tuple(_in_words(piece) for piece in named[:_NAMED])
-    return Peak(sum(parts.values()), phase, last.where or last.op, parts, words, not_counted)
+    return tuple(_in_words(piece) for piece in named[:_NAMED])
 
 
 def _parts(step: Step, alive: list[int]) -> dict[str, int]:

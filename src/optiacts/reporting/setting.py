@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from optiacts.reporting import names
 from optiacts.reporting.errors import ReportError
 from optiacts.reporting.lora import Lora
+from optiacts.reporting.names import ATTENTIONS
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-ATTENTIONS = ("sdpa", "eager", "flash")
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in names.DTYPES}
 LONGEST_DEFAULT = 4096  # tokens, where the model allows more
 
 
@@ -32,15 +33,21 @@ class Setting:
     autocast: bool = False  # in bfloat16, with the weights in dtype
     overrides: Mapping[str, Any] = field(default_factory=dict)  # entries of the config to change
     lora: Lora = field(default_factory=Lora)  # of the train modes lora and qlora
+    tokens: int | None = None  # in one row, of sequences of ``seq`` tokens side by side, without padding
 
     def __post_init__(self) -> None:
-        for name, number in (("batch", self.batch), ("seq", self.seq)):
+        for name, number in (("batch", self.batch), ("seq", self.seq), ("tokens", self.tokens)):
             if number is None:
                 continue
             if not isinstance(number, int) or isinstance(number, bool):
                 raise ReportError(f"--{name} must be a whole number; got {number!r}")
             if number < 1:
                 raise ReportError(f"--{name} must be at least 1; got {number}")
+        if self.tokens is not None and (self.batch is not None or self.attention not in (None, "flash")):
+            raise ReportError(
+                "--tokens packs one row, and only flash attention keeps its sequences apart without a mask of its "
+                "square; leave --batch and --attention out"
+            )
         for name, choice, known in (("dtype", self.dtype, DTYPES), ("attention", self.attention, ATTENTIONS)):
             if choice is not None and choice not in known:
                 raise ReportError(f"--{name} must be one of {', '.join(known)}; got {choice!r}")
@@ -63,7 +70,8 @@ class Setting:
         words = [f"{self.train_mode} of rank {self.lora.rank}"]
         words += [f"on {', '.join(self.lora.targets)}"] if self.lora.targets else []
         words += [f"dropout {self.lora.dropout}"] if self.lora.dropout else []
-        words += [f"adapters in {str(self.lora.dtype).removeprefix('torch.')}"] if self.lora.dtype else []
+        if self.lora.dtype is not torch.float32:
+            words += [f"adapters in {str(self.lora.dtype or self.weights).removeprefix('torch.')}"]
         return ", ".join(words)
 
 

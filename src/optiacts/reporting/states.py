@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from optiacts.held.memory import storage_key
+from optiacts.held.memory import local_tensors, storage_key
 from optiacts.reporting.optimizers import Cost
 
 
@@ -26,8 +26,9 @@ class States:
 
 def states(model: torch.nn.Module, cost: Cost) -> States:
     """The bytes of ``model``'s parameters and buffers, of their gradients, and of the state of its optimizer."""
-    held = {storage_key(t): t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers())}
-    trained = [p for p in model.parameters() if p.requires_grad]
+    state = (local for t in (*model.parameters(), *model.buffers()) for local in local_tensors(t))
+    held = {storage_key(t): t.untyped_storage().nbytes() for t in state}
+    trained = [local for p in model.parameters() if p.requires_grad for local in local_tensors(p)]
     return States(
         parameters=sum(held.values()),
         gradients=sum(p.numel() * p.itemsize for p in trained),

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from optiacts.held.activations import CurveOf
+from optiacts.held.calls import Calls
 from optiacts.held.timeline import Recorder, Timeline
+from optiacts.held.trace import Trace, Watch, read
 from optiacts.held.workspaces import cuda_workspace
 from optiacts.reporting.loss import scalar
 
@@ -28,6 +31,12 @@ class Step:
     held: frozenset[int]  # alive when backward begins, made by the forward
     gradients: frozenset[int]  # of parameters
     results: frozenset[int]  # the loss, and what else the output keeps
+    trace: Trace | None = None  # who holds it, where that was asked for and the graph tells of all of it
+
+    @property
+    def told(self) -> bool:
+        """Whether ``trace`` has all that the forward made and left."""
+        return self.trace is not None and all(self.timeline.pieces[p].key in self.trace.storages for p in self.held)
 
     @property
     def held_bytes(self) -> int:
@@ -41,20 +50,31 @@ def step(
     inputs: Any,
     around: Callable[[], AbstractContextManager[Any]],
     like_cuda: bool,
+    traced: CurveOf | None = None,
 ) -> Step:
     """Runs ``run()`` inside ``around()`` and its backward, and records them.
 
     Nothing of an output but the loss is kept until backward, as in a trainer that takes ``model(...).loss``. The
-    gradients that ``model`` had are there again afterwards.
+    gradients that ``model`` had are there again afterwards. With ``traced``, which tells the activations among the
+    modules, the graph is read before backward as well.
     """
-    recorder = Recorder(model, cuda_workspace if like_cuda else None)
+    calls = Calls(model, traced) if traced is not None else Calls(model)
+    recorder = Recorder(model, cuda_workspace if like_cuda else None, calls)
+    found = None
     with _without_gradients(model), _collected():
         recorder.tell((*model.parameters(), *model.buffers()), "parameters")
         recorder.tell((leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)), "inputs")
         with recorder.watching():
             recorder.phase = FORWARD
             with around():
-                loss = scalar(run())
+                if traced is None:
+                    loss = scalar(run())
+                else:
+                    with Watch(calls) as watch:
+                        output = run()
+                    found = read(calls, watch, output, (model, inputs))
+                    loss = scalar(output)
+                    del output
             ends = len(recorder.timeline.events)
             given = recorder.timeline.given
             left = {piece for piece in recorder.timeline.alive(ends - 1) if piece >= given}
@@ -63,7 +83,7 @@ def step(
             loss.backward()
             del loss
         gradients = recorder.known(p.grad for p in model.parameters() if p.grad is not None)
-    return Step(recorder.timeline, ends, frozenset(left - results), frozenset(gradients), frozenset(results))
+    return Step(recorder.timeline, ends, frozenset(left - results), frozenset(gradients), frozenset(results), found)
 
 
 @contextmanager

@@ -138,15 +138,22 @@ def _card(report: MemoryReport) -> Section:
     known = [peak for peak in peaks if peak is not None]
     if len(known) < len(peaks):
         return _without_peak(report)
-    rows = [(part, *(unit(peak.parts[part]) for peak in known)) for part in PARTS]
-    rows.append(("peak", *(unit(peak.bytes) for peak in known)))
+    whole = report.gpu_memory or known[0].bytes
+
+    def share(size: int) -> str:
+        return f"{unit(size)} ({size / whole:.0%})" if whole else unit(size)
+
+    rows = [(part, *(share(peak.parts[part]) for peak in known)) for part in PARTS]
+    rows.append(("peak", *(share(peak.bytes) for peak in known)))
     rows.append(("change", *(f"{peak.bytes / known[0].bytes - 1:+.1%}" if known[0].bytes else "" for peak in known)))
     rows.append(("when", *(peak.phase for peak in known)))
     rows.append(("where", *("" if peak.phase == OPTIMIZER_STEP else _numberless(peak.where) for peak in known)))
     if report.gpu_memory is not None:
         title = f"largest batch in {GIB(report.gpu_memory)} GiB"
         rows.append((title, *(_largest(report, stage) for stage in report.stages)))
-    return Section(f"The whole card at the peak of a step, {unit.name}", ("", *_stage_columns(report)), tuple(rows))
+    of = "the card" if report.gpu_memory is not None else "the peak now"
+    title = f"The whole card at the peak of a step, {unit.name} (and of {of})"
+    return Section(title, ("", *_stage_columns(report)), tuple(rows))
 
 
 def _without_peak(report: MemoryReport) -> Section:
@@ -215,14 +222,20 @@ def _activations(report: MemoryReport) -> Section:
 
 def _measured(report: MemoryReport) -> Section:
     predicted = {stage.name: stage for stage in report.stages}
-    rows = [(m.stage, GIB(predicted[m.stage].bytes), GIB(m.after_forward), GIB(m.peak)) for m in report.measured]
+    rows: list[tuple[str, ...]] = []
+    for m in report.measured:
+        said = predicted[m.stage].peak
+        peak = (GIB(said.bytes), GIB(m.peak), f"{said.bytes / m.peak - 1:+.1%}") if said else ("", GIB(m.peak), "")
+        rows.append((m.stage, GIB(predicted[m.stage].bytes), GIB(m.after_forward), *peak))
     return Section(
         "Measured on this GPU, GiB",
         (
             "",
             "held for backward, predicted",
             "left allocated by a forward",
-            "max_memory_allocated of forward + backward",
+            "peak, predicted",
+            "max_memory_allocated of a step",
+            "error",
         ),
         tuple(rows),
     )

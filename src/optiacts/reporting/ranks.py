@@ -1,0 +1,38 @@
+"""Over how many ranks a model is sharded, as people say it: "fsdp=8,tp=2"."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from optiacts.reporting.errors import ReportError
+
+
+class Ranks(NamedTuple):
+    """``fsdp`` ranks share parameters, gradients and optimizer state; ``tp`` ranks share the work of each Linear."""
+
+    fsdp: int = 1
+    tp: int = 1
+
+    def __str__(self) -> str:
+        return f"fsdp={self.fsdp},tp={self.tp}"
+
+
+def ranks_of(said: str | Ranks) -> Ranks:
+    """What is said as ``"fsdp=8"``, ``"tp=2"`` or ``"fsdp=8,tp=2"``; ``ReportError`` for anything else."""
+    if isinstance(said, Ranks):
+        return said
+    wrong = ReportError(f"shard: must be such as fsdp=8, tp=2 or fsdp=8,tp=2, with numbers from 1 on; got {said!r}")
+    if not isinstance(said, str):
+        raise wrong
+    found: dict[str, int] = {}
+    for part in said.split(","):
+        name, _, number = part.strip().partition("=")
+        if (
+            name not in Ranks._fields
+            or name in found
+            or not (number.isascii() and number.isdecimal())
+            or int(number) < 1
+        ):
+            raise wrong
+        found[name] = int(number)
+    return Ranks(**found)

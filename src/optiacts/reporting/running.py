@@ -1,0 +1,208 @@
+"""Runs a model on its inputs, as it is trained: what autograd holds, and a whole step."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeCopyMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from optiacts.conversion.sites import curve_of
+from optiacts.held.activations import CurveOf
+from optiacts.held.fake import LikeCuda, autocasting, mode_of, one_sequence_per_row
+from optiacts.held.memory import storage_key
+from optiacts.held.sharing import ActivationSite, sites
+from optiacts.held.trace import Trace
+from optiacts.reporting import kinds
+from optiacts.reporting.changes import checkpointed, layers_of
+from optiacts.reporting.choices import Choice, Choices
+from optiacts.reporting.errors import ReportError
+from optiacts.reporting.known import trace
+from optiacts.reporting.setting import brief
+from optiacts.reporting.step import Step, step
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One run: the bytes held by kind and by the class of the layer, and the step unless it was a forward alone."""
+
+    kinds: Counter[str]
+    layers: Counter[str]
+    step: Step | None
+
+
+class Runner:
+    """Runs ``model`` on its inputs; inside the mode of its fake tensors if ``in_mode``, whole steps if ``peaks``.
+
+    ``place``: makes a copy of the model what one rank has of it, which is run in its place.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        inputs: tuple[Any, ...],
+        keywords: Any,
+        like_cuda: bool,
+        autocast: torch.dtype | None,
+        in_mode: bool = True,
+        peaks: bool = True,
+        checkpoint: int = 0,
+        place: Callable[[torch.nn.Module], None] | None = None,
+    ) -> None:
+        self.model, self._inputs, self._keywords = model, inputs, keywords
+        self._like_cuda, self._autocast = like_cuda, autocast
+        self._checkpoint = checkpoint
+        self._mode = mode_of(model, (inputs, keywords)) if in_mode else None
+        self._peaks = peaks and in_mode
+        self._place = place
+        self.batch = _batch((inputs, keywords))
+
+    def traced(self) -> Trace:
+        """One forward, without checkpointing."""
+        return self._run(trace, self._inputs, self._keywords)
+
+    def ran(self, peaks: bool = True) -> tuple[Ran, Trace]:
+        """The model as it stands: a step, or on real tensors and where no peak is asked for a forward."""
+        if self._place is not None:
+            return self.placed().ran(peaks)
+        with self._checkpointed():
+            watched = None if self._checkpoint else curve_of  # checkpoints hang on no output
+            once = self._step(self._inputs, self._keywords, traced=watched) if self._peaks and peaks else None
+            traced = once.trace if once is not None and once.trace is not None and once.told else self.traced()
+        by_kind = Counter(dict.fromkeys(kinds.KINDS, 0))
+        by_layer: Counter[str] = Counter()
+        charged = kinds.charges(traced)
+        for key, storage in traced.storages.items():
+            by_kind[charged[key].kind] += storage.nbytes
+            by_layer[charged[key].layer] += storage.nbytes
+        if self._checkpoint and once is not None:  # what those keep is not among the saved tensors
+            inputs = {storage_key(t) for t in tree_leaves((self._inputs, self._keywords)) if isinstance(t, Tensor)}
+            seen = sum(s.nbytes for key, s in traced.storages.items() if key not in inputs)
+            by_kind[kinds.CHECKPOINTS] += once.held_bytes - seen
+            by_layer["(checkpoints)"] += once.held_bytes - seen
+        return Ran(by_kind, by_layer, once), traced
+
+    def sites(self, traced: Trace) -> tuple[ActivationSite, ...]:
+        """The activations in a forward of the model as it is, neither checkpointed nor placed on a rank."""
+        return sites(self.traced() if self._checkpoint or self._place is not None else traced)
+
+    def placed(self) -> Runner:
+        """The same of what one rank has of the model as it stands."""
+        if self._place is None or self._mode is None:
+            return self
+        with self._mode, FakeCopyMode(self._mode):
+            model = copy.deepcopy(self.model)
+        self._place(model)
+        return Runner(model, self._inputs, self._keywords, self._like_cuda, self._autocast, peaks=self._peaks)
+
+    def _checkpointed(self) -> AbstractContextManager[Any]:
+        layers = layers_of(self.model) if self._checkpoint else []
+        return checkpointed(layers[:: self._checkpoint or 1], LikeCuda if self._like_cuda else nullcontext)
+
+    def step(self) -> Step:
+        """One step."""
+        with self._checkpointed():
+            return self._step(self._inputs, self._keywords)
+
+    def choices(self, found: tuple[ActivationSite, ...], optimizer: str, keywords: Any = None) -> Choices | None:
+        """What one may choose from; None where the inputs have no batch."""
+        keywords = self._keywords if keywords is None else keywords
+        mode, batch = self._mode, self.batch
+        if mode is None or batch is None:
+            return None
+
+        def run(model: Any, forward: Callable[..., Any], times: int) -> Step:
+            with self._context():
+                inputs, given = _repeated((self._inputs, keywords), batch, times)
+            return self._step(inputs, given, model, lambda: forward(inputs, given))
+
+        again: Any = LikeCuda if self._like_cuda else nullcontext
+        cuda = self._like_cuda
+        return Choices(self.model, self._inputs, keywords, batch, run, found, optimizer, cuda, mode, again)
+
+    def longest(self, found: tuple[ActivationSite, ...], optimizer: str, card: int) -> int | None:
+        """The most tokens of one sample with which the model as it is fits; None if that is not known, or none do."""
+        ids = self._keywords.get("input_ids")
+        if ids is None:
+            return None
+        low, high = 0, ids.shape[1]  # fits; does not
+        while high - low > max(1, ids.shape[1] // 64):
+            tokens = (low + high) // 2
+            with self._context():
+                fewer = {k: v[:, :tokens].contiguous() for k, v in self._keywords.items() if v.shape == ids.shape}
+            choices = self.choices(found, optimizer, {**self._keywords, **fewer})
+            assert choices is not None
+            low, high = (tokens, high) if choices.peak(Choice(optimizer)) <= card else (low, tokens)
+        return low or None
+
+    def _step(
+        self,
+        inputs: Any,
+        keywords: Any,
+        model: Any = None,
+        run: Callable[[], Any] | None = None,
+        traced: CurveOf | None = None,
+    ) -> Step:
+        model = self.model if model is None else model
+
+        def forward() -> Any:
+            return self._tried("forward", run or (lambda: model(*inputs, **keywords)))
+
+        def under_autocast() -> Any:
+            return autocasting(model, (inputs, keywords), self._autocast)
+
+        with self._context(autocast=False):
+            return self._tried(
+                "step", lambda: step(model, forward, (inputs, keywords), under_autocast, self._like_cuda, traced)
+            )
+
+    def _run(self, how: Callable[..., Any], inputs: Any, keywords: Any) -> Any:
+        with self._context():
+            return self._tried("forward", lambda: how(self.model, *inputs, **keywords))
+
+    def _tried(self, what: str, do: Callable[[], Any]) -> Any:
+        try:
+            return do()
+        except ReportError:
+            raise
+        except Exception as error:
+            raise ReportError(
+                f"the {what} failed: {brief(error)}. Check that the inputs fit the model; a {what} that needs the "
+                "values of tensors cannot run on fake ones"
+            ) from error
+
+    def _context(self, autocast: bool = True) -> ExitStack:
+        stack = ExitStack()
+        stack.enter_context(torch.enable_grad())
+        if autocast:
+            stack.enter_context(autocasting(self.model, (self._inputs, self._keywords), self._autocast))
+        if self._mode is not None:
+            stack.enter_context(self._mode)
+            stack.enter_context(one_sequence_per_row())
+        if self._like_cuda:
+            stack.enter_context(LikeCuda())
+        return stack
+
+
+def _batch(values: Any) -> int | None:
+    """The first dimension of the first input."""
+    tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and leaf.ndim > 0]
+    return tensors[0].shape[0] if tensors and tensors[0].shape[0] > 0 else None
+
+
+def _repeated(values: Any, batch: int, times: int) -> Any:
+    """``values`` with so many times as many samples."""
+
+    def repeat(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != batch:
+            return value
+        return torch.cat([value] * times).detach().requires_grad_(value.requires_grad)
+
+    return tree_map(repeat, values) if times > 1 else values

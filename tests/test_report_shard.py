@@ -1,0 +1,84 @@
+"""What one rank of a sharded model takes: against two real processes, and by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from report_calibration import language_model, observed
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from optiacts.reporting import ReportError, report
+from optiacts.reporting.analysis import peak_of
+from optiacts.reporting.ranks import Ranks, ranks_of
+from optiacts.reporting.sharding import shard
+from tests.processes import two_processes
+
+SMALL = {"vocab_size": 1000, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 2}
+SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+MADE = language_model("Llama", 64, 4, **SMALL)
+RANKS = (Ranks(fsdp=2), Ranks(tp=2))
+
+
+def measured(rank: int, predicted: list[int]) -> None:
+    """A real step of each sharding, in this process and its peer, beside what was predicted."""
+    for ranks, said in zip(RANKS, predicted, strict=True):
+        torch.manual_seed(0)
+        model, inputs = MADE()
+        shard(model, ranks, init_device_mesh("cpu", tuple(ranks), mesh_dim_names=ranks._fields))
+        real = observed(model, inputs, None, "adamw", steps=4)
+        if rank == 0:
+            assert said == pytest.approx(real, rel=0.02), (ranks, said, real)
+
+
+class Measured:
+    """``measured`` with what was predicted: a process takes it along."""
+
+    def __init__(self, predicted: list[int]) -> None:
+        self.predicted = predicted
+
+    def __call__(self, rank: int) -> None:
+        measured(rank, self.predicted)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_rank_takes_what_a_real_one_takes() -> None:
+    """To 2 %, of two ranks over gloo."""
+    model, inputs = MADE()
+    two_processes(Measured([peak_of(model, inputs, shard=ranks).bytes for ranks in RANKS]))
+    assert not dist.is_initialized()
+
+
+def test_states_are_shared_and_activations_are_not() -> None:
+    """By FSDP; eight ranks have an eighth of all that is as large as the parameters."""
+
+    def of(**how: Any) -> Any:
+        layers = nn.ModuleList(nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)) for _ in range(2))
+        return report(nn.Sequential(*layers), torch.zeros(16, 64), **how)
+
+    alone, one = of(), of(shard="fsdp=8")
+    assert one.states.parameters == alone.states.parameters / 8
+    assert one.states.gradients == alone.states.gradients / 8
+    assert one.states.optimizer == alone.states.optimizer / 8
+    assert one.now.kinds["activation functions"] == alone.now.kinds["activation functions"]
+    assert [stage.name for stage in one.stages] == [stage.name for stage in alone.stages]
+    assert one.sites == alone.sites
+
+
+def test_what_ranks_are_is_said_in_words() -> None:
+    assert ranks_of("fsdp=8,tp=2") == Ranks(8, 2) and ranks_of("tp=2") == Ranks(1, 2)
+    for wrong in ("fsdp", "fsdp=0", "fsdp=-1", "pp=2", "fsdp=2,fsdp=2", "", "fsdp=two", 8):
+        with pytest.raises(ReportError, match="must be such as fsdp=8, tp=2"):
+            ranks_of(wrong)  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_sharded_says_why() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4)), torch.zeros(2, 4)
+    with pytest.raises(ReportError, match="Sequential has no plan for tensor parallelism; leave tp out"):
+        report(model, x, shard="tp=2")
+    assert not dist.is_initialized()
+    with pytest.raises(ReportError, match="neither with checkpoint nor with choices"):
+        report(model, x, shard="fsdp=2", checkpoint=1)
