@@ -301,7 +301,7 @@ def test_lora_starts_as_the_base_and_keeps_the_output() -> None:
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 2 * (8 + 32) + 2 * (32 + 8)
     assert isinstance(model[2], LoraLinear)
     (site,) = optiacts.report(model, x).sites
-    assert site.kept_by == ("2.lora_a (Linear)",)
+    assert site.kept_by == ("2.lora_A.default (Linear)",)
     assert site.gain == 5 * 32 * 4 - 5 * 32 // 8
     with pytest.raises(ValueError, match="'lora' needs a model with Linear layers"):
         set_train_mode(nn.Sequential(nn.GELU()), "lora")

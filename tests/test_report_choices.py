@@ -126,7 +126,7 @@ def test_qlora_counts_four_bits() -> None:
         sizes = [p.nbytes for name, p in layer.base.named_parameters() if name != "bias"]
         assert sizes == [elements // 2, elements // 64, 4]
         model(torch.zeros(8, wide)).sum().backward()
-        assert layer.lora_a.weight.grad is not None and layer.base.weight.grad is None
+        assert layer.lora_A["default"].weight.grad is not None and layer.base.weight.grad is None
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         assert trained == 2 * 2 * rank * (wide + 4 * wide)
 

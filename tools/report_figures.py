@@ -15,7 +15,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from optiacts.reporting import MemoryReport, report
 from optiacts.reporting.build import Setting, build
 from optiacts.reporting.conversion import CONVERSIONS
-from optiacts.reporting.lora import Lora
 from optiacts.reporting.plot import plot
 from optiacts.reporting.sizes import GIB
 
@@ -47,12 +46,12 @@ ROWS = (
     Row("gpt2-xl", "bf16, 8 x 1024", {"batch": 8}, shown=True),
     Row("vit-large", "bf16, 64 images", {"batch": 64}),
     Row("mistral-7b", "bf16, 1 x 4096", {}, shown=True),
-    Row("mistral-7b", "bf16, 1 x 4096, LoRA", {"train_mode": "lora", "lora": Lora(dtype=None)}),
+    Row("mistral-7b", "bf16, 1 x 4096, LoRA", {"train_mode": "lora"}),
     Row("llama-3-8b", "bf16, 1 x 4096", {}, drawn=True, shown=True),
     Row(
         "llama-3-8b",
         "bf16, 1 x 4096, LoRA",
-        {"train_mode": "lora", "lora": Lora(dtype=None)},
+        {"train_mode": "lora"},
         drawn=True,
         shown=True,
         headline="LoRA fine-tuning of Llama-3-8B on 4,096 tokens",

@@ -22,6 +22,7 @@ from optiacts.ops import derived
 LAYER, DROPOUT, FIRST, SHARING = "adapter", "adapter's dropout", "adapter's first Linear", "the same, sharing casts"
 NOTE = "keeps the input that adapters share, no cast or dropped copy"
 _CAST = "_cast_input_dtype"
+_DEFINED_IN = ("peft.tuners.tuners_utils", "optiacts.reporting.lora")  # the report stands in for PEFT
 
 
 def parts(layer: Module, autocast: bool) -> list[tuple[Module, str]]:
@@ -30,7 +31,7 @@ def parts(layer: Module, autocast: bool) -> list[tuple[Module, str]]:
     None if it is no such layer, or its adapters take the input as it is. ``autocast``: Linears share casts.
     """
     cast = getattr(type(layer), _CAST, None)
-    if getattr(cast, "__module__", "") != "peft.tuners.tuners_utils" or "forward" in layer.__dict__:
+    if getattr(cast, "__module__", "") not in _DEFINED_IN or "forward" in layer.__dict__:
         return []
     firsts, dropouts = (getattr(layer, name, None) for name in ("lora_A", "lora_dropout"))
     if not isinstance(firsts, nn.ModuleDict) or not isinstance(dropouts, nn.ModuleDict):

@@ -13,6 +13,9 @@ from torch.nn import functional
 from optiacts.reporting.names import TRAIN_MODES
 
 
+_ADAPTER = "default"
+
+
 @dataclass(frozen=True)
 class Lora:
     """Adapters. ``targets``: the names that a Linear's path may end in; all Linears in the repeated layers if empty.
@@ -36,7 +39,8 @@ class Lora:
 class LoraLinear(torch.nn.Module):
     """base(x) + B(A(dropout(x))) with a frozen base: LoRA as in Hu et al. 2021, cast as PEFT does.
 
-    With adapters in another dtype than x, x is cast for them, and each adapter holds its own copy.
+    With adapters in another dtype than x, x is cast for them, and each adapter holds its own copy. What conversion
+    knows PEFT's layers by has PEFT's names.
     """
 
     def __init__(self, base: torch.nn.Module, in_features: int, out_features: int, lora: Lora) -> None:
@@ -45,14 +49,22 @@ class LoraLinear(torch.nn.Module):
         dtype = lora.dtype or getattr(base, "compute_dtype", weight.dtype)
         like = {"dtype": dtype, "device": weight.device}
         self.base = base
-        self.lora_a = torch.nn.Linear(in_features, lora.rank, bias=False, **like)
-        self.lora_b = torch.nn.Linear(lora.rank, out_features, bias=False, **like)
-        self.dropout = torch.nn.Dropout(lora.dropout) if lora.dropout else torch.nn.Identity()
-        torch.nn.init.zeros_(self.lora_b.weight)
+        first = torch.nn.Linear(in_features, lora.rank, bias=False, **like)
+        second = torch.nn.Linear(lora.rank, out_features, bias=False, **like)
+        dropout = torch.nn.Dropout(lora.dropout) if lora.dropout else torch.nn.Identity()
+        torch.nn.init.zeros_(second.weight)
+        self.lora_A = torch.nn.ModuleDict({_ADAPTER: first})
+        self.lora_B = torch.nn.ModuleDict({_ADAPTER: second})
+        self.lora_dropout = torch.nn.ModuleDict({_ADAPTER: dropout})
+
+    def _cast_input_dtype(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.to(dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         result = self.base(input)
-        update = self.lora_b(self.lora_a(self.dropout(input.to(self.lora_a.weight.dtype))))
+        first: Any = self.lora_A[_ADAPTER]
+        second, dropout = self.lora_B[_ADAPTER], self.lora_dropout[_ADAPTER]
+        update: Tensor = second(first(dropout(self._cast_input_dtype(input, first.weight.dtype))))
         return (result + update).to(result.dtype)
 
 
