@@ -8,7 +8,7 @@ the two on, pieces grow with the distance:
 and the leading bits of the float32 pattern of d, its exponent and 8 more, are the number of the piece. On it the
 slope is ``first + second * d``, the line that errs least there. The first piece holds for all smaller d.
 
-128 pieces to each power of 2 make f' wrong by less than 1e-6 where the output tells it. A table has 320 KB, of which
+256 pieces to each power of 2 make f' wrong by 1.1e-6 at most where the output tells it. A table has 640 KB, of which
 data within a few powers of 2 touch a few KB. It is made in some 0.1 s, once per process.
 """
 
