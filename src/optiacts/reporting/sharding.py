@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from optiacts.reporting.changes import layers_of
 from optiacts.reporting.errors import ReportError
 from optiacts.reporting.ranks import Ranks
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 @contextmanager
@@ -24,6 +25,7 @@ def meshed(ranks: Ranks) -> Iterator[DeviceMesh]:
     """
     if dist.is_initialized():
         raise ReportError("shard: a process group is initialised already; make the report in a process of its own")
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.testing._internal.distributed.fake_pg import FakeStore  # registers the backend too
 
     dist.init_process_group("fake", rank=0, world_size=ranks.fsdp * ranks.tp, store=FakeStore())
@@ -43,6 +45,8 @@ def shard(model: torch.nn.Module, ranks: Ranks, mesh: DeviceMesh) -> None:
 
     As PyTorch advises for FSDP2: ``fully_shard`` on every layer, and on the model.
     """
+    from torch.distributed.fsdp import fully_shard  # imported when it is needed: it takes seconds
+
     if ranks.tp > 1:
         _parallelize(model, mesh["tp"])
     if ranks.fsdp > 1:
