@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from optiacts.reporting.names import TRAIN_MODES
 
-
 _ADAPTER = "default"
 
 
