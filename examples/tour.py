@@ -234,7 +234,7 @@ Written by `python examples/tour.py`; every number on this page comes out of its
 
 ```python
 y = torch.nn.functional.gelu(x)  # keeps x for its backward
-z = linear(y)                    # keeps y for its own
+z = linear(y)  # keeps y for its own
 ```
 
 GELU's backward needs the slope f'(x), so PyTorch keeps x. The Linear after it needs y for the gradient of its weight. Two tensors of one
