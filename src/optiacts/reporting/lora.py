@@ -146,9 +146,10 @@ def _add_adapters(model: torch.nn.Module, lora: Lora) -> None:
 
 
 def _quantise(model: torch.nn.Module) -> None:
+    layers = [module for module in model.modules() if isinstance(module, LoraLinear)]
+    adapters = {id(one) for layer in layers for part in (layer.lora_A, layer.lora_B) for one in part.values()}
     for parent, name, child in list(_linears(model)):
-        adapter = isinstance(parent, LoraLinear) and name != "base"
-        if not adapter and isinstance(child, torch.nn.Linear):
+        if id(child) not in adapters and isinstance(child, torch.nn.Linear):
             setattr(parent, name, FourBitLinear(child.weight, child.bias))
 
 
