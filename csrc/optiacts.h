@@ -33,14 +33,18 @@ typedef struct {
     float polynomials[OPTIACTS_DEGREE + 1][OPTIACTS_PIECES];
 } optiacts_curve;
 
+/* Where a slot holds gate: up to `border`. src/optiacts/decoders/valley.py says what the polynomials are in. */
+typedef struct {
+    float border, centre;
+    float output[OPTIACTS_DEGREE + 1], slope[OPTIACTS_DEGREE + 1];
+} optiacts_valley;
+
 /* The decoder of one curve by straight lines: src/optiacts/decoders/lines.py says what the fields mean. */
 typedef struct {
     float high, low, most;
     int32_t first, count, shift;
     const float* rows;
-    float border, centre; /* of the valley: src/optiacts/decoders/valley.py */
-    float valley_output[OPTIACTS_DEGREE + 1];
-    float valley_slope[OPTIACTS_DEGREE + 1];
+    optiacts_valley valley;
 } optiacts_lines;
 
 /* The decoder of one curve in pieces: src/optiacts/decoders/pieces.py says what the fields mean. */
@@ -49,9 +53,7 @@ typedef struct {
     float split;
     int32_t first, count, shift;
     const float* rows;
-    float border, centre; /* of the valley, as above */
-    float valley_output[OPTIACTS_DEGREE + 1];
-    float valley_slope[OPTIACTS_DEGREE + 1];
+    optiacts_valley valley;
 } optiacts_pieces;
 
 enum { OPTIACTS_PREIMAGE_PIECES = 8 };

@@ -335,6 +335,25 @@ def curve_struct(curve: Curve) -> CurveStruct:
     )
 
 
+class _ValleyStruct(ctypes.Structure):
+    """``optiacts_valley`` of csrc/optiacts.h."""
+
+    _fields_ = [
+        ("border", ctypes.c_float),
+        ("centre", ctypes.c_float),
+        ("output", ctypes.c_float * (DEGREE + 1)),
+        ("slope", ctypes.c_float * (DEGREE + 1)),
+    ]
+
+
+def _valley_struct(curve: Curve) -> _ValleyStruct:
+    """That of a curve; of one without branches no slot lies in it."""
+    if not curve.decoder.side_bits:
+        return _ValleyStruct(-math.inf)
+    around = valley.polynomials(curve, torch.float32)
+    return _ValleyStruct(valley.borders(curve, torch.float32)[1], around.centre, around.output, around.slope)
+
+
 class _LinesStruct(ctypes.Structure):
     """``optiacts_lines`` of csrc/optiacts.h."""
 
@@ -347,19 +366,22 @@ class _LinesStruct(ctypes.Structure):
         ("count", ctypes.c_int32),
         ("shift", ctypes.c_int32),
         ("rows", ctypes.c_void_p),
-        ("border", ctypes.c_float),
-        ("centre", ctypes.c_float),
-        ("valley_output", ctypes.c_float * (DEGREE + 1)),
-        ("valley_slope", ctypes.c_float * (DEGREE + 1)),
+        ("valley", _ValleyStruct),
     ]
 
 
 def _lines_struct(curve: Curve) -> _LinesStruct:
-    made, around = lines.lines(curve.name), valley.polynomials(curve, torch.float32)
+    made = lines.lines(curve.name)
     struct = _LinesStruct(
-        made.high, made.low, lines.MOST, lines.FIRST, lines.COUNT, lines.SHIFT, made.rows.data_ptr(),
-        valley.borders(curve, torch.float32)[1], around.centre, around.output, around.slope,
-    )  # fmt: skip
+        made.high,
+        made.low,
+        lines.MOST,
+        lines.FIRST,
+        lines.COUNT,
+        lines.SHIFT,
+        made.rows.data_ptr(),
+        _valley_struct(curve),
+    )
     struct.rows_owner = made.rows
     return struct
 
@@ -378,22 +400,16 @@ class _PiecesStruct(ctypes.Structure):
         ("count", ctypes.c_int32),
         ("shift", ctypes.c_int32),
         ("rows", ctypes.c_void_p),
-        ("border", ctypes.c_float),
-        ("centre", ctypes.c_float),
-        ("valley_output", ctypes.c_float * (DEGREE + 1)),
-        ("valley_slope", ctypes.c_float * (DEGREE + 1)),
+        ("valley", _ValleyStruct),
     ]
 
 
 def _pieces_struct(curve: Curve) -> _PiecesStruct:
-    p, border, around = pieces(curve), -math.inf, valley.Valley(0.0, (), ())
-    if curve.decoder.side_bits:
-        border, around = valley.borders(curve, torch.float32)[1], valley.polynomials(curve, torch.float32)
+    p = pieces(curve)
     rows = p.rows.contiguous()
     struct = _PiecesStruct(
-        p.high, p.low, p.sign, p.end, p.split, FIRST, COUNT, SHIFT, rows.data_ptr(),
-        border, around.centre, around.output, around.slope,
-    )  # fmt: skip
+        p.high, p.low, p.sign, p.end, p.split, FIRST, COUNT, SHIFT, rows.data_ptr(), _valley_struct(curve)
+    )
     struct.rows_owner = rows
     return struct
 

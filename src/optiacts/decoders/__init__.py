@@ -2,7 +2,8 @@
 
 The decoder of a ``Unimodal`` curve has several forms, each the best for somebody:
 
-    polynomials.py   float32: CPU and GPU                      data/NAME.json, "polynomials"
+    lines.py         float32 on CPU: a table of straight lines
+    polynomials.py   float32 on a GPU and in plain torch       data/NAME.json, "polynomials"
     table.py         16 bits on CPU: every output is looked up
     short.py         16 bits on a GPU: arithmetic              data/NAME.json, "short"
     inverse.py       float64, and second derivatives: the input is searched
