@@ -1,0 +1,157 @@
+"""The figures as rows of a CSV, each with the machine and the versions that it was made with."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import platform
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+import optiacts
+from benchmarks.frontier.contender import Found, Setting, apart
+from benchmarks.frontier.methods import AGAIN, EAGER, PLAIN_COMPILED, PUBLISHED, Method
+from benchmarks.frontier.models import Model
+from benchmarks.frontier.turns import FailedError
+from benchmarks.timing import bound
+
+WRONG = "wrong gradient"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one model. Ratios are to eager PyTorch in the same round; memory is MiB beyond the weights."""
+
+    model: str
+    size: str
+    method: str
+    family: str
+    status: str  # empty, or what is wrong with it: it then takes no part in any comparison
+    held: float | None
+    peak: float | None
+    milliseconds: float | None
+    time: float | None  # the median of the ratios
+    bound: float | None  # its upper 95 % bound
+    noise: float  # how far from 1 the median of PyTorch over PyTorch may be: its 95 % bounds
+    rounds: int
+    loss: float | None
+    gradient_apart: float | None  # from PyTorch's, compiled from compiled; over its norm
+    device: str
+    dtype: str
+    threads: int
+    torch: str
+    python: str
+    optiacts: str
+    date: str
+
+    @property
+    def good(self) -> bool:
+        return not self.status and self.method != AGAIN.name
+
+
+Seconds = dict[Method, list[float]]
+
+
+def rows(model: Model, setting: Setting, found: dict[Method, Found | FailedError], seconds: Seconds) -> list[Row]:
+    """One for each of ``found``; AssertionError where a loss is not what it must be."""
+    made_with = _made_with(model, setting)
+    base = seconds[EAGER]
+    again = [other / one for one, other in zip(base, seconds[AGAIN], strict=True)] if AGAIN in seconds else []
+    noise = max(bound(again), bound([1 / ratio for ratio in again])) - 1 if again else 0.0
+    result = []
+    for method, what in found.items():
+        row: dict[str, Any] = {field.name: None for field in dataclasses.fields(Row)} | made_with
+        row |= {"method": method.name, "family": method.family, "status": "", "noise": noise, "rounds": len(base)}
+        if isinstance(what, FailedError):
+            row["status"] = str(what)
+        else:
+            row |= {"held": what.held / 2**20, "peak": what.peak / 2**20, "loss": what.loss}
+            row["gradient_apart"], row["status"] = _judged(method, found, setting)
+            if method in seconds:
+                ratios = [own / one for own, one in zip(seconds[method], base, strict=True)]
+                row |= {"milliseconds": median(seconds[method]) * 1e3, "time": median(ratios), "bound": bound(ratios)}
+        result.append(Row(**row))
+    return result
+
+
+def _judged(method: Method, found: dict[Method, Found | FailedError], setting: Setting) -> tuple[float | None, str]:
+    """How far the gradient is from what it should be, and what is wrong with it."""
+    eager, own = found[EAGER], found[method]
+    assert isinstance(eager, Found) and isinstance(own, Found)
+    rounding = 1e-5 if setting.dtype == torch.float32 else 2e-2
+    if method.exact:
+        assert own.loss == eager.loss, f"{method.name}: a loss of {own.loss}, PyTorch's is {eager.loss}"
+    # Compiled dropouts have masks of their own: there the loss is a near one, and the gradient another.
+    reference = eager
+    if method.budget is not None:
+        compiled = found.get(PLAIN_COMPILED)
+        reference = compiled if isinstance(compiled, Found) else own
+        apart_from_eager = abs(own.loss / eager.loss - 1)
+        assert apart_from_eager < 0.05, f"{method.name}: a loss of {own.loss}, PyTorch's is {eager.loss}"
+    off = abs(own.loss / reference.loss - 1)
+    assert off <= rounding, f"{method.name}: a loss of {own.loss}, where {reference.loss} was wanted"
+    gradient = apart(reference, own)
+    if method.family == PUBLISHED or gradient <= 100 * rounding:
+        return gradient, ""
+    assert method.budget is not None, f"{method.name}: its gradient is {gradient:.1e} apart from PyTorch's"
+    return gradient, WRONG
+
+
+def _made_with(model: Model, setting: Setting) -> dict[str, Any]:
+    return {
+        "model": model.name,
+        "size": model.words(model.size(setting.device, setting.dry)),
+        "device": device_name(setting.device),
+        "dtype": str(setting.dtype).removeprefix("torch."),
+        "threads": setting.threads,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "optiacts": optiacts.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def device_name(device: str) -> str:
+    """The machine, in words."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def write(made: Iterable[Row], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        for row in made:
+            writer.writerow({key: _text(value) for key, value in dataclasses.asdict(row).items()})
+
+
+def read(file: Path) -> list[Row]:
+    with file.open(newline="", encoding="utf-8") as stream:
+        return [Row(**{key: _value(key, text) for key, text in line.items()}) for line in csv.DictReader(stream)]
+
+
+_TYPES = {field.name: str(field.type) for field in dataclasses.fields(Row)}
+
+
+def _value(key: str, text: str) -> Any:
+    kind = _TYPES[key]
+    if "float" in kind:
+        return float(text) if text else None
+    return int(text) if kind == "int" else text
+
+
+def _text(value: Any) -> str:
+    return f"{value:.9g}" if isinstance(value, float) else "" if value is None else str(value)
