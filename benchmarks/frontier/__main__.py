@@ -33,15 +33,15 @@ SECONDS, ROUNDS = 140.0, 15  # of the turns of one model: so long, and at least 
 START = 230.0  # seconds for the first steps of a model's methods, most of it compilation; what is late is left out
 
 
-def run(model: Model, setting: Setting, seconds: float, rounds: int, start: float) -> list[Row]:
-    """The rows of one model."""
+def run(model: Model, setting: Setting, chosen: list[Method], seconds: float, rounds: int, start: float) -> list[Row]:
+    """The rows of one model: ``start`` seconds to get ready, then ``seconds`` of turns, ``rounds`` at the least."""
     began = time.monotonic()
     print(f"{model.name}: {model.words(model.size(setting.device, setting.dry))}", flush=True)
-    ready = started(model, methods(model, setting.device), setting, began + start)
+    ready = started(model, chosen, setting, began + start)
     remotes = [remote for _, remote, _ in ready if remote is not None]
     try:
         if EAGER not in {remote.method for remote in remotes}:
-            raise SystemExit(f"PyTorch itself did not run: {ready[0][2]}")
+            raise FailedError(f"PyTorch itself did not run: {ready[0][2]}")
         print(f"  {len(remotes)} methods ready after {time.monotonic() - began:.0f} s; their turns", flush=True)
         times = measured(remotes, seconds, rounds)
     finally:
@@ -103,7 +103,8 @@ def main() -> None:
     setting = Setting(arguments.device)
     made = []
     for model in chosen:
-        made += run(model, setting, arguments.seconds, arguments.rounds, START)
+        ways = methods(model, setting.device)
+        made += run(model, setting, ways, arguments.seconds, arguments.rounds, START)
         if arguments.only:
             print(page.written(made))
         else:

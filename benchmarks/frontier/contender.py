@@ -56,7 +56,8 @@ class Contender:
         torch.set_num_threads(setting.threads)
         self._cuda = setting.device == "cuda"
         size = model.size(setting.device, setting.dry)
-        stack = method.stack(model, size, setting.dry).to(setting.device, setting.dtype).train()
+        layers = model.layers(size).to(setting.device, setting.dtype)
+        stack = method.stack(layers, setting.dry).train()
         self._x, self._wanted = (
             torch.randn(size.shape, device=setting.device).to(setting.dtype) for _ in ("input", "output")
         )
@@ -71,6 +72,8 @@ class Contender:
             sketch = _sketch([p.grad for group in self._optimizer.param_groups for p in group["params"]])
             self._end()
         self.step()
+        if self._cuda:
+            torch.cuda.empty_cache()  # for the others
         held, peak = (allocated.on_cuda if self._cuda else allocated.on_cpu)(self._forward, self._rest)
         return Found(float(loss.detach()), sketch, held, peak)
 
@@ -88,7 +91,7 @@ class Contender:
         end.record()
         end.synchronize()
         seconds = begin.elapsed_time(end) / 1e3
-        torch.cuda.empty_cache()  # for the others
+        torch.cuda.empty_cache()
         return seconds
 
     def _forward(self) -> Tensor:
@@ -110,4 +113,4 @@ def _sketch(gradients: list[Tensor]) -> tuple[float, ...]:
     flat = torch.cat([gradient.flatten().float().cpu() for gradient in gradients])
     flat = torch.nn.functional.pad(flat, (0, -len(flat) % _SUMS))
     signs = torch.randint(2, flat.shape, generator=torch.Generator().manual_seed(SEED), dtype=torch.int8)
-    return tuple((flat.double() * (2 * signs - 1)).view(-1, _SUMS).sum(0).tolist())
+    return tuple((flat * (2 * signs - 1)).view(-1, _SUMS).sum(0, dtype=torch.float64).tolist())

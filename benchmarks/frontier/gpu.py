@@ -9,11 +9,12 @@ import torch
 
 from benchmarks.frontier.__main__ import run
 from benchmarks.frontier.contender import Setting
+from benchmarks.frontier.methods import methods
 from benchmarks.frontier.models import MODELS
 from benchmarks.frontier.verdict import sentences
 
 LIMIT = 120.0  # seconds, of which each model gets what the ones before it left
-TURNS, ROUNDS = 8.0, 7  # seconds of turns for each model, and rounds at the least
+TURNS, ROUNDS = 12.0, 5  # seconds of turns for each model, and rounds at the least
 
 
 def frontier(device: torch.device, dry: bool) -> list[dict[str, Any]]:
@@ -24,7 +25,7 @@ def frontier(device: torch.device, dry: bool) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for number, model in enumerate(MODELS.values()):
         share = (end - time.monotonic()) / (len(MODELS) - number)
-        made = run(model, Setting(device.type), TURNS, ROUNDS, share - TURNS)
+        made = run(model, Setting(device.type), methods(model, device.type), TURNS, ROUNDS, share - TURNS)
         found += [
             {
                 "model": f"{row.model}, {row.size}",

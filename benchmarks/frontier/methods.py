@@ -15,7 +15,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 import optiacts
 from benchmarks.frontier.inverted import invert
 from benchmarks.frontier.liger import use_liger
-from benchmarks.frontier.models import Model, Size, Stack
+from benchmarks.frontier.models import Model, Stack
 from optiacts.reporting.conversion import CONVERSIONS
 
 BUDGETS = (0.5, 0.25, 0.0)  # of torch._functorch.config.activation_memory_budget; 1 is PyTorch's default
@@ -70,9 +70,9 @@ class Method:
         """Whether its loss must be PyTorch's to the bit."""
         return self.budget is None and self.change not in (PUBLISHED, LIGER)
 
-    def stack(self, model: Model, size: Size, dry: bool = False) -> Stack:
-        """The stack in this method, with the same weights as in any other; compiled later, and not in a dry run."""
-        stack = Stack(model.layers(size), self.every, self.policy)
+    def stack(self, layers: nn.ModuleList, dry: bool = False) -> Stack:
+        """``layers`` in this method; compiled later, and in a dry run not at all where it is a kernel's formula."""
+        stack = Stack(layers, self.every, self.policy)
         if self.change in CONVERSIONS:
             options = CONVERSIONS[self.change].options
             optiacts.convert(stack, **options._asdict())

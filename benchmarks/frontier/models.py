@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,9 +86,9 @@ def attention(qkv: Tensor, heads: int, **how: Any) -> Tensor:
 class Stack(nn.Module):
     """Layers one after another, and the loss of what comes out; every ``every``-th is checkpointed, or none for 0."""
 
-    def __init__(self, layers: Sequence[nn.Module], every: int = 0, policy: Callable[..., Any] | None = None) -> None:
+    def __init__(self, layers: nn.ModuleList, every: int = 0, policy: Callable[..., Any] | None = None) -> None:
         super().__init__()
-        self.layers, self.every = nn.ModuleList(layers), every
+        self.layers, self.every = layers, every
         self.how: dict[str, Any] = {"use_reentrant": False}
         if policy is not None:
             self.how["context_fn"] = functools.partial(create_selective_checkpoint_contexts, policy)
@@ -118,14 +118,15 @@ class Model:
     cpu: Size
     cuda: Size
     dry: Size
+    random: bool = False  # has dropouts
 
     def size(self, device: str, dry: bool) -> Size:
         return self.dry if dry else self.cuda if device == "cuda" else self.cpu
 
-    def layers(self, size: Size) -> list[nn.Module]:
+    def layers(self, size: Size) -> nn.ModuleList:
         """The same weights each time."""
         torch.manual_seed(SEED)
-        return [self.layer(*size.arguments) for _ in range(size.layers)]
+        return nn.ModuleList(self.layer(*size.arguments) for _ in range(size.layers))
 
     def words(self, size: Size) -> str:
         """The size, as a table says it."""
@@ -142,7 +143,7 @@ MODELS: dict[str, Model] = {
             Decoder,
             ("activations converted", "gated MLPs converted", "norms converted"),
             cpu=Size(6, (512, 1408, 8), (2, 256, 512)),
-            cuda=Size(6, (2048, 5632, 32), (4, 2048, 2048)),
+            cuda=Size(6, (2048, 5632, 32), (2, 2048, 2048)),
             dry=Size(2, (32, 64, 2), (2, 16, 32)),
         ),
         Model(
@@ -152,6 +153,7 @@ MODELS: dict[str, Model] = {
             cpu=Size(6, (512, 2048, 8), (2, 256, 512)),
             cuda=Size(6, (1024, 4096, 16), (16, 512, 1024)),
             dry=Size(2, (32, 64, 2), (2, 16, 32)),
+            random=True,
         ),
         Model(
             "conv net",

@@ -90,9 +90,8 @@ def started(
         print(f"  {method.name}: {mib} ({time.monotonic() - begin:.0f} s)", flush=True)
         return method, remote, found
 
-    with ThreadPoolExecutor(
-        8 if setting.device == "cuda" else max(1, (os.cpu_count() or 1) // setting.threads)
-    ) as pool:
+    at_once = 12 if setting.device == "cuda" else max(1, (os.cpu_count() or 1) // setting.threads)
+    with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(start, chosen))
 
 
