@@ -19,7 +19,6 @@ from benchmarks.frontier.models import Model, Stack
 from optiacts.reporting.conversion import CONVERSIONS
 
 BUDGETS = (0.5, 0.25, 0.0)  # of torch._functorch.config.activation_memory_budget; 1 is PyTorch's default
-OUR_BUDGETS = (0.5, 0.0)
 EVERY = {3: "every third layer", 2: "every second layer", 1: "every layer"}
 
 CHECKPOINTING, SELECTIVE, COMPILED = "PyTorch, checkpointed", "selective checkpointing", "torch.compile"
@@ -93,6 +92,7 @@ class Method:
         return torch._functorch.config.patch(activation_memory_budget=1.0 if self.budget is None else self.budget)
 
 
+EVERYTHING = "OptiActs"  # in all stages
 EAGER = Method("PyTorch", CHECKPOINTING)
 AGAIN = replace(EAGER, name="PyTorch again")  # how far two equal things are apart: the noise
 PLAIN_COMPILED = Method("torch.compile", COMPILED, budget=1.0)
@@ -100,7 +100,7 @@ PLAIN_COMPILED = Method("torch.compile", COMPILED, budget=1.0)
 
 def methods(model: Model, device: str) -> list[Method]:
     """All for ``model``, PyTorch first; the later ones may be left out where time is short."""
-    everything = Method("OptiActs", OURS, change=model.stages[-1])
+    everything = Method(EVERYTHING, OURS, change=model.stages[-1])
     compiled = Method("OptiActs + torch.compile", OURS_COMPILED, change=model.stages[-1], budget=1.0)
     return [
         EAGER,
@@ -121,8 +121,8 @@ def methods(model: Model, device: str) -> list[Method]:
         *([Method("Liger kernels", LIGER, change=LIGER)] if _liger_runs(model, device) else []),
         PLAIN_COMPILED,
         compiled,
-        *_budgets(PLAIN_COMPILED, BUDGETS),
-        *_budgets(compiled, OUR_BUDGETS),
+        *_budgets(PLAIN_COMPILED),
+        *_budgets(compiled),
     ]
 
 
@@ -131,8 +131,8 @@ def _every(base: Method) -> Iterator[Method]:
         yield replace(base, name=words if base == EAGER else f"{base.name}, {words}", every=every)
 
 
-def _budgets(base: Method, budgets: tuple[float, ...]) -> Iterator[Method]:
-    for budget in budgets:
+def _budgets(base: Method) -> Iterator[Method]:
+    for budget in BUDGETS:
         yield replace(base, name=f"{base.name}, budget {budget:g}", budget=budget)
 
 

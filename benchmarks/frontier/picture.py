@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.frontier import methods
-from benchmarks.frontier.methods import AGAIN, EAGER
+from benchmarks.frontier.methods import AGAIN, EAGER, EVERYTHING
 from benchmarks.frontier.rows import Row
 from benchmarks.frontier.verdict import KINDS, cost, memory
 
@@ -27,7 +27,7 @@ LOOKS = {
     methods.COMPILED: Look("#0072b2", "s", "--"),
     methods.PUBLISHED: Look("#cc79a7", "X"),
     methods.LIGER: Look("#999999", "h"),
-    methods.STAGES: Look("#e69f00", "^", ":"),
+    methods.STAGES: Look("#e69f00", "^"),
     methods.OURS: Look("#d55e00", "D", "-"),
     methods.OURS_SELECTIVE: Look("#d55e00", "*"),
     methods.OURS_COMPILED: Look("#009e73", "v", "--"),
@@ -67,14 +67,15 @@ def draw(rows: Sequence[Row], file: Path) -> None:
 def _panel(panel: Any, rows: list[Row], kind: str) -> None:
     base = memory(next(row for row in rows if row.method == EAGER.name), kind)
     panel.axhspan(1 - rows[0].noise, 1 + rows[0].noise, color="#eeeeee", zorder=0, label="the noise around PyTorch")
+    _between(panel, rows, kind, base)
     for family, look in LOOKS.items():
         points = [
             (100 * memory(row, kind) / base, cost(row), row)
             for row in rows
             if row.family == family and row.time is not None and row.method != AGAIN.name
         ]
-        good = sorted((x, y) for x, y, row in points if row.good)
-        wrong = sorted((x, y) for x, y, row in points if not row.good)
+        good = [(x, y) for x, y, row in points if row.good]
+        wrong = [(x, y) for x, y, row in points if not row.good]
         style = {"color": look.colour, "marker": look.marker, "markersize": 9 if look.marker == "*" else 7}
         if good:
             panel.plot(
@@ -90,6 +91,14 @@ def _panel(panel: Any, rows: list[Row], kind: str) -> None:
     panel.grid(color="#dddddd", linewidth=0.6)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
+
+
+def _between(panel: Any, rows: list[Row], kind: str, base: float) -> None:
+    """The line of the stages, from PyTorch to all of them."""
+    first, last = (row for row in rows if row.method in (EAGER.name, EVERYTHING))
+    stages = [first, *(row for row in rows if row.family == methods.STAGES), last]
+    points = [(100 * memory(row, kind) / base, cost(row)) for row in stages if row.time is not None]
+    panel.plot(*zip(*points, strict=True), linestyle=":", color=LOOKS[methods.STAGES].colour)
 
 
 def _short(row: Row) -> str:

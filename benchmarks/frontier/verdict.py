@@ -148,9 +148,9 @@ def _free_sentence(rows: list[Row], base: str, beginning: str) -> list[str]:
         verb = "holds" if kind == "held" else "peaks at"
         share = memory(found.least, kind) / memory(found.base, kind)
         if found.holds and found.ours is not None:
-            parts.append(f"nobody {_less(kind)} than {_quoted(found.ours)}, which {verb} {share:.0%} of it")
+            parts.append(f"nobody {_less(kind)} than {_quoted(found.ours)}, which {verb} {share:.0%} of {base}'s")
             continue
-        part = f"the claim does not hold: {_quoted(found.least)} {verb} the least, {share:.0%} of it"
+        part = f"the claim does not hold: {_quoted(found.least)} {verb} the least, {share:.0%} of {base}'s"
         if found.ours is None:
             part += f"; no OptiActs is within the noise of {found.base.noise:.1%}"
         else:
@@ -176,7 +176,7 @@ def _duel_sentence(rows: Sequence[Row], rivals: str, ours: str, beginning: str) 
         word = "held" if kind == "held" else "peak"
         if found.holds:
             slowest = max(ratio for _, ratio in found.ratios if ratio is not None)
-            parts.append(f"by {word} memory faster at every amount (by {1 - slowest:.1%} or more)")
+            parts.append(f"faster at every amount of {word} memory, by {1 - slowest:.1%} or more")
             continue
         level = sum(
             ratio is not None and ratio * (1 + found.noise) >= 1 and ratio <= 1 + found.noise
@@ -187,6 +187,7 @@ def _duel_sentence(rows: Sequence[Row], rivals: str, ours: str, beginning: str) 
             for row, ratio in found.ratios
             if ratio is None or ratio > 1 + found.noise
         ]
-        part = f"by {word} memory faster at {found.faster} of {len(found.ratios)} amounts, level at {level}"
+        part = "never slower" if found.never_slower else "the claim does not hold"
+        part += f" by {word} memory: faster at {found.faster} of {len(found.ratios)} amounts, level at {level}"
         parts.append(part + (f", slower than {', '.join(worse)}" if worse else ""))
     return [f"{beginning}: {'; '.join(parts)}."]
