@@ -27,7 +27,7 @@ from benchmarks.frontier.methods import (
     methods,
 )
 from benchmarks.frontier.models import MODELS, Stack
-from benchmarks.frontier.rows import WRONG, Row, read, rows, write
+from benchmarks.frontier.rows import INCOMPARABLE, WRONG, Row, read, rows, write
 from optiacts.held.memory import SavedTensors, storage_key
 
 DRY = Setting(dry=True)
@@ -136,10 +136,11 @@ def found(loss: float = 1.0, gradient: float = 1.0, held: int = 2**20) -> Found:
     return Found(loss, (gradient, *[1.0] * 63), held, 2 * held)
 
 
-def judged(method: Method, own: Found) -> Row:
-    given = {EAGER: found(), AGAIN: found(), PLAIN_COMPILED: found(1.001), method: own}
+def judged(method: Method, own: Found, model: str = "BERT") -> Row:
+    base = found(1.001 if MODELS[model].random else 1.0)
+    given = {EAGER: found(), AGAIN: found(), PLAIN_COMPILED: base, method: own}
     seconds = {each: [1.0, 1.1] for each in given}
-    return rows(MODELS["BERT"], DRY, given, seconds)[-1]  # type: ignore[arg-type]
+    return rows(MODELS[model], DRY, given, seconds)[-1]  # type: ignore[arg-type]
 
 
 def test_a_wrong_loss_or_gradient_does_not_pass() -> None:
@@ -150,8 +151,11 @@ def test_a_wrong_loss_or_gradient_does_not_pass() -> None:
         judged(exact, found(1.0000001))
     with pytest.raises(AssertionError, match=r"x: its gradient is 1.2e-01 apart from PyTorch's"):
         judged(exact, found(gradient=2.0))
-    with pytest.raises(AssertionError, match=r"y: a loss of 1.01, where 1.001 was wanted"):
-        judged(budget, found(1.01))
+    with pytest.raises(AssertionError, match=r"y: a loss of 1.1, PyTorch's is 1.0"):
+        judged(budget, found(1.1))
+    assert judged(budget, found(1.01)).status == INCOMPARABLE  # other masks than compiled PyTorch's
+    with pytest.raises(AssertionError, match=r"y: a loss of 1.001, where 1.0 was wanted"):
+        judged(budget, found(1.001), "Llama")  # which has no dropouts
     wrong = judged(budget, found(1.001, gradient=2.0))
     assert wrong.status == WRONG and not wrong.good and wrong.gradient_apart == pytest.approx(1 / 8)
     assert apart(found(), found(gradient=2.0)) == pytest.approx(1 / 8)

@@ -16,12 +16,12 @@ import torch
 
 import optiacts
 from benchmarks.frontier.contender import Found, Setting, apart
-from benchmarks.frontier.methods import AGAIN, EAGER, PLAIN_COMPILED, PUBLISHED, Method
+from benchmarks.frontier.methods import AGAIN, EAGER, PUBLISHED, Method
 from benchmarks.frontier.models import Model
 from benchmarks.frontier.turns import FailedError
 from benchmarks.timing import bound
 
-WRONG = "wrong gradient"
+WRONG, INCOMPARABLE = "wrong gradient", "other masks in each run: its gradient cannot be judged"
 # How far apart two methods' losses and gradients may be. A dropout mask drawn anew is some 0.3.
 _ROUNDING = {torch.float32: (1e-5, 1e-3), torch.bfloat16: (2e-2, 0.1)}
 
@@ -43,7 +43,7 @@ class Row:
     noise: float  # how far from 1 the median of PyTorch over PyTorch may be: its 95 % bounds
     rounds: int
     loss: float | None
-    gradient_apart: float | None  # from PyTorch's, compiled from compiled; over its norm
+    gradient_apart: float | None  # from PyTorch's, over its norm; compiled dropouts: from that with budget 1
     device: str
     dtype: str
     threads: int
@@ -95,10 +95,12 @@ def _judged(
     if model.random and method.budget is not None:  # compiled dropouts have masks of their own
         near = abs(own.loss / eager.loss - 1) < 0.05
         assert near, f"{method.name}: a loss of {own.loss}, PyTorch's is {eager.loss}"
-        compiled = found.get(PLAIN_COMPILED)
-        if not isinstance(compiled, Found):
+        all_kept = [found[other] for other in found if other.change == method.change and other.budget == 1.0]
+        if method.budget == 1.0:
             return None, ""
-        reference = compiled
+        if not all_kept or not isinstance(all_kept[0], Found) or abs(own.loss / all_kept[0].loss - 1) > of_losses:
+            return None, INCOMPARABLE
+        reference = all_kept[0]
     off = abs(own.loss / reference.loss - 1)
     assert off <= of_losses, f"{method.name}: a loss of {own.loss}, where {reference.loss} was wanted"
     gradient = apart(reference, own)
