@@ -29,8 +29,8 @@ RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "frontier.md"
 PICTURE = ROOT / "docs" / "figures" / "frontier.png"
 CPU = RESULTS / "frontier_cpu.csv"
 
-SECONDS, ROUNDS = 140.0, 15  # of the turns of one model: so long, and at least so many rounds
-START = 230.0  # seconds for the first steps of a model's methods, most of it compilation; what is late is left out
+SECONDS, ROUNDS = 120.0, 15  # of the turns of one model: so long, and at least so many rounds
+START = 260.0  # seconds for the first steps of a model's methods, most of it compilation; what is late is left out
 
 
 def run(model: Model, setting: Setting, chosen: list[Method], seconds: float, rounds: int, start: float) -> list[Row]:

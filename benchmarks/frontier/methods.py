@@ -121,8 +121,7 @@ def methods(model: Model, device: str) -> list[Method]:
         *([Method("Liger kernels", LIGER, change=LIGER)] if _liger_runs(model, device) else []),
         PLAIN_COMPILED,
         compiled,
-        *_budgets(PLAIN_COMPILED),
-        *_budgets(compiled),
+        *(_budgeted(base, budget) for budget in BUDGETS for base in (PLAIN_COMPILED, compiled)),
     ]
 
 
@@ -131,9 +130,8 @@ def _every(base: Method) -> Iterator[Method]:
         yield replace(base, name=words if base == EAGER else f"{base.name}, {words}", every=every)
 
 
-def _budgets(base: Method) -> Iterator[Method]:
-    for budget in BUDGETS:
-        yield replace(base, name=f"{base.name}, budget {budget:g}", budget=budget)
+def _budgeted(base: Method, budget: float) -> Method:
+    return replace(base, name=f"{base.name}, budget {budget:g}", budget=budget)
 
 
 @functools.cache
