@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from optiacts.backends import native
+from optiacts.backends import native_library
 
 _DECODERS = {
     "float32": "Lines",
@@ -51,5 +51,5 @@ def _longest_round(code: str) -> int:
 
 
 if __name__ == "__main__":
-    for row in counts(sys.argv[1] if len(sys.argv) > 1 else native.library()._name):
+    for row in counts(sys.argv[1] if len(sys.argv) > 1 else native_library.library()._name):
         print("{:24}{:10}{:4}".format(*row))

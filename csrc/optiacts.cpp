@@ -80,6 +80,8 @@ Pointer at(Pointer tensor, int64_t byte) {
 
 }  // namespace
 
+int optiacts_interface(void) { return OPTIACTS_INTERFACE; }
+
 int optiacts_best_level(void) { return best_level(); }
 
 int optiacts_level(void) { return level(); }

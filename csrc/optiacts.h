@@ -1,4 +1,4 @@
-/* The C interface of the CPU kernels. No torch, no Python: backends/native.py calls it with ctypes.
+/* The C interface of the CPU kernels. No torch, no Python: backends/native_library.py loads it with ctypes.
  *
  * A tensor is `rows` x `cols` elements, contiguous. Side bits are packed 8 to a byte along each row, lowest bit
  * first: row r starts at byte r * ceil(cols / 8), and the padding bits of its last byte are 0.
@@ -19,6 +19,12 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/* To be raised, here and in backends/native_library.py, with every change of a struct or of a function's arguments:
+ * a library of another number than its caller's is not used. */
+enum { OPTIACTS_INTERFACE = 1 };
+
+OPTIACTS_API int optiacts_interface(void);
 
 enum { OPTIACTS_PIECES = 4, OPTIACTS_DEGREE = 8 };
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from optiacts import curves
-from optiacts.backends import native
+from optiacts.backends import native, native_library
 
 CPU = torch.device("cpu")
 if native.unavailable(CPU):
     pytest.skip(f"no native kernels here: {native.unavailable(CPU)}", allow_module_level=True)
 
-LEVELS = native.LEVELS[: native.LEVELS.index(native.best_level()) + 1]
+LEVELS = native_library.LEVELS[: native_library.LEVELS.index(native_library.best_level()) + 1]
 CURVES = list(curves.unimodal().values())
 HALVES = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float32, *HALVES)

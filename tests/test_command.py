@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import optiacts
-from optiacts.backends import native
+from optiacts.backends import native, native_library
 from tests.commands import optiacts as run
 
 ROOT = Path(__file__).parents[1]
@@ -112,11 +112,11 @@ def test_a_library_that_is_not_there_is_diagnosed() -> None:
 def test_a_pure_python_install_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("OPTIACTS_CPU_LIBRARY", raising=False)
     monkeypatch.setattr(optiacts, "__path__", [str(tmp_path)])
-    native._load.cache_clear()
+    native_library._load.cache_clear()
     try:
         diagnosis = optiacts.doctor()
     finally:
-        native._load.cache_clear()
+        native_library._load.cache_clear()
     assert diagnosis.devices[0].backend == "eager" and not diagnosis.cpu and not diagnosis.problems
     assert "pure-Python install" in str(diagnosis) and str(tmp_path) in str(diagnosis)
 

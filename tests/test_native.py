@@ -20,7 +20,8 @@ import torch
 
 import optiacts
 from optiacts import backends, curves, ops
-from optiacts.backends import eager, native
+from optiacts.backends import eager, native, native_library
+from optiacts.backends.native_constants import constants_of
 from optiacts.decoders import derivative_from_output
 from optiacts.decoders.lines import decode_in_lines
 from optiacts.decoders.table import decode_table, every_value
@@ -30,9 +31,9 @@ from tests.kernels import CURVES, DTYPES, HALVES, LEVELS, named, same_bits
 
 @pytest.fixture(params=LEVELS)
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    native.use_level(request.param)
+    native_library.use_level(request.param)
     yield request.param
-    native.use_level(native.best_level())
+    native_library.use_level(native_library.best_level())
 
 
 def bit_space(count: int, curve: curves.Curve) -> torch.Tensor:
@@ -114,7 +115,7 @@ def test_float32_levels_with_fused_multiply_add_agree_to_the_bit(curve):
     y, bits = native.activation_forward(x, curve, [])
     results = []
     for name in fused:
-        native.use_level(name)
+        native_library.use_level(name)
         results.append(native.activation_backward(torch.ones_like(y), y, bits, curve))
     assert same_bits(*results)
 
@@ -192,7 +193,7 @@ def test_the_backend_is_chosen_by_dtype_and_decoder():
 
 
 def test_nothing_is_loaded_by_the_import():
-    code = "import optiacts.backends.native as n; print(n._load.cache_info().currsize)"
+    code = "import optiacts.backends.native_library as n; print(n._load.cache_info().currsize)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "0\n"
 
 
@@ -219,12 +220,12 @@ def test_an_unknown_level_is_refused():
     output = run(code, OPTIACTS_CPU_LEVEL="sse9")
     assert "ValueError: OPTIACTS_CPU_LEVEL must be one of portable, avx2, avx512; got 'sse9'" in output
     with pytest.raises(ValueError, match="level must be one of portable, avx2, avx512; got 'best'"):
-        native.use_level("best")
+        native_library.use_level("best")
 
 
 def test_without_a_library_eager_serves_and_doctor_says_why(monkeypatch):
-    monkeypatch.setattr(native, "FILE", "_absent.so")
-    native._load.cache_clear()
+    monkeypatch.setattr(native_library, "FILE", "_absent.so")
+    native_library._load.cache_clear()
     backends._select.cache_clear()
     try:
         report = optiacts.doctor().devices[0]
@@ -232,9 +233,9 @@ def test_without_a_library_eager_serves_and_doctor_says_why(monkeypatch):
         assert "_absent.so was not built" in report.not_used["native"]
         assert backends.select(torch.empty(2), curves.get("gelu")).name == "eager"
         with pytest.raises(RuntimeError, match=r"native CPU kernels are not available: .*_absent\.so was not built"):
-            native.level()
+            native_library.level()
     finally:
-        native._load.cache_clear()
+        native_library._load.cache_clear()
         backends._select.cache_clear()
 
 
@@ -246,7 +247,7 @@ def test_one_openmp_runtime_in_the_process():
         pytest.skip("needs /proc")
     runtimes = set(re.findall(r"\S*/lib(?:gomp|iomp5|omp)\S*\.so\S*", maps.read_text()))
     assert len(runtimes) == 1, runtimes
-    assert native.has_threads()
+    assert native_library.has_threads()
 
 
 def gradient(x: torch.Tensor) -> torch.Tensor:
@@ -284,12 +285,14 @@ def test_our_kernels_use_one_thread_in_a_forked_child_by_themselves():
     y, bits = native.activation_forward(x, curves.get("gelu"), [])
     out = torch.empty_like(x)
     native.activation_backward(x, y, bits, curves.get("gelu"))
-    constants, library = native._constants("gelu", torch.float32), native.library()
+    constants, library = constants_of("gelu", torch.float32), native_library.library()
     pid = os.fork()
     if pid == 0:  # nothing of torch here that could start threads
         addresses = (tensor.data_ptr() for tensor in (x, y, bits, out))
-        library.optiacts_backward(constants.dtype, *addresses, 1, x.numel(), constants.decoder, native.threads())
-        os._exit(native.threads())
+        library.optiacts_backward(
+            constants.dtype, *addresses, 1, x.numel(), constants.decoder, native_library.threads()
+        )
+        os._exit(native_library.threads())
     for _ in range(500):
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
@@ -362,7 +365,7 @@ def test_no_instruction_beyond_the_baseline_outside_the_dispatched_kernels():
     # where two decoders take turns at one kernel, by instruction set
     code = (
         (name.replace("ChainPieces", "ChainPolynomials"), text)
-        for name, text in disassembly(Path(native.library()._name))
+        for name, text in disassembly(Path(native_library.library()._name))
     )
     for name, instructions in itertools.groupby(code, key=lambda pair: pair[0]):
         builds.setdefault(name, []).append(any(advanced.match(instruction) for _, instruction in instructions))
@@ -386,3 +389,38 @@ def test_a_variant_keeps_its_own_forward_in_fresh_pages(monkeypatch):
     x = torch.randn(4096).bfloat16()
     for curve in curves.GATES.values():
         assert same_bits(backends.select(x, curve).activation_forward(x, curve, [])[0], curve.forward(x)), curve.name
+
+
+VERSIONS = """
+import warnings, torch, optiacts
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        x = torch.ones(2, requires_grad=True)
+        optiacts.gelu(x).sum().backward()
+    print([str(w.message) for w in caught if "optiacts" in str(w.message)])
+print(float(x.grad[0]))
+print(optiacts.doctor())
+"""
+
+
+@pytest.mark.parametrize("number", [0, native_library.INTERFACE + 1])
+def test_a_library_of_another_interface_is_not_used(number: int, tmp_path: Path) -> None:
+    """What was built from other sources serves nobody: eager does, with one warning that `doctor` repeats."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    source, library = tmp_path / "other.c", tmp_path / "other.so"
+    source.write_text(f"int optiacts_interface(void) {{ return {number}; }}\n" if number else "int other;\n")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    caught, gradient, *diagnosis = run(VERSIONS, OPTIACTS_CPU_LIBRARY=str(library)).splitlines()
+    assert caught.count("SlowPath") == 0 and caught.count("the native CPU kernels are not used") == 1, caught
+    assert f"its interface is {number}, this package calls {native_library.INTERFACE}" in caught
+    assert float(gradient) == pytest.approx(1.0833155, abs=2e-6)
+    assert "cpu: eager" in diagnosis and str(library) in "\n".join(diagnosis)
+
+
+def test_both_sides_have_one_interface_number() -> None:
+    header = (Path(__file__).parents[1] / "csrc/optiacts.h").read_text()
+    assert f"enum {{ OPTIACTS_INTERFACE = {native_library.INTERFACE} }};" in header
+    assert native_library.library().optiacts_interface() == native_library.INTERFACE

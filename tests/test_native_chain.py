@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from optiacts import curves
-from optiacts.backends import eager_chain, native, native_chain
+from optiacts.backends import eager_chain, native_chain, native_library
 from optiacts.chains import SavedChain
 from tests.kernels import DTYPES, LEVELS, named
 
@@ -19,9 +19,9 @@ SHAPES = [(3, 16, 37), (2, 32, 70), (5, 16, 1), (1, 16, 300)]  # samples, channe
 
 @pytest.fixture(autouse=True)
 def level() -> Iterator[None]:
-    before = native.level()
+    before = native_library.level()
     yield
-    native.use_level(before)
+    native_library.use_level(before)
 
 
 def saved(
@@ -58,7 +58,7 @@ def test_gradients_are_eagers(
     kind: tuple[str, int, bool], dtype: torch.dtype, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Decoded once or twice, with rescued channels or without, of all curves."""
-    native.use_level(chosen)
+    native_library.use_level(chosen)
     torch.manual_seed(0)
     for shape, last, rescues in itertools.product(SHAPES, (False, True), (False, True)):
         if shape[1] % kind[1]:
@@ -99,7 +99,7 @@ def test_far_outputs_and_those_that_are_no_numbers(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("curve", CLOSED)
 def test_special_outputs_of_closed_forms(curve: str, dtype: torch.dtype, chosen: str) -> None:
     """Zeros of both signs, the limit, what lies next to it, infinities and NaN: as in float64, at every level."""
-    native.use_level(chosen)
+    native_library.use_level(chosen)
     known = curves.get(curve)
     x = torch.tensor([0.0, -0.0, 1e-7, -1e-7, 0.5, -0.5, -2, -5, -9, -30, -80, 300, torch.inf, torch.nan, -1, 1])
     given = saved(curve, dtype, ("given", 1, True), (1, 16, 16), False, False)
@@ -120,7 +120,7 @@ def test_special_outputs_of_closed_forms(curve: str, dtype: torch.dtype, chosen:
 @pytest.mark.parametrize("chosen", LEVELS)
 @pytest.mark.parametrize("dtype", DTYPES, **named)
 def test_how_far_inputs_lie_too_far_left(dtype: torch.dtype, chosen: str) -> None:
-    native.use_level(chosen)
+    native_library.use_level(chosen)
     for count in (1, 37, 5000, 300_001):
         z = torch.randn(count).to(dtype)
         z[count // 2] = torch.nan

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from optiacts import curves, decoders, ops
-from optiacts.backends import eager, native
+from optiacts.backends import eager, native, native_library
 from optiacts.decoders import valley
 from optiacts.decoders.lines import decode_in_lines
 from optiacts.decoders.table import every_value
@@ -16,9 +16,9 @@ from tests.kernels import CURVES, DTYPES, HALVES, LEVELS, named, same_bits
 
 @pytest.fixture(params=LEVELS)
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    native.use_level(request.param)
+    native_library.use_level(request.param)
     yield request.param
-    native.use_level(native.best_level())
+    native_library.use_level(native_library.best_level())
 
 
 def pairs(dtype: torch.dtype, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import optiacts
 from optiacts import backends
-from optiacts.backends import eager_norm, native, native_norm
+from optiacts.backends import eager_norm, native_library, native_norm
 from optiacts.norms import Norm, Saved
 from optiacts.packing import packed_shape
 from tests.kernels import DTYPES, HALVES, LEVELS, named
@@ -21,9 +21,9 @@ MEANS = pytest.mark.parametrize("centered", [True, False], ids=["layer", "rms"])
 
 @pytest.fixture(params=LEVELS)
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    native.use_level(request.param)
+    native_library.use_level(request.param)
     yield request.param
-    native.use_level(native.best_level())
+    native_library.use_level(native_library.best_level())
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import optiacts
-from optiacts.backends import native
+from optiacts.backends import native, native_library
 from tests.samples import DTYPES, bits_of
 
 JOBS, FORKED_JOBS = 120, 40
@@ -124,6 +124,6 @@ def test_threads_and_forked_workers_at_once() -> None:
 def test_the_kernels_are_those_with_sanitizers() -> None:
     """Otherwise a run of `make asan` would say nothing."""
     assert native.unavailable(torch.device("cpu")) is None
-    native.level()
+    native_library.level()
     loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "_native.so" in line}
     assert loaded and all(b"__asan_report_load" in Path(path).read_bytes() for path in loaded)

@@ -9,7 +9,7 @@ from importlib import metadata
 import torch
 
 from optiacts import backends
-from optiacts.backends import native
+from optiacts.backends import native, native_library
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,11 @@ def _report(device: torch.device, problems: dict[str, None]) -> DeviceReport:
 
 
 def _native_details() -> dict[str, str]:
-    level, best = native.level(), native.best_level()
+    level, best = native_library.level(), native_library.best_level()
     return {
         "instruction set": level if level == best else f"{level} (this machine has {best})",
-        "threads": str(torch.get_num_threads()) if native.has_threads() else "1 (found no OpenMP runtime of torch)",
+        "threads": str(torch.get_num_threads())
+        if native_library.has_threads()
+        else "1 (found no OpenMP runtime of torch)",
         "dtypes": ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in native.dtypes)) + "; others: eager",
     }

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from optiacts import curves
 from optiacts._torch import once
-from optiacts.backends import eager_chain, native
+from optiacts.backends import eager_chain, native, native_library
+from optiacts.backends.native_constants import DTYPES, CurveStruct, curve_struct
+from optiacts.backends.native_library import library
 from optiacts.chains import SavedChain
 from optiacts.curves import Curve, Unimodal
 from optiacts.decoders.pieces import FIRST_NORMAL, SHIFT
@@ -44,9 +46,9 @@ def excess(z: Tensor, furthest: float) -> Tensor:
     """See ``eager_chain.excess``."""
     dense = z.is_contiguous() or (z.ndim == 4 and z.is_contiguous(memory_format=torch.channels_last))
     z = z if dense else z.contiguous()
-    threads = min(native.threads(), z.numel() // _ELEMENTS_PER_THREAD + 1)
-    number = native.DTYPES.index(z.dtype)
-    return torch.tensor(native.library().optiacts_excess(number, z.data_ptr(), z.numel(), -furthest, threads))
+    threads = min(native_library.threads(), z.numel() // _ELEMENTS_PER_THREAD + 1)
+    number = DTYPES.index(z.dtype)
+    return torch.tensor(library().optiacts_excess(number, z.data_ptr(), z.numel(), -furthest, threads))
 
 
 def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,7 +70,7 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
         rescued = rescued.contiguous()
         numbers = torch.arange(saved.columns.numel())
         rescue = torch.full((channels,), -1, dtype=torch.int64).index_copy(0, saved.columns.long(), numbers)
-    threads = min(native.threads(), y.numel() // _ELEMENTS_PER_THREAD + 1)
+    threads = min(native_library.threads(), y.numel() // _ELEMENTS_PER_THREAD + 1)
     row = channels if last else positions
     together = positions * (channels if last else channels // groups)
     if saved.statistics == "batch":
@@ -80,7 +82,7 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
     dx = torch.empty(grad.shape, dtype=dtype)
     native.ask_for_huge_pages(dx, dx.nbytes)
     decoder = _decoder(saved.curve, y.dtype)
-    numbered = native.DTYPES.index
+    numbered = DTYPES.index
     arguments = _Chain(
         grad.data_ptr(), y.data_ptr(), bits.data_ptr(), decoder.address, rstd.data_ptr(), _address(mean),
         scale.data_ptr(), shift.data_ptr(), inverse.data_ptr(), _address(rescue), _address(rescued), dx.data_ptr(),
@@ -89,7 +91,7 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
         numbered((y if rescued is None else rescued).dtype), numbered(dtype), decoder.closed,
         _STATISTICS.index(saved.statistics), saved.centered, last, threads,
     )  # fmt: skip
-    native.library().optiacts_chain_backward(ctypes.addressof(arguments))
+    library().optiacts_chain_backward(ctypes.addressof(arguments))
     found = sums.to(torch.float32)
     by_shift, by_scale = found.view(2, channels) if last else found.view(channels, 2).t().contiguous()
     return dx, by_scale, by_shift
@@ -116,7 +118,7 @@ class _Curve(ctypes.Structure):
     """``optiacts_chain_curve`` of csrc/optiacts.h."""
 
     _fields_ = [
-        ("curve", native.CurveStruct),
+        ("curve", CurveStruct),
         ("per_output", ctypes.c_float),
         ("limits", ctypes.c_float * 2),
         ("breaks", ctypes.c_float * (2 * (PIECES - 1))),
@@ -157,7 +159,7 @@ def _decoder(curve: str, dtype: torch.dtype) -> _Decoder:
     rows = tuple((ctypes.c_float * (2 * PIECES))(*row) for row in c.polynomials)
     pieces = both_in_pieces(known.name).rows.contiguous()
     struct = _Curve(
-        native.curve_struct(known), 1 / known.y_min, c.limits, c.breaks, c.scale, c.shift, rows,
+        curve_struct(known), 1 / known.y_min, c.limits, c.breaks, c.scale, c.shift, rows,
         FIRST_NORMAL, pieces.shape[2], SHIFT, pieces.data_ptr(),
     )  # fmt: skip
     struct.rows_owner = pieces

@@ -10,7 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from optiacts.backends import eager_norm, native
+from optiacts.backends import eager_norm, native, native_library
+from optiacts.backends.native_constants import DTYPES
+from optiacts.backends.native_library import library
 from optiacts.chains import Chain
 from optiacts.norms import Norm, Saved, Statistics
 from optiacts.packing import packed_shape
@@ -48,10 +50,10 @@ def norm_statistics(
         _expect_shape("y", y, x.shape)
         y, scale, shift = y.contiguous(), _factors(scale, rstd, cols, 1.0), _factors(shift, rstd, cols, 0.0)
         bits = x.new_empty(packed_shape(x.shape, 2), dtype=torch.uint8)
-    native.library().optiacts_norm_statistics(
-        native.DTYPES.index(x.dtype), x.data_ptr(), y.data_ptr(), _address(scale), _address(shift), norm.eps,
+    library().optiacts_norm_statistics(
+        DTYPES.index(x.dtype), x.data_ptr(), y.data_ptr(), _address(scale), _address(shift), norm.eps,
         known is not None, mean.data_ptr() if norm.centered else None, rstd.data_ptr(), _address(bits),
-        rows, cols, native.threads(),
+        rows, cols, native_library.threads(),
     )  # fmt: skip
     return mean, rstd, bits
 
@@ -79,14 +81,14 @@ def norm_backward(grad: Tensor, saved: Saved, dtype: torch.dtype) -> tuple[Tenso
         columns, rescued = columns.long().contiguous(), rescued.contiguous()
     grad, kept, rstd = grad.contiguous(), kept.contiguous(), rstd.contiguous()
     scale, shift = _factors(scale, rstd, cols, 1.0), _factors(shift, rstd, cols, 0.0)
-    threads = min(native.threads(), rows * cols // _ELEMENTS_PER_THREAD + 1, rows)
-    size = native.library().optiacts_norm_workspace(cols, threads)
+    threads = min(native_library.threads(), rows * cols // _ELEMENTS_PER_THREAD + 1, rows)
+    size = library().optiacts_norm_workspace(cols, threads)
     workspace = rstd.new_empty(size, dtype=torch.float64)
     by_scale, by_shift = rstd.new_empty(cols), rstd.new_empty(cols)
     dx = grad.new_empty(grad.shape, dtype=dtype)
     native.ask_for_huge_pages(dx, dx.nbytes)
-    numbers = native.DTYPES.index
-    refused = native.library().optiacts_norm_backward(
+    numbers = DTYPES.index
+    refused = library().optiacts_norm_backward(
         numbers(grad.dtype), grad.data_ptr(), numbers(kept.dtype), kept.data_ptr(), output,
         _address(mean), rstd.data_ptr(), scale.data_ptr(), shift.data_ptr(),
         numbers((kept if rescued is None else rescued).dtype), _address(rescued), _address(columns), rescues,
@@ -107,7 +109,7 @@ def any_bad(scale: Tensor | None, shift: Tensor | None, norm: Norm | Chain, dtyp
         _expect_shape("shift", shift, scale.shape)
     scale, shift = (None if each is None else each.contiguous() for each in (scale, shift))
     limits = norm.limits(dtype, given.shape[-1])
-    return bool(native.library().optiacts_norm_any_bad(_address(scale), _address(shift), *limits, given.numel()))
+    return bool(library().optiacts_norm_any_bad(_address(scale), _address(shift), *limits, given.numel()))
 
 
 def _single(*tensors: Tensor | None) -> bool:

@@ -1,0 +1,168 @@
+"""Where the CPU kernels of csrc/ come from: finding the library, binding it with ctypes, its instruction set.
+
+Loaded on first use, never on import. What is not of the interface that this package calls is not used.
+
+Environment: ``OPTIACTS_CPU_LEVEL`` = portable, avx2 or avx512 chooses a lower level than the best one,
+``OPTIACTS_CPU_LIBRARY`` names another build of the kernels (`make asan`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optiacts.backends.notices import tell
+
+LEVELS = ("portable", "avx2", "avx512")
+FILE = "_native.so"
+INTERFACE = 1  # what OPTIACTS_INTERFACE of csrc/optiacts.h was when the signatures below were written
+
+
+def library() -> ctypes.CDLL:
+    """The kernels; ``RuntimeError`` if there are none here."""
+    loaded = _load()
+    if isinstance(loaded, str):
+        raise RuntimeError(f"the native CPU kernels are not available: {loaded}")
+    return loaded
+
+
+def lacking() -> str | None:
+    """Why there are no kernels here, or None if there are."""
+    loaded = _load()
+    return loaded if isinstance(loaded, str) else None
+
+
+@functools.cache
+def _load() -> ctypes.CDLL | str:
+    """The library, or why there is none. It lies in the package, be that installed, editable or a source tree."""
+    folders = [Path(folder) for folder in sys.modules["optiacts"].__path__]
+    named = os.environ.get("OPTIACTS_CPU_LIBRARY")
+    built = [Path(named)] if named else [folder / FILE for folder in folders if (folder / FILE).exists()]
+    if not built:
+        return (
+            f"this is a pure-Python install: {FILE} was not built, most likely for want of a C++17 compiler. Results "
+            "are the same, but take many times as long on a CPU. To build it, install GCC or clang, then install "
+            f"optiacts again with pip's --force-reinstall --no-cache-dir. Looked in {', '.join(map(str, folders))}"
+        )
+    # an editable install and `make native` both make one
+    newest = built[0] if named else max(built, key=lambda path: path.stat().st_mtime)
+    try:
+        library = ctypes.CDLL(str(newest))
+        if (interface := _interface(library)) == INTERFACE:
+            _declare(library)
+    except (OSError, AttributeError) as error:
+        return f"{newest} does not load: {error}"
+    if interface != INTERFACE:
+        reason = (
+            f"{newest} was built from other sources: its interface is {interface}, this package calls {INTERFACE}. "
+            "Install optiacts again with pip's --force-reinstall --no-cache-dir, or run `make native` in a checkout"
+        )
+        tell(f"the native CPU kernels are not used: {reason}")
+        return reason
+    wanted = os.environ.get("OPTIACTS_CPU_LEVEL")
+    if wanted:
+        _use_level(library, wanted, "OPTIACTS_CPU_LEVEL")
+    return library
+
+
+def _interface(library: ctypes.CDLL) -> int:
+    """Which interface a library has; 0 if it tells none."""
+    tells = getattr(library, "optiacts_interface", None)
+    return 0 if tells is None else int(tells())
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    """Gives the library's functions the signatures of csrc/optiacts.h."""
+    address, size, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    pattern, number = ctypes.c_uint32, ctypes.c_float
+    rows = [address, size]  # and the distance of its rows
+    signatures: dict[str, list[Any]] = {
+        "optiacts_best_level": [],
+        "optiacts_level": [],
+        "optiacts_use_level": [count],
+        "optiacts_has_threads": [],
+        "optiacts_huge_pages": [address, size],
+        "optiacts_pack": [count, address, address, size, size, pattern, pattern, count],
+        "optiacts_backward": [count, *4 * [address], size, size, address, count],
+        "optiacts_gated_forward": [count, *rows, *rows, *3 * [address], size, size, number, number, number, count],
+        "optiacts_gated_backward": [count, *4 * [address], *rows, *rows, size, size, address, count],
+        "optiacts_norm_any_bad": [address, address, number, number, number, size],
+        "optiacts_norm_statistics": [count, *4 * [address], number, count, *3 * [address], size, size, count],
+        "optiacts_norm_workspace": [size, count],
+        "optiacts_norm_backward": [
+            *[count, address, count, address, count],
+            *4 * [address],
+            *[count, address, address, size, address],
+            *[count, count, address, address, address],
+            *[size, size, address, count],
+        ],
+        "optiacts_chain_backward": [address],
+        "optiacts_excess": [count, address, size, number, count],
+        "optiacts_pack_dropped": [address, address, size, size, count],
+        "optiacts_scale_kept": [count, *3 * [address], size, size, number, count],
+        "optiacts_dropped_backward": [count, *4 * [address], size, size, address, number, number, count],
+        "optiacts_dropped_gated_backward": [
+            *[count, *4 * [address], *rows, *rows],
+            *[size, size, address, number, number, count],
+        ],
+    }
+    telling = {"optiacts_norm_any_bad", "optiacts_norm_backward"}
+    telling.update(name for name, arguments in signatures.items() if len(arguments) < 2)
+    telling -= {"optiacts_chain_backward"}
+    for function, arguments in signatures.items():
+        getattr(library, function).argtypes = arguments
+        getattr(library, function).restype = count if function in telling else None
+    library.optiacts_norm_workspace.restype = size
+    library.optiacts_excess.restype = ctypes.c_double
+
+
+def _use_level(library: ctypes.CDLL, wanted: str, argument: str) -> None:
+    if wanted not in LEVELS:
+        raise ValueError(f"{argument} must be one of {', '.join(LEVELS)}; got {wanted!r}")
+    if library.optiacts_use_level(LEVELS.index(wanted)):
+        best = LEVELS[library.optiacts_best_level()]
+        raise ValueError(f"{argument} must be at most {best} on this machine; got {wanted!r}")
+
+
+def threads() -> int:
+    """How many threads a kernel may use: torch's number, but one in a forked child, whose pool is not alive."""
+    return 1 if _in_forked_child else torch.get_num_threads()
+
+
+def best_level() -> str:
+    """The best instruction set that this machine and this build have."""
+    return LEVELS[library().optiacts_best_level()]
+
+
+def level() -> str:
+    """The instruction set in use."""
+    return LEVELS[library().optiacts_level()]
+
+
+def use_level(wanted: str) -> None:
+    """Chooses the instruction set for this process; ``ValueError`` if it is unknown or this machine lacks it."""
+    _use_level(library(), wanted, "level")
+
+
+def has_threads() -> bool:
+    """Whether torch's OpenMP runtime was found, so that large tensors are shared out to threads."""
+    return bool(library().optiacts_has_threads())
+
+
+_in_forked_child = False
+
+
+def _note_fork() -> None:
+    """An OpenMP runtime believes its threads to be alive in the child, and would wait for them for ever."""
+    global _in_forked_child
+    _in_forked_child = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
