@@ -52,7 +52,10 @@ def main() -> int:
         from optiacts.backends import eager
         from optiacts.backends import triton as triton_backend
 
-        backends.select = lambda x, curve: triton_backend if x.dtype in triton_backend.dtypes else eager
+        def interpreted(x: torch.Tensor, curve: Any, scaled: bool = False) -> Any:
+            return triton_backend if x.dtype in triton_backend.dtypes else eager
+
+        backends.select = backends.select_gated = interpreted
 
     output = arguments.output or (None if arguments.dry else RESULTS)
     report: Report = {"machine": _machine(device), "checks": {}}

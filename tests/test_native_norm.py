@@ -361,13 +361,14 @@ def test_every_shape(shape, dtype):
 
 
 def test_the_backend_is_chosen_by_dtype_and_device():
+    select, norm = backends.select_norm_statistics, Norm(True, 1e-5, remainder=True)
     for dtype in DTYPES:
         for other in DTYPES:
-            assert backends.select_norm(torch.empty(2, dtype=dtype), torch.empty(2, dtype=other)) is native_norm
+            assert select(torch.empty(2, dtype=dtype), torch.empty(2, dtype=other), norm) is native_norm
     wide = torch.empty(2, dtype=torch.float64)
-    assert backends.select_norm(wide, torch.empty(2)) is backends.select_norm(torch.empty(2), wide) is eager_norm
+    assert select(wide, torch.empty(2), norm) is select(torch.empty(2), wide, norm) is eager_norm
     meta = torch.empty(2, device="meta")
-    assert backends.select_norm(meta, meta) is eager_norm
+    assert select(meta, meta, norm) is eager_norm
 
 
 def test_wider_parameters_are_left_to_eager():

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
 import torch
 
 from optiacts import backends
-from optiacts.backends import native, native_library
+from optiacts.backends import native, native_library, notices, selection, triton
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class Diagnosis:
     versions: dict[str, str]
     cpu: dict[str, str]  # how the native kernels run here; empty if they do not
     problems: tuple[str, ...] = ()  # what has to be put right before anything works
+    kernels: tuple[
+        str, ...
+    ] = ()  # what is known of them: Triton's state, first uses, what this process was warned of
 
     def __str__(self) -> str:
         lines = [", ".join(f"{name} {version}" for name, version in self.versions.items())]
@@ -38,6 +43,7 @@ class Diagnosis:
         if self.cpu:
             lines.append("native CPU kernels")
             lines += [f"    {name}: {value}" for name, value in self.cpu.items()]
+        lines += self.kernels
         lines += [f"PROBLEM: {problem}" for problem in self.problems]
         return "\n".join(lines)
 
@@ -47,7 +53,8 @@ def doctor() -> Diagnosis:
 
     Returns:
         ``Diagnosis``: per device the backend in use and the reasons against the faster ones, the versions of
-        what matters, the instruction set and threads of the CPU kernels, and ``problems``.
+        what matters, the instruction set and threads of the CPU kernels, what is known of the kernels in this
+        process (those whose first use showed that they are wrong here among it), and ``problems``.
     """
     from optiacts import __version__
 
@@ -56,9 +63,8 @@ def doctor() -> Diagnosis:
     cpu = torch.device("cpu")
     problems: dict[str, None] = {}  # a set that keeps its order
     devices = tuple(_report(device, problems) for device in (cpu, *_accelerators()))
-    return Diagnosis(
-        devices, versions, _native_details() if devices[0].backend == native.name else {}, tuple(problems)
-    )
+    details = _native_details() if devices[0].backend == native.name else {}
+    return Diagnosis(devices, versions, details, tuple(problems), tuple(_kernels()))
 
 
 def _version(distribution: str) -> str | None:
@@ -77,16 +83,35 @@ def _accelerators() -> list[torch.device]:
 
 
 def _report(device: torch.device, problems: dict[str, None]) -> DeviceReport:
-    reasons: dict[str, str | None] = {}
-    for backend in backends.BACKENDS:
-        try:
-            reasons[backend.name] = backend.unavailable(device)
-        except ValueError as error:  # a setting in the environment
-            problems[f"{error}; until this is put right, calls on {device} raise it too"] = None
-            return DeviceReport(str(device), "none", {backend.name: str(error)})
-    serving = next(name for name, reason in reasons.items() if reason is None)
-    not_used = {name: reason for name, reason in reasons.items() if reason is not None}
-    return DeviceReport(str(device), serving, not_used)
+    reasons: dict[str, str] = {}
+    try:
+        serving = selection.fast(device).name
+        for backend in backends.BACKENDS:
+            if backend.name != serving and (reason := _against(backend, device)) is not None:
+                reasons[backend.name] = reason
+    except ValueError as error:  # a setting in the environment
+        problems[f"{error}; until this is put right, calls on {device} raise it too"] = None
+        return DeviceReport(str(device), "none", {native.name if device.type == "cpu" else triton.name: str(error)})
+    return DeviceReport(str(device), serving, reasons)
+
+
+def _against(backend: backends.Backend, device: torch.device) -> str | None:
+    forced = selection.wanted()
+    if forced is not None:
+        return f"{selection.VARIABLE}={forced.name}"
+    return backend.unavailable(device)
+
+
+def _kernels() -> Iterator[str]:
+    if importlib.util.find_spec("triton") is not None:
+        yield triton.state()
+    if selection.found:
+        wrong = sum(map(bool, selection.found.values()))
+        yield (
+            f"compared with plain PyTorch operations in this process: {len(selection.found)} kinds of kernels, "
+            + (f"of which {wrong} differ" if wrong else "all right")
+        )
+    yield from (f"WARNING: {message}" for message in notices.told())
 
 
 def _native_details() -> dict[str, str]:

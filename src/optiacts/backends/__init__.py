@@ -1,10 +1,13 @@
-"""The backends: the same few operations on any device (eager), on CPU (native), on CUDA and ROCm (triton)."""
+"""The backends: the same few operations on any device (eager), on CPU (native), on GPUs (triton).
+
+The functions called ``select...`` return the module that serves, chosen at the first use of a kind of kernel:
+``selection`` says how, ``proof`` what has to be shown before.
+"""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,10 +19,15 @@ from optiacts.backends import (
     native,
     native_chain,
     native_norm,
+    selection,
+    trials,
+    trials_chain,
+    trials_norm,
     triton,
     triton_chain,
     triton_norm,
 )
+from optiacts.backends.selection import Family, choose, chosen
 from optiacts.chains import Chain, SavedChain
 from optiacts.curves import Curve, get
 from optiacts.layouts import Order
@@ -91,26 +99,57 @@ class Backend(Protocol):
 
 
 BACKENDS: tuple[Backend, ...] = (native, triton, eager)  # fastest first
+_ACTIVATIONS = Family(eager=eager, native=native, triton=triton)
+_NORMS = Family(eager=eager_norm, native=native_norm, triton=triton_norm)
+_CHAINS = Family(eager=eager_chain, native=native_chain, triton=triton_chain)
 
 
-def select(x: Tensor, curve: Curve) -> Backend:
-    """The fastest backend that serves the device and dtype of ``x`` and has a kernel for ``curve``."""
-    return _select(x.device, x.dtype, curve)
+def select(x: Tensor, curve: Curve, scaled: bool = False) -> Backend:
+    """The fastest backend for the activation ``curve`` of tensors like ``x``; ``scaled``: behind it is a dropout."""
+    kind = (x.device, x.dtype, curve, scaled)
+    return chosen.get(kind) or _for_curve(kind, x, curve, scaled, "activation")
+
+
+def select_gated(x: Tensor, curve: Curve, scaled: bool = False) -> Backend:
+    """The same for gated products."""
+    kind = ("gated", x.device, x.dtype, curve, scaled)
+    return chosen.get(kind) or _for_curve(kind, x, curve, scaled, "gated product")
+
+
+def _for_curve(kind: tuple[Any, ...], x: Tensor, curve: Curve, scaled: bool, what: str) -> Any:
+    of = (curve, x.dtype, x.device)
+
+    def trial(kernels: Any) -> Any:
+        if what == "gated product":
+            return trials.gated(kernels, *of, trials.SCALE if scaled else None)
+        return (trials.dropped_activation if scaled else trials.activation)(kernels, *of)
+
+    return choose(
+        kind,
+        f"{curve.name}, {what}{' with dropout' if scaled else ''}, {_name(x.dtype)}",
+        x,
+        _ACTIVATIONS,
+        lambda fast, _: x.dtype in fast.dtypes and fast.serves(curve, x.dtype),
+        trial,
+        lambda kernels: kernels is triton and triton.unfuse(*of),
+    )
 
 
 def select_for_dropout(x: Tensor) -> Backend:
-    """The fastest backend that serves the device and dtype of ``x``, or of bools, by itself."""
-    return _select(x.device, x.dtype, None)
+    """The fastest backend for dropouts of tensors like ``x``, or for the bools of what one kept."""
+    kind = ("dropout", x.device, x.dtype)
+    return chosen.get(kind) or choose(
+        kind,
+        f"dropout, {_name(x.dtype)}",
+        x,
+        _ACTIVATIONS,
+        lambda fast, _: x.dtype in (*fast.dtypes, torch.bool),
+        lambda kernels: trials.dropout(kernels, x.dtype, x.device),
+    )
 
 
-@functools.cache
-def _select(device: torch.device, dtype: torch.dtype, curve: Curve | None) -> Backend:
-    fast: Backend = native if device.type == "cpu" else triton
-    if curve is None:
-        able = dtype in (*fast.dtypes, torch.bool)
-    else:
-        able = dtype in fast.dtypes and fast.serves(curve, dtype)
-    return fast if able and fast.unavailable(device) is None else eager
+def _name(*dtypes: torch.dtype) -> str:
+    return " and ".join(dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in dtypes))
 
 
 class NormBackend(Protocol):
@@ -133,10 +172,43 @@ class NormBackend(Protocol):
         """The gradients of x, in ``dtype``, of scale and of shift."""
 
 
-def select_norm(kept: Tensor, other: Tensor) -> NormBackend:
-    """The fastest backend that serves norms of these tensors: the input and the output, or what was kept and grad."""
-    found = _select_norm(kept.device, kept.dtype, other.dtype)
-    return found if found is not triton_norm or triton_norm.serves(kept.shape[-1]) else eager_norm
+def select_norm_statistics(x: Tensor, y: Tensor, norm: Norm) -> NormBackend:
+    """The fastest backend for the statistics of norms like ``norm``, with these tensors."""
+    tile = _tile(x.shape[-1])
+    kind = ("statistics", x.device, x.dtype, y.dtype, tile, norm.centered, norm.remainder)
+    return chosen.get(kind) or choose(
+        kind,
+        f"statistics of norms, up to {tile} channels, {_name(x.dtype, y.dtype)}",
+        x,
+        _NORMS,
+        lambda fast, kernels: fast.dtypes >= {x.dtype, y.dtype} and kernels.serves(tile),
+        lambda kernels: trials_norm.statistics(
+            kernels, Norm(norm.centered, 1e-5, remainder=norm.remainder), x.dtype, y.dtype, tile, x.device
+        ),
+    )
+
+
+def select_norm_backward(grad: Tensor, saved: Saved, dtype: torch.dtype) -> NormBackend:
+    """The fastest backend for the gradients of norms that keep what ``saved`` has."""
+    kept = saved.kept
+    tile = _tile(kept.shape[-1])
+    kind = (
+        *("norm", kept.device, kept.dtype, grad.dtype, dtype, tile, saved.centered, saved.output),
+        *(saved.mean is None, saved.scale is None, saved.shift is None, saved.columns is None, saved.bits is None),
+    )
+    return chosen.get(kind) or choose(
+        kind,
+        f"gradients of norms, up to {tile} channels, {_name(kept.dtype, grad.dtype, dtype)}",
+        kept,
+        _NORMS,
+        lambda fast, kernels: fast.dtypes >= {kept.dtype, grad.dtype, dtype} and kernels.serves(tile),
+        lambda kernels: trials_norm.backward(kernels, saved, grad.dtype, dtype, tile, kept.device),
+    )
+
+
+def _tile(channels: int) -> int:
+    """The power of 2 that holds them: what kernels are compiled for."""
+    return 1 << max(4, (channels - 1).bit_length())
 
 
 def any_bad(scale: Tensor | None, shift: Tensor | None, norm: Norm | Chain, dtype: torch.dtype) -> bool:
@@ -144,15 +216,18 @@ def any_bad(scale: Tensor | None, shift: Tensor | None, norm: Norm | Chain, dtyp
     given = scale if scale is not None else shift
     if given is None:
         return False
-    native_serves = _select_norm(given.device, given.dtype) is native_norm
-    return (native_norm if native_serves else eager_norm).any_bad(scale, shift, norm, dtype)
-
-
-@functools.cache
-def _select_norm(device: torch.device, *dtypes: torch.dtype) -> NormBackend:
-    fast, kernels = (native, native_norm) if device.type == "cpu" else (triton, triton_norm)
-    able = fast.dtypes.issuperset(dtypes) and fast.unavailable(device) is None
-    return kernels if able else eager_norm
+    if given.device.type != "cpu":
+        return eager_norm.any_bad(scale, shift, norm, dtype)
+    kind = ("bad", given.dtype)
+    kernels = chosen.get(kind) or choose(
+        kind,
+        "looks at weights",
+        given,
+        _NORMS,
+        lambda fast, _: given.dtype in fast.dtypes,
+        lambda kernels: trials_norm.any_bad(kernels, given.device),
+    )
+    return bool(kernels.any_bad(scale, shift, norm, dtype))
 
 
 class ChainBackend(Protocol):
@@ -170,21 +245,40 @@ class ChainBackend(Protocol):
         """The gradients of x, in ``dtype``, of scale and of shift."""
 
 
-def select_chain(tensor: Tensor, curve: Curve) -> ChainBackend:
-    """The fastest backend that serves chains of ``tensor``, the activation's input or output."""
-    return _select_chain(tensor.device, tensor.dtype, curve.name)
+def select_chain(z: Tensor, curve: Curve) -> ChainBackend:
+    """The fastest backend for the forward of chains that end in ``curve``."""
+    kind = ("chain", z.device, z.dtype, curve)
+    return chosen.get(kind) or choose(
+        kind,
+        f"{curve.name}, forward after a norm, {_name(z.dtype)}",
+        z,
+        _CHAINS,
+        lambda fast, kernels: z.dtype in fast.dtypes and kernels.serves(curve),
+        lambda kernels: trials_chain.forward(kernels, curve, z.dtype, z.device),
+        lambda kernels: kernels is triton_chain and triton.unfuse(curve, z.dtype, z.device),
+    )
+
+
+def select_chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> ChainBackend:
+    """The fastest backend for the gradients of chains that keep what ``saved`` has."""
+    y = saved.y
+    kind = (
+        *("chain", y.device, y.dtype, grad.dtype, dtype, saved.curve, saved.statistics, saved.centered, saved.last),
+        *(saved.last and y.shape[1] == 1, saved.mean is None, saved.columns is None),
+    )
+    return chosen.get(kind) or choose(
+        kind,
+        f"{saved.curve}, gradients after a norm of {saved.statistics}, {_name(y.dtype, grad.dtype, dtype)}",
+        y,
+        _CHAINS,
+        lambda fast, kernels: fast.dtypes >= {y.dtype, grad.dtype, dtype} and kernels.serves(get(saved.curve)),
+        lambda kernels: trials_chain.backward(kernels, saved, grad.dtype, dtype, y.device),
+    )
 
 
 def has_chain_kernels(device: torch.device) -> bool:
     """Whether chains are as fast as PyTorch there. Elsewhere they take many small steps, which only who asks gets."""
-    return device.type == "cpu" or triton.unavailable(device) is None
-
-
-@functools.cache
-def _select_chain(device: torch.device, dtype: torch.dtype, curve: str) -> ChainBackend:
-    fast, kernels = (native, native_chain) if device.type == "cpu" else (triton, triton_chain)
-    able = dtype in fast.dtypes and kernels.serves(get(curve)) and fast.unavailable(device) is None
-    return kernels if able else eager_chain
+    return device.type == "cpu" or selection.fast(device) is triton
 
 
 __all__ = [
@@ -195,6 +289,9 @@ __all__ = [
     "has_chain_kernels",
     "select",
     "select_chain",
+    "select_chain_backward",
     "select_for_dropout",
-    "select_norm",
+    "select_gated",
+    "select_norm_backward",
+    "select_norm_statistics",
 ]

@@ -137,7 +137,7 @@ def _fake_forward(z: Tensor, name: str, dims: int, last: bool) -> tuple[Tensor, 
 def _backward(grad: Tensor, *saved_and_dtype: Any) -> tuple[Tensor, Tensor, Tensor]:
     *fields, dtype = saved_and_dtype
     saved = SavedChain(*fields)
-    return backends.select_chain(saved.y, curves.get(saved.curve)).chain_backward(grad, saved, dtype)
+    return backends.select_chain_backward(grad, saved, dtype).chain_backward(grad, saved, dtype)
 
 
 def _fake_backward(grad: Tensor, *saved_and_dtype: Any) -> tuple[Tensor, Tensor, Tensor]:

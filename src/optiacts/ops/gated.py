@@ -51,7 +51,7 @@ def gated_fused(gate_up: Tensor, name: str) -> Tensor:
 
 def _forward(gate: Tensor, up: Tensor, name: str, order: Order = ()) -> tuple[Tensor, Tensor, Tensor]:
     curve = curves.get(name)
-    return backends.select(gate, curve).gated_forward(gate, up, curve, order)
+    return backends.select_gated(gate, curve).gated_forward(gate, up, curve, order)
 
 
 def _backward(
@@ -88,7 +88,8 @@ def _write_gradients(
 ) -> None:
     curve = curves.get(name)
     grad, h, by_gate, by_up = (permute(t, order) for t in (grad, h, *into))
-    backends.select(h, curve).gated_backward(grad, h, slot, bits, curve, by_gate, by_up, scale)
+    kernels = backends.select_gated(h, curve, scale is not None)
+    kernels.gated_backward(grad, h, slot, bits, curve, by_gate, by_up, scale)
 
 
 def _fake_forward(gate: Tensor, up: Tensor, name: str, order: Order = ()) -> tuple[Tensor, Tensor, Tensor]:

@@ -64,7 +64,7 @@ def _statistics(
     x: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float, centered: bool, remainder: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     kind = Norm(centered, eps, remainder=remainder)
-    mean, rstd, bits = backends.select_norm(x, y).norm_statistics(x, y, scale, shift, kind)
+    mean, rstd, bits = backends.select_norm_statistics(x, y, kind).norm_statistics(x, y, scale, shift, kind)
     return mean, rstd, x.new_empty(0, dtype=torch.uint8) if bits is None else bits
 
 
@@ -81,7 +81,8 @@ def _remainder(
     x: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None, mean: Tensor, rstd: Tensor
 ) -> Tensor:
     kind, known = Norm(centered=mean.ndim > 0, eps=0.0, remainder=True), (mean, rstd)
-    bits = backends.select_norm(x, y).norm_statistics(x, y, scale, shift, kind, known)[2]
+    kernels = backends.select_norm_statistics(x, y, kind)
+    bits = kernels.norm_statistics(x, y, scale, shift, kind, known)[2]
     assert bits is not None
     return bits
 
@@ -93,7 +94,7 @@ def _fake_remainder(x: Tensor, y: Tensor, *_: Tensor | None) -> Tensor:
 def _backward(grad: Tensor, *saved_and_dtype: Any) -> tuple[Tensor, Tensor, Tensor]:
     *fields, dtype = saved_and_dtype
     saved = Saved(*fields)
-    return backends.select_norm(saved.kept, grad).norm_backward(grad, saved, dtype)
+    return backends.select_norm_backward(grad, saved, dtype).norm_backward(grad, saved, dtype)
 
 
 def _fake_backward(grad: Tensor, *saved_and_dtype: Any) -> tuple[Tensor, Tensor, Tensor]:

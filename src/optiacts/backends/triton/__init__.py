@@ -1,4 +1,4 @@
-"""The backend for CUDA and ROCm: one kernel for each forward, one for each backward, written in Triton.
+"""The backend for CUDA, ROCm and XPU: one kernel for each forward, one for each backward, written in Triton.
 
 Importing this package does not load Triton; the first call does. float64 is left to the eager
 backend. The decode is within 1.3 x of the least possible error in bfloat16 and float16 (see docs/gpu.md), and
@@ -19,7 +19,9 @@ from optiacts.layouts import Order, permute, restore
 
 name = "triton"
 dtypes = frozenset((torch.float32, torch.bfloat16, torch.float16))
-_OLDEST = (3, 6)  # whose compiler can be told to keep subnormal numbers, as PyTorch's forwards do
+DEVICES = ("cuda", "xpu")  # "cuda" is ROCm's as well
+TRIED = ((3, 6),)  # on a GPU; 3.4 and 3.9 compile all kernels as well: docs/gpu.md
+_OLDEST = (3, 4)
 
 
 def serves(curve: Curve, dtype: torch.dtype) -> bool:
@@ -32,11 +34,11 @@ def serves(curve: Curve, dtype: torch.dtype) -> bool:
 @functools.cache
 def unavailable(device: torch.device) -> str | None:
     """Why this backend cannot serve ``device``, or None if it can."""
-    if device.type != "cuda":
-        return f"the triton backend serves CUDA and ROCm devices, not {device.type}"
+    if device.type not in DEVICES:
+        return f"the triton backend serves CUDA, ROCm and XPU devices, not {device.type}"
     if (lack := lacking()) is not None:
         return lack
-    if not torch.version.hip and torch.cuda.get_device_capability(device) < (8, 0):
+    if device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) < (8, 0):
         return f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0"
     return None
 
@@ -47,9 +49,43 @@ def lacking() -> str | None:
         return "the package triton is not installed"
     import triton
 
-    if tuple(map(int, triton.__version__.split(".")[:2])) < _OLDEST:
-        return f"triton {triton.__version__} is older than {'.'.join(map(str, _OLDEST))}"
+    if release() < _OLDEST:
+        return f"triton {triton.__version__} is older than {_written(_OLDEST)}"
     return None
+
+
+def release() -> tuple[int, ...]:
+    """The first two numbers of Triton's version."""
+    import triton
+
+    return tuple(map(int, triton.__version__.split(".")[:2]))
+
+
+def state() -> str:
+    """What is known of the Triton that is here, for people."""
+    if (lack := lacking()) is not None:
+        return lack
+    import triton
+
+    if release() in TRIED:
+        return f"triton {triton.__version__} has been tried on a GPU"
+    return (
+        f"triton {triton.__version__} has not been tried on a GPU, as {', '.join(map(_written, TRIED))} has: "
+        "a kernel serves once its first results are found to be those of plain PyTorch operations"
+    )
+
+
+def _written(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+def unfuse(curve: Curve, dtype: torch.dtype, device: torch.device) -> bool:
+    """Leaves the forward of ``curve`` to PyTorch's op, which may be all that is wrong; False if it was already."""
+    try:
+        from optiacts.backends.triton import launch
+    except Exception:  # an unknown Triton, of which nothing can be used
+        return False
+    return launch.unfuse(curve, dtype, device)
 
 
 def activation_forward(x: Tensor, curve: Curve, order: Order) -> tuple[Tensor, Tensor]:

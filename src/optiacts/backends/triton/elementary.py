@@ -16,7 +16,8 @@ from triton import knobs
 from triton.language.extra import libdevice
 
 INTERPRETED: bool = knobs.runtime.interpret
-VENDOR: str = "interpreted" if INTERPRETED else "hip" if torch.version.hip else "cuda"
+_GPU: str = "hip" if torch.version.hip else "xpu" if getattr(torch.version, "xpu", None) else "cuda"
+VENDOR: str = "interpreted" if INTERPRETED else _GPU
 
 
 def _of_numpy(function):

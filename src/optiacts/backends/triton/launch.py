@@ -14,18 +14,20 @@ import torch
 import triton
 from torch import Tensor
 
+from optiacts.backends.triton import release
 from optiacts.backends.triton.decode import slope
 from optiacts.backends.triton.elementary import VENDOR
 from optiacts.backends.triton.kernels import backward_kernel, forward_kernel, scale_kept_kernel
 from optiacts.backends.triton.values import value
 from optiacts.curves import Curve
-from optiacts.decoders.table import every_value
 from optiacts.packing import packed_shape
 
 # The kinds of GPU on which our kernel may compute the forward of a curve that has an expression for it, in one pass
 # with the bits. `make gpu-check` compares it with PyTorch's over every 16-bit and every float32 input. The others run
 # PyTorch's op and then a kernel that packs the bits: always right, one more read of x.
 FUSING = frozenset(("cuda", "interpreted"))
+# Not to flush subnormal numbers, as PyTorch's forwards do not. Before 3.6 nobody could ask for it.
+_SUBNORMALS = {"enable_reflect_ftz": False} if release() >= (3, 6) else {}
 
 BYTES_PER_PROGRAM = 4096  # of each tensor: two 16-byte accesses per thread
 WARPS = 4
@@ -33,39 +35,24 @@ LARGEST = torch.finfo(torch.float32).max
 
 
 def fused(curve: Curve, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the forward is ours: on a kind of GPU in ``FUSING``, and equal to PyTorch's in this installation.
+    """Whether the forward is ours: on a kind of GPU in ``FUSING``, unless it was found unlike PyTorch's.
 
     That depends on versions: the erf of CUDA 13.5 differs in the last bit from that of CUDA 13.0, and Triton brings
-    its own. So the first call with a curve, dtype and device compares the two, over every 16-bit value or 2^20
-    float32 ones spread over all of them. During a CUDA graph capture, which allows no comparison, the answer is no.
+    its own. So the first-use proof compares the two, and calls ``unfuse`` where they differ.
     """
     if VENDOR not in FUSING or curve.triton is None:
         return False
-    if VENDOR == "interpreted":
-        return True
-    key = (curve.name, dtype, device)
-    if key not in _equal_to_pytorch:
-        if torch.cuda.is_current_stream_capturing():
-            return False
-        _equal_to_pytorch[key] = _equals_pytorch(curve, dtype, device)
-    return _equal_to_pytorch[key]
+    return not _unlike or (curve.name, dtype, device) not in _unlike
 
 
-_equal_to_pytorch: dict[tuple[str, torch.dtype, torch.device], bool] = {}
+def unfuse(curve: Curve, dtype: torch.dtype, device: torch.device) -> bool:
+    """Leaves the forward to PyTorch's op; whether it was ours."""
+    was_ours = fused(curve, dtype, device)
+    _unlike.add((curve.name, dtype, device))
+    return was_ours
 
 
-def _equals_pytorch(curve: Curve, dtype: torch.dtype, device: torch.device) -> bool:
-    if dtype == torch.float32:
-        patterns = torch.arange(-(2**31), 2**31, 4096, device=device) + 1365  # of odd numbers: full mantissas
-        x = patterns.to(torch.int32).view(dtype)
-    else:
-        x = every_value(dtype).to(device)
-    x = x[~x.isnan()]
-    y = torch.empty_like(x)
-    forward(x, y, curve)
-    bits = torch.int16 if dtype.itemsize == 2 else torch.int32
-    expected = curve.forward(x)
-    return bool(((y.view(bits) == expected.view(bits)) | (y.isnan() & expected.isnan())).all())
+_unlike: set[tuple[str, torch.dtype, torch.device]] = set()
 
 
 def forward(x: Tensor, y: Tensor, curve: Curve) -> Tensor:
@@ -152,7 +139,7 @@ def forward_constants(curve: Curve, dtype: torch.dtype, fused: bool, vendor: str
     # of a curve without branches, an output of 0 whose gradients are 0 counts as left, or none does
     threshold = curve.threshold(dtype) if curve.decoder.side_bits else LARGEST if curve.zero_is_flat else -LARGEST
     constants = {"VALUE": value(curve) if fused else None, "THRESHOLD": threshold}
-    return constants | {"enable_fp_fusion": True} | ({"enable_reflect_ftz": False} if vendor == "cuda" else {})
+    return constants | {"enable_fp_fusion": True} | (_SUBNORMALS if vendor == "cuda" else {})
 
 
 def backward_constants(curve: Curve, dtype: torch.dtype, vendor: str = VENDOR) -> dict[str, Any]:
@@ -172,6 +159,7 @@ def tile(unit: int, element_size: int, share: int = 1) -> dict[str, Any]:
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Makes ``device`` the current one, if it is not; Triton launches on the current device and its stream."""
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
+    if device.type == "cpu":  # interpreted
         return contextlib.nullcontext()
-    return torch.cuda.device(device)
+    of = torch.cuda if device.type == "cuda" else torch.get_device_module(device)
+    return contextlib.nullcontext() if device.index == of.current_device() else of.device(device)

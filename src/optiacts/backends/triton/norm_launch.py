@@ -113,6 +113,7 @@ def _units(dtype: torch.dtype) -> dict[str, int]:
 
 def processors(device: torch.device) -> int:
     """How many multiprocessors a device has."""
-    if device.type != "cuda":
+    if device.type == "cpu":
         return 2  # the interpreter
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+    properties = torch.get_device_module(device).get_device_properties(device)
+    return int(getattr(properties, "multi_processor_count", 0) or properties.max_compute_units)  # of an XPU
