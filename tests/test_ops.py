@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import optiacts
 from optiacts import ops
 from optiacts.layouts import memory_order
+from optiacts.ops import library
 from optiacts.packing import pack, packed_shape, unpack
 
 
@@ -58,6 +59,42 @@ def test_autograd_nodes_say_whose_they_are() -> None:
     with torch.autograd.forward_ad.dual_level():
         results += [optiacts.gated(x, x, "mish"), optiacts.swiglu(x)]
     assert all(y.grad_fn is not None and y.grad_fn.name().startswith("OptiActs") for y in results)
+
+
+def step() -> None:
+    x = torch.randn(4, 32, requires_grad=True)
+    norm = optiacts.LayerNorm(32)
+    for y in (optiacts.gelu(x), optiacts.swiglu(x, x * 1), optiacts.dropout(x, 0.5), norm(x)):
+        y.sum().backward()
+
+
+NAMES = {
+    "activation_forward", "activation_backward", "gated_forward", "gated_backward", "dropout_pack", "dropout_scale",
+    "norm_backward",
+}  # fmt: skip
+
+
+def test_a_profiler_sees_our_ops_by_name() -> None:
+    step()
+    with torch.profiler.profile(record_shapes=True) as profile:
+        step()
+    seen = {event.key.removeprefix("optiacts::"): event for event in profile.key_averages(group_by_input_shape=True)}
+    assert seen.keys() >= NAMES
+    assert seen["activation_backward"].input_shapes[:3] == [[4, 32], [4, 32], [4, 4]]
+
+
+def test_without_a_profiler_the_dispatcher_is_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed = []
+    for op, kernel in list(library._KERNELS.items()):
+        monkeypatch.setitem(
+            library._KERNELS, op, lambda *args, op=op, kernel=kernel: passed.append(op.name()) or kernel(*args)
+        )
+    step()
+    assert {name.removeprefix("optiacts::") for name in passed} == NAMES
+    passed.clear()
+    with torch.profiler.profile():
+        step()
+    assert not passed
 
 
 def test_mismatched_grad() -> None:

@@ -92,6 +92,14 @@ def test_mode_count_counts_dispatch_modes_only() -> None:
     assert _torch.mode_count() == 0
 
 
+def test_profiled_is_whether_a_profiler_records() -> None:
+    assert not _torch.profiled()
+    for profiler in (torch.profiler.profile, torch.autograd.profiler.profile):
+        with profiler():
+            assert _torch.profiled()
+        assert not _torch.profiled()
+
+
 def keys(tensor: Tensor) -> int:
     return _torch.dispatch_keys(tensor).raw_repr()
 
@@ -161,6 +169,7 @@ NAMES = [
     (torch._C, "_dispatch_keys"),
     (forward_ad, "_current_level"),
     (torch._C, "_DisableTorchDispatch"),
+    (torch._C._autograd, "_profiler_enabled"),
 ]
 
 
@@ -176,7 +185,7 @@ def without_names(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         spec.loader.exec_module(module)
         assert module.forward_mode()
     for user in (activation, gated, library):
-        for name in set(vars(user)) & {"run", "transforms_active", "mode_count", "dispatch_keys"}:
+        for name in set(vars(user)) & {"run", "transforms_active", "mode_count", "dispatch_keys", "profiled"}:
             monkeypatch.setattr(user, name, getattr(module, name))
     library._plain_keys.cache_clear()
     monkeypatch.setattr(gated, "forward_mode", lambda: True)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from optiacts.backends.triton import lacking
+import optiacts
+from optiacts.backends.triton import lacking, state
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = """
@@ -100,8 +101,18 @@ def test_importing_the_library_does_not_load_triton() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(ROOT / "src")})
 
 
-@pytest.mark.parametrize("version", ["3.4.0", "2.1.0+rocm"])
-def test_an_old_triton_is_named(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [
+        ("2.1.0+rocm", "is older than 3.4"),
+        ("3.3.1", "is older than 3.4"),
+        ("3.4.0", "has not been tried on a GPU, as 3.6 has"),
+        ("3.6.0.post1", "has been tried on a GPU"),
+        ("3.10.0+git1234", "has not been tried on a GPU, as 3.6 has"),
+    ],
+)
+def test_the_version_of_triton_is_told(version: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     triton = pytest.importorskip("triton")
     monkeypatch.setattr(triton, "__version__", version)
-    assert lacking() == f"triton {version} is older than 3.6"
+    assert state().startswith(f"triton {version} {told}") and state() in optiacts.doctor().kernels
+    assert lacking() == (f"triton {version} {told}" if "older" in told else None)

@@ -60,6 +60,9 @@ class _Unlike:
         return float("nan")
 
 
+profiled: Callable[[], bool] = _bound("_autograd._profiler_enabled", lambda: True)
+"""Whether a profiler records this thread, and wants to see every op by its name."""
+
 dispatch_keys: Callable[[Tensor], Any] = _bound("_dispatch_keys", lambda tensor: _Unlike)
 """A tensor's dispatch keys, ``.raw_repr()`` of them as a number: whoever wants to see an op has put one there."""
 
@@ -209,8 +212,10 @@ def is_fake(tensor: Tensor) -> bool:
 
 
 def is_capturing(device: torch.device) -> bool:
-    """Whether a CUDA graph is being captured, during which the host must not wait for the device."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    """Whether a graph (CUDA's, XPU's) is being captured, during which the host must not wait for the device."""
+    if device.type == "cuda":
+        return torch.cuda.is_current_stream_capturing()
+    return device.type == "xpu" and getattr(torch.xpu, "is_current_stream_capturing", lambda: False)()
 
 
 def functions_of_op(name: str) -> tuple[Callable[..., Any], ...]:

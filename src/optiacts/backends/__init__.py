@@ -224,7 +224,7 @@ def any_bad(scale: Tensor | None, shift: Tensor | None, norm: Norm | Chain, dtyp
         "looks at weights",
         given,
         _NORMS,
-        lambda fast, _: given.dtype in fast.dtypes,
+        lambda fast, _: fast is native and given.dtype in fast.dtypes,
         lambda kernels: trials_norm.any_bad(kernels, given.device),
     )
     return bool(kernels.any_bad(scale, shift, norm, dtype))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optiacts._torch import dispatch_keys, mode_count, once, register_sharding
+from optiacts._torch import dispatch_keys, mode_count, once, profiled, register_sharding
 from optiacts.layouts import Order
 
 _library = torch.library.Library("optiacts", "DEF")
@@ -64,10 +64,10 @@ def _checked(check: Callable[..., None] | None, kernel: Callable[..., Any]) -> C
 def call(op: Any, first: Tensor, second: Any, *more: Any) -> Any:
     """``op(first, second, *more)``, past the dispatcher where nobody can want to see it: some 3 microseconds less.
 
-    A compiler or a dispatch mode (fake tensors, selective checkpointing, ...) wants to see it, and so does whatever
-    puts a key of its own on a tensor: a subclass, a transform, a vmap old or new, a meta device.
+    A compiler, a profiler or a dispatch mode (fake tensors, selective checkpointing, ...) wants to see it. So does
+    whatever puts a key of its own on a tensor: a subclass, a transform, a vmap old or new, a meta device.
     """
-    if torch.compiler.is_compiling() or mode_count():
+    if torch.compiler.is_compiling() or mode_count() or profiled():
         return op(first, second, *more)
     known = _plain_keys(first.is_cuda)
     if dispatch_keys(first).raw_repr() != known or (

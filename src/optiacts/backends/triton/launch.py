@@ -8,6 +8,7 @@ CUDA graph once each kernel has been compiled by a first call. Triton compiles a
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import torch
@@ -137,7 +138,7 @@ def forward_constants(curve: Curve, dtype: torch.dtype, fused: bool, vendor: str
     flushing subnormal numbers to zero (which Triton's libdevice does unless told otherwise).
     """
     # of a curve without branches, an output of 0 whose gradients are 0 counts as left, or none does
-    threshold = curve.threshold(dtype) if curve.decoder.side_bits else LARGEST if curve.zero_is_flat else -LARGEST
+    threshold = curve.threshold(dtype) if curve.decoder.side_bits else math.inf if curve.zero_is_flat else -math.inf
     constants = {"VALUE": value(curve) if fused else None, "THRESHOLD": threshold}
     return constants | {"enable_fp_fusion": True} | (_SUBNORMALS if vendor == "cuda" else {})
 
