@@ -9,8 +9,18 @@ import pytest
 import torch
 
 import optiacts
-from optiacts import backends, curves
-from optiacts.backends import eager, eager_chain, eager_norm, native, native_chain, native_norm, notices, selection
+from optiacts import backends, cli, curves
+from optiacts.backends import (
+    all_kinds,
+    eager,
+    eager_chain,
+    eager_norm,
+    native,
+    native_chain,
+    native_norm,
+    notices,
+    selection,
+)
 from optiacts.backends.native_library import lacking
 from optiacts.backends.notices import SlowPathWarning
 from optiacts.norms import Norm
@@ -29,6 +39,10 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     selection.forget()
     selection.chosen.update(before[0])
     selection.found.update(before[1])
+
+
+def wrong() -> list[selection.Result]:
+    return [result for result in selection.found.values() if result.wrong]
 
 
 def gradient(x: torch.Tensor) -> torch.Tensor:
@@ -158,7 +172,7 @@ def test_every_kernel_of_a_cpu_is_right_here() -> None:
             for scaled in (False, True):
                 assert backends.select_gated(x, curve, scaled) is native
                 assert backends.select(x, curve, scaled and curve.survives_dropout) is native
-    assert len(selection.found) == 3 * (3 * 3 + 2) and not any(selection.found.values())
+    assert len(selection.found) == 3 * (3 * 3 + 2) and not wrong()
     assert "33 kinds of kernels, all right" in str(optiacts.doctor())
 
 
@@ -187,13 +201,13 @@ def test_the_caller_notices_nothing() -> None:
     assert torch.equal(state, torch.get_rng_state()) and torch.get_num_threads() == threads
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     assert len(packed) == 2 and len(seen) < 12, (len(packed), seen)
-    assert selection.found == {("gelu, activation, float32 (native)", "cpu"): ""}
+    assert [*selection.found.values()] == [("gelu, activation, float32 (native)", "cpu", "")]
     selection.forget()
     with torch.inference_mode():
         optiacts.gelu(torch.randn(5))
     inputs = torch.randn(3, 5)
     torch.func.vmap(torch.func.grad(lambda row: optiacts.gelu(row).sum()))(inputs)
-    assert not any(selection.found.values())
+    assert not wrong()
     assert backends.select(torch.empty(2), GELU) is native
     assert torch.allclose(gradient(inputs).double(), exact(inputs), atol=1.2e-4)
 
@@ -208,7 +222,7 @@ def test_two_threads_may_come_first() -> None:
     for thread in threads:
         thread.join()
     assert len(results) == 3 and all(torch.equal(result, results[0]) for result in results)
-    assert not any(selection.found.values())
+    assert not wrong()
 
 
 @needs_native
@@ -233,6 +247,20 @@ def test_nothing_is_tried_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPa
         patch.setattr(selection, "failure", raises)
         assert backends.select(torch.empty(2), GELU) is eager
         assert not selection.chosen and not selection.found
+
+
+@needs_native
+def test_doctor_proves_all_that_there_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(all_kinds, "_names", lambda: ["silu"])
+    monkeypatch.setattr(all_kinds, "WIDTHS", (64,))
+    right = native.scale_kept
+    monkeypatch.setattr(native, "scale_kept", lambda x, *more: right(x, *more) * (1 + 2 * torch.finfo(x.dtype).eps))
+    assert cli.main(["doctor", "--prove"]) == 0
+    output = capsys.readouterr().out
+    of_silu, of_norms, of_norms_in_16_bits = 2 + 2 + 1 + 3 * 2 * 2, 2 * (2 + 3), 2 * (2 + 5)
+    count = 3 * (of_silu + 1) + of_norms + 2 * of_norms_in_16_bits
+    assert f"{count} kinds of kernels, of which 3 differ" in output
+    assert output.count("WARNING: dropout, ") == 3
 
 
 # OPTIACTS_BACKEND

@@ -56,7 +56,7 @@ found["dropout"] = told(lambda: backends.select_for_dropout(x))
 found["norm"] = told(lambda: backends.select_norm_statistics(x.to(half), x.to(half), norm))
 batch, z = torch.nn.BatchNorm1d(16), torch.randn(4, 16, 5, requires_grad=True)
 optiacts.norm_activation(z, batch, "elu").sum().backward()
-found["tried"] = dict((what, why) for (what, _), why in selection.found.items())
+found["tried"] = dict((result.what, result.wrong) for result in selection.found.values())
 
 kernel = launch.backward_kernel
 

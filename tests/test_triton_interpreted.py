@@ -35,6 +35,7 @@ def checks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_no_check_fails(checks: dict[str, Any]) -> None:
     assert {name: check["found"] for name, check in checks.items() if check["status"] == "failed"} == {}
     needs_gpu = {
+        "first_use_proof",
         "dropout_draws_as_pytorch",
         "conversion",
         "norms_are_exact_or_an_error",

@@ -23,8 +23,10 @@ from .dropouts import dropout_draws_as_pytorch, dropout_kernels
 from .gated import gated
 from .models import conversion
 from .norms import norms, norms_are_exact_or_an_error, norms_compiled
+from .proof import first_use_proof
 
 CHECKS = (
+    first_use_proof,
     forward_is_pytorchs,
     forward_is_exact,
     decode_16_bit,

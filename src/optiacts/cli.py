@@ -38,6 +38,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     doctor = commands.add_parser("doctor", help="tell which backend serves which device, and why the others do not")
+    doctor.add_argument(
+        "--prove", action="store_true", help="also compare every kernel with plain PyTorch operations"
+    )
     doctor.set_defaults(run=_doctor, parser=doctor)
 
     demo = commands.add_parser("demo", help="train small models with and without OptiActs, side by side")
@@ -79,7 +82,7 @@ def _steps(text: str) -> int:
 def _doctor(chosen: argparse.Namespace) -> int:
     from optiacts import doctor
 
-    diagnosis = doctor()
+    diagnosis = doctor(chosen.prove)
     print(diagnosis)
     return 1 if diagnosis.problems else 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -12,6 +13,7 @@ import torch
 
 from optiacts import backends
 from optiacts.backends import native, native_library, notices, selection, triton
+from optiacts.backends.all_kinds import prove_all
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,12 @@ class Diagnosis:
         return "\n".join(lines)
 
 
-def doctor() -> Diagnosis:
+def doctor(prove: bool = False) -> Diagnosis:
     """Looks at the CPU and at every accelerator that torch sees. Raises nothing: what is wrong is in the result.
+
+    Args:
+        prove: also compare every kind of kernel with plain PyTorch operations, as its first use does: takes half a
+            minute on a CPU, and on a GPU the time to compile them all.
 
     Returns:
         ``Diagnosis``: per device the backend in use and the reasons against the faster ones, the versions of
@@ -63,6 +69,11 @@ def doctor() -> Diagnosis:
     cpu = torch.device("cpu")
     problems: dict[str, None] = {}  # a set that keeps its order
     devices = tuple(_report(device, problems) for device in (cpu, *_accelerators()))
+    if prove and not problems:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", notices.SlowPathWarning)  # the result says it
+            for device in (cpu, *_accelerators()):
+                prove_all(device)
     details = _native_details() if devices[0].backend == native.name else {}
     return Diagnosis(devices, versions, details, tuple(problems), tuple(_kernels()))
 
@@ -106,7 +117,7 @@ def _kernels() -> Iterator[str]:
     if importlib.util.find_spec("triton") is not None:
         yield triton.state()
     if selection.found:
-        wrong = sum(map(bool, selection.found.values()))
+        wrong = sum(bool(result.wrong) for result in selection.found.values())
         yield (
             f"compared with plain PyTorch operations in this process: {len(selection.found)} kinds of kernels, "
             + (f"of which {wrong} differ" if wrong else "all right")

@@ -61,7 +61,17 @@ def wanted() -> Any:
 
 
 chosen: dict[Hashable, Any] = {}  # by the kind of kernel; who selects looks here first
-found: dict[tuple[str, str], str] = {}  # of what was tried, and the device: "", or why it may not serve
+
+
+class Result(NamedTuple):
+    """What a trial found."""
+
+    what: str  # the kind of kernel, for people
+    device: str
+    wrong: str  # why it does not serve; empty if it does
+
+
+found: dict[Hashable, Result] = {}  # by the kind of kernel, of those that were tried
 
 
 def choose(
@@ -92,7 +102,7 @@ def choose(
         if is_capturing(device):
             return family.eager  # a comparison would have to wait
         try:
-            kernels = _proven(kernels, family, f"{what} ({kernels.name})", device, trial, simplify)
+            kernels, found[kind] = _proven(kernels, family, f"{what} ({kernels.name})", device, trial, simplify)
         except NotNowError:
             return family.eager
     chosen[kind] = kernels
@@ -101,15 +111,15 @@ def choose(
 
 def _proven(
     kernels: Any, family: Family, what: str, device: torch.device, trial: Trial, simplify: Callable[[Any], bool]
-) -> Any:
+) -> tuple[Any, Result]:
     reason = failure(kernels, trial, device)
     while reason is not None and simplify(kernels):
         reason = failure(kernels, trial, device)
-    found[what, str(device)] = reason or ""
+    result = Result(what, str(device), reason or "")
     if reason is None:
-        return kernels
+        return kernels, result
     tell(f"{what} on {device} is left to plain PyTorch operations, which take longer. {reason}")
-    return family.eager
+    return family.eager, result
 
 
 def forget() -> None:
