@@ -23,7 +23,7 @@ from optiacts.backends.proof import Claim
 from optiacts.curves import Curve, Unimodal
 from optiacts.decoders import valley
 from optiacts.decoders.table import every_value, normal_mass
-from optiacts.packing import pack, packed_shape
+from optiacts.packing import pack, packed_shape, unpack_planes
 
 SLACK = 1.3  # on the least possible error in 16 bits, of a GPU; a CPU has 1.1, and in fact eager's own bits
 DROPPED = 1.6  # what a dropout behind an activation may make of the worst error
@@ -98,30 +98,45 @@ def gated(
         (_halves(every, factors), "an odd length"),
         (corners, "zeros, infinities and NaN"),
     ):
-        h, slot, bits = expected = eager.gated_forward(gate, up, curve)
+        theirs = eager.gated_forward(gate, up, curve)
         if scale is None:
-            product = curve.forward(gate) * up
-            for what, ours, theirs in zip(
-                ("products", "slots", "bits"),
-                kernels.gated_forward(gate, up, curve),
-                (product, *expected[1:]),
-                strict=True,
-            ):
-                yield Claim(f"{what} of {shape}", same(ours, theirs) if what != "bits" else (ours == theirs).all())
+            s, ours = curve.forward(gate), kernels.gated_forward(gate, up, curve)
+            yield Claim(f"products of {shape}", same(ours[0], s * up))
+            # where act(gate) is 0 backends may keep either factor; what comes back tells whether that was right
+            yield Claim(
+                f"slots of {shape}", same(torch.where(s == 0, 0.0, ours[1]), torch.where(s == 0, 0.0, theirs[1]))
+            )
+            *sides, holds_up = _planes(ours[2], curve, gate)
+            *due_sides, due_holds_up = _planes(theirs[2], curve, gate)
+            agree = [(a == b).all() for a, b in zip(sides, due_sides, strict=True)]
+            agree.append(((holds_up == due_holds_up) | (s == 0)).all())
+            yield Claim(f"bits of {shape}", torch.stack(agree).all())
         else:
-            dropped = drawn(gate, seed=4) < -1.0
-            h = torch.where(dropped, 0.0, (h.float() * scale).to(dtype))
-            slot = torch.where(dropped, 0.0, slot)
-            bits = bits.clone()
-            bits[..., -packed_shape(gate.shape)[-1] :] |= pack(dropped)
-        yield from _product_gradients(kernels, curve, (gate, up), (h, slot, bits), error, shape, scale)
+            ours = theirs = _dropped(theirs, gate, scale)
+        yield from _product_gradients(kernels, curve, (gate, up), (ours, theirs), error, shape, scale)
+
+
+Saved = tuple[Tensor, Tensor, Tensor]  # of a gated product: h, slot and bits
+
+
+def _planes(bits: Tensor, curve: Curve, gate: Tensor) -> tuple[Tensor, ...]:
+    return unpack_planes(bits, gate.shape, curve.decoder.side_bits + 1)
+
+
+def _dropped(saved: Saved, gate: Tensor, scale: float) -> Saved:
+    """The same behind a dropout: see ``optiacts.ops.dropout``."""
+    h, slot, bits = saved
+    dropped = drawn(gate, seed=4) < -1.0
+    bits = bits.clone()
+    bits[..., -packed_shape(gate.shape)[-1] :] |= pack(dropped)
+    return torch.where(dropped, 0.0, (h.float() * scale).to(h.dtype)), torch.where(dropped, 0.0, slot), bits
 
 
 def _product_gradients(
     kernels: Any,
     curve: Curve,
     factors: tuple[Tensor, Tensor],
-    saved: tuple[Tensor, Tensor, Tensor],
+    saved: tuple[Saved, Saved],
     error: Tensor,
     shape: str,
     scale: float | None,
@@ -130,10 +145,10 @@ def _product_gradients(
     exact, judged = slopes(curve, gate)
     grad = drawn(gate, seed=5)
     found = []
-    for backend in (kernels, eager):
+    for backend, kept in zip((kernels, eager), saved, strict=True):
         into = torch.empty((*gate.shape[:-1], 2 * gate.shape[-1]), dtype=gate.dtype, device=gate.device)
         by_gate, by_up = into.chunk(2, dim=-1)
-        backend.gated_backward(grad, *saved, curve, by_gate, by_up, scale)
+        backend.gated_backward(grad, *kept, curve, by_gate, by_up, scale)
         found.append((by_gate, by_up))
     (by_gate, by_up), (expected_gate, expected_up) = found
     relative = 2 * PRODUCT if gate.dtype is torch.float32 else 2 * torch.finfo(gate.dtype).eps
