@@ -159,18 +159,24 @@ def supports(
             and all(parameter is None or parameter.dtype is input.dtype for parameter in (weight, bias))
             and may_rely(kind, weight, bias, input.dtype)
         )
+    if not sharding.is_dtensor_type(type(input)) and not sharding.is_dtensor_type(type(weight)):
+        return not sharding.is_dtensor_type(type(bias))
     channels = {1} if kind.channels_first else set(range(input.ndim - kind.dims, input.ndim))
     return sharding.supports_norm(channels, input, weight, bias)
 
 
 def saves_memory(input: Tensor, *parameters: Tensor | None) -> bool:
     """Whether a gradient is wanted, of tensors that we support."""
-    if not torch.is_grad_enabled() or not isinstance(input, Tensor):
+    if not torch.is_grad_enabled() or not isinstance(input, Tensor) or not _plain(input):
         return False
-    given = [input, *(parameter for parameter in parameters if parameter is not None)]
+    wanted = input.requires_grad
+    for parameter in parameters:
+        if parameter is not None:
+            if not _plain(parameter) or parameter.device != input.device:
+                return False
+            wanted = wanted or parameter.requires_grad
     return (
-        any(tensor.requires_grad for tensor in given)
-        and all(_plain(tensor) and tensor.device == input.device for tensor in given)
+        wanted
         and (torch.compiler.is_compiling() or not transforms_active())
         and not forward_mode()
         and not is_exporting()

@@ -139,7 +139,10 @@ class Saved(NamedTuple):
 def flat(parameter: Tensor, copy: bool) -> Tensor:
     """``parameter`` with one dimension, in the precision of the arithmetic; ``copy``: never the parameter itself."""
     flat = parameter.flatten() if parameter.ndim != 1 else parameter
-    return flat.to(arithmetic(parameter.dtype), copy=copy)
+    wide = arithmetic(parameter.dtype)
+    if flat.dtype is wide:
+        return flat.clone() if copy else flat
+    return flat.to(wide)
 
 
 def arithmetic(dtype: torch.dtype) -> torch.dtype:

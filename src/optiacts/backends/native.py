@@ -12,6 +12,7 @@ Environment: ``OPTIACTS_HUGE_PAGES=0`` leaves the pages of large results as the 
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from typing import Any
@@ -75,18 +76,12 @@ def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve, sca
     if constants.planes == 0:
         bits = _no_bits(y)
     out = _result_like(y_read)
+    rows, cols = rows_and_columns(y)
     function, factors = _for_scale("backward", scale)
     function(
-        constants.dtype,
-        grad.data_ptr(),
-        y_read.data_ptr(),
-        bits.data_ptr(),
-        out.data_ptr(),
-        *rows_and_columns(y),
-        constants.decoder,
-        *factors,
-        threads(),
-    )
+        constants.dtype, grad.data_ptr(), y_read.data_ptr(), bits.data_ptr(), out.data_ptr(), rows, cols,
+        constants.decoder, *factors, threads(),
+    )  # fmt: skip
     if isinstance(curve.decoder, Unimodal) and curve.decoder.ends is not None:
         out.masked_fill_(y_read >= curve.ceiling(y.dtype), 0.0)
     return out if y_read is y else torch.empty_like(y).copy_(out)
@@ -105,7 +100,7 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve, order: Order = ()) -> 
             return eager.gated_forward(gate, restore(up, order), curve, order)
         slot = permute(s, order).contiguous()
     h = _result_like(slot)
-    bits = gate.new_empty(packed_shape(slot.shape, 2), dtype=torch.uint8)
+    bits = gate.new_empty(*packed_shape(slot.shape, 2), dtype=torch.uint8)
     library().optiacts_gated_forward(
         constants.dtype, gate_rows.data_ptr(), gate_stride, up.data_ptr(), up_stride,
         h.data_ptr(), slot.data_ptr(), bits.data_ptr(), *rows_and_columns(slot), *constants.borders, threads(),
@@ -149,7 +144,7 @@ def gated_backward(
 
 def pack_dropped(kept: Tensor) -> Tensor:
     """The packed bits of what a dropout did not keep, from the bools of what it kept."""
-    bits = kept.new_empty(packed_shape(kept.shape), dtype=torch.uint8)
+    bits = kept.new_empty(*packed_shape(kept.shape), dtype=torch.uint8)
     kept = kept.contiguous()
     library().optiacts_pack_dropped(kept.data_ptr(), bits.data_ptr(), *rows_and_columns(kept), threads())
     return bits
@@ -178,9 +173,12 @@ def side_bits(x: Tensor, curve: Curve) -> Tensor:
 
 def _for_scale(name: str, scale: float | None) -> tuple[Any, tuple[float, ...]]:
     """The function called so, and what it takes besides: behind a dropout the scale and its inverse."""
-    if scale is None:
-        return getattr(library(), f"optiacts_{name}"), ()
-    return getattr(library(), f"optiacts_dropped_{name}"), (scale, 1 / scale)
+    return (_function(name), ()) if scale is None else (_function(f"dropped_{name}"), (scale, 1 / scale))
+
+
+@functools.cache
+def _function(name: str) -> Any:
+    return getattr(library(), f"optiacts_{name}")
 
 
 def rows_and_columns(x: Tensor) -> tuple[int, int]:
@@ -200,22 +198,17 @@ def _pack(x: Tensor, constants: Constants) -> Tensor:
         return x.new_empty(packed_shape(x.shape, 0), dtype=torch.uint8)
     if constants.span < 0:  # the patterns below a positive threshold are no single range
         return pack(x < constants.borders[0])
-    bits = x.new_empty(packed_shape(x.shape), dtype=torch.uint8)
+    bits = x.new_empty(*packed_shape(x.shape), dtype=torch.uint8)
     x = x.contiguous()
+    rows, cols = rows_and_columns(x)
     library().optiacts_pack(
-        constants.dtype,
-        x.data_ptr(),
-        bits.data_ptr(),
-        *rows_and_columns(x),
-        constants.first,
-        constants.span,
-        threads(),
+        constants.dtype, x.data_ptr(), bits.data_ptr(), rows, cols, constants.first, constants.span, threads()
     )
     return bits
 
 
 def _result_like(x: Tensor, contiguous: bool = False) -> Tensor:
-    out = torch.empty_like(x, memory_format=torch.contiguous_format if contiguous else torch.preserve_format)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format) if contiguous else torch.empty_like(x)
     ask_for_huge_pages(out, out.nbytes)
     return out
 

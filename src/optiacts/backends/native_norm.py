@@ -54,7 +54,7 @@ def norm_statistics(
     if remainder:
         _expect_shape("y", y, x.shape)
         y, scale, shift = y.contiguous(), _factors(scale, rstd, cols, 1.0), _factors(shift, rstd, cols, 0.0)
-        bits = x.new_empty(packed_shape(x.shape, 2), dtype=torch.uint8)
+        bits = x.new_empty(*packed_shape(x.shape, 2), dtype=torch.uint8)
     library().optiacts_norm_statistics(
         DTYPES.index(x.dtype), x.data_ptr(), y.data_ptr(), _address(scale), _address(shift), norm.eps,
         known is not None, mean.data_ptr() if norm.centered else None, rstd.data_ptr(), _address(bits),
@@ -90,7 +90,7 @@ def norm_backward(grad: Tensor, saved: Saved, dtype: torch.dtype) -> tuple[Tenso
     size = library().optiacts_norm_workspace(cols, threads)
     workspace = rstd.new_empty(size, dtype=torch.float64)
     by_scale, by_shift = rstd.new_empty(cols), rstd.new_empty(cols)
-    dx = grad.new_empty(grad.shape, dtype=dtype)
+    dx = torch.empty_like(grad, dtype=dtype)
     native.ask_for_huge_pages(dx, dx.nbytes)
     numbers = DTYPES.index
     refused = library().optiacts_norm_backward(

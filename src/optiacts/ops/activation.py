@@ -18,17 +18,19 @@ import torch
 from torch import Tensor
 
 from optiacts import backends, curves
-from optiacts._torch import run, transforms_active
+from optiacts._torch import apply, forward_mode, run, transforms_active
 from optiacts.decoders import branch, inverse
 from optiacts.layouts import Order, memory_order, permute, restore
 from optiacts.ops import library
-from optiacts.ops.functions import Decoding, differentiable
+from optiacts.ops.functions import Decoding, decoding, differentiable
 from optiacts.overwritten import remember, saved_tensors
 from optiacts.packing import packed_shape
 
 
 def activation(input: Tensor, name: str) -> Tensor:
     """The activation with its output and side bits saved for backward."""
+    if library.is_plain(input) and not transforms_active() and not forward_mode():
+        return apply(OptiActsPlainActivation, input, name)
     return run(OptiActsActivation if torch.compiler.is_compiling() else OptiActsDualActivation, input, name)[0]
 
 
@@ -176,6 +178,27 @@ class OptiActsDualActivation(OptiActsActivation):
     def jvp(ctx: Any, tangent: Tensor, _: None) -> tuple[Tensor, None]:
         y, bits = ctx.saved_tensors
         return times_derivative(tangent, y, bits, ctx.by), None
+
+
+class OptiActsPlainActivation(torch.autograd.Function):
+    """The same of a plain tensor while nobody looks on: past dispatcher and transforms, a call costs the least."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, name: str) -> Tensor:
+        order = memory_order(input)
+        y, bits = _forward(input, name, order)
+        ctx.by = decoding(name, tuple(order))
+        remember(ctx, y)
+        ctx.save_for_backward(y, bits)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        y, bits = saved_tensors(ctx)
+        by = ctx.by
+        if ctx.state is not None or torch.is_grad_enabled() or not library.is_plain(grad):
+            return times_derivative(grad, y, bits, by), None
+        return _backward(grad, y, bits, by.name, by.order, by.scale), None  # as saved: nothing to check
 
 
 class OptiActsInplaceActivation(torch.autograd.Function):

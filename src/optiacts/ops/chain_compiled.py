@@ -3,9 +3,9 @@
     optiacts::chain_factors(Tensor? weight, Tensor? bias, str curve, ScalarType dtype)
         -> (Tensor scale, Tensor shift, Tensor one)
 
-The norm and the activation are traced as they are, so that they stay one kernel, and the bits are packed in plain
-steps beside them. The backward takes y, the bits and rstd, which are all that the compiler may keep: it does not look
-into an op, and so finds no use for the norm's input.
+The norm and the activation are traced as they are, so that they stay one kernel, which makes the side bits as bytes
+besides; an op packs them. The backward takes y, the bits and rstd, which are all that the compiler may keep: it does
+not look into an op, and so finds no use for the norm's input.
 
 ``chain_factors`` is the weight and the bias as they are now, and the guard, as ``norm_factors`` is for norms: see
 ops/norm_compiled.py. Nothing is rescued: a norm with a bad channel is marked, and its graph is PyTorch's.
@@ -24,8 +24,9 @@ from optiacts.chains import Chain, SavedChain
 from optiacts.norms import arithmetic
 from optiacts.ops import library
 from optiacts.ops.chain import Normed, chain_backward
+from optiacts.ops.dropout import dropout_pack
 from optiacts.ops.norm_graphs import check
-from optiacts.packing import pack, packed_shape
+from optiacts.packing import packed_shape
 
 
 def compiled_chain(x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: Chain, normed: Normed) -> Tensor:
@@ -81,6 +82,14 @@ def _threshold(curve: str, dtype: torch.dtype) -> float:
     return curves.get(curve).threshold(dtype)
 
 
+def _right(rows: Tensor, threshold: float) -> Tensor:
+    """Which elements (bool) are not left of the threshold, as bytes made of floats.
+
+    To store a comparison itself takes Inductor ten times as long as the norm and the activation, on a CPU.
+    """
+    return torch.where(rows < threshold, 0.0, 1.0).to(torch.uint8).view(torch.bool)
+
+
 # The Function
 
 
@@ -106,7 +115,7 @@ class OptiActsCompiledChain(torch.autograd.Function):
             y = y * factors[2]
         rows = kind.rows(z, last)
         if _has_bits(kind.curve):
-            bits = pack(rows < _threshold(kind.curve, z.dtype))
+            bits = dropout_pack(_right(rows, _threshold(kind.curve, z.dtype)), [])
         else:
             bits = z.new_empty(packed_shape(rows.shape, 0), dtype=torch.uint8)
         rstd = kind.taken(kind.rows(x, last), last)[1] if rstd is None else rstd

@@ -84,8 +84,9 @@ def _draw(x: Tensor, p: float, order: Order, overwrites: bool) -> tuple[_Draw, T
         y, kept = torch.native_dropout(x, p, True)
         return _Draw(y, kept, 1 / (1 - p)), library.call(dropout_pack, kept, order)
     kept, scale = _draw_bools(x, p), factor(p, x.dtype)
-    bits = library.call(dropout_pack, kept, order)
-    return _Draw(library.call(dropout_scale, x, bits, scale, order), kept, scale), bits
+    pack, scale_by = (_pack, _scale) if library.is_plain(x) else (dropout_pack, dropout_scale)
+    bits = pack(kept, order)
+    return _Draw(scale_by(x, bits, scale, order), kept, scale), bits
 
 
 # The ops

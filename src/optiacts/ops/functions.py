@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,10 @@ class Decoding:
     name: str  # of the curve
     order: tuple[int, ...]  # the memory order of the dimensions: see ``optiacts.layouts``
     scale: float | None = None  # by which a dropout after it has multiplied what it kept
+
+
+decoding = functools.lru_cache(maxsize=1 << 12)(Decoding)
+"""``Decoding`` for eager calls, of which many read alike."""
 
 
 def differentiable() -> bool:

@@ -26,22 +26,26 @@ import torch
 from torch import Tensor
 
 from optiacts import backends, curves, decoders
-from optiacts._torch import forward_mode, run
+from optiacts._torch import apply, forward_mode, run, transforms_active
 from optiacts.layouts import Order, memory_order, permute, restore
 from optiacts.ops import library, sharding
-from optiacts.ops.functions import Decoding, differentiable
+from optiacts.ops.functions import Decoding, decoding, differentiable
 from optiacts.overwritten import remember, saved_tensors
 from optiacts.packing import packed_shape, unpack_planes
 
 
 def gated(gate: Tensor, up: Tensor, name: str) -> Tensor:
     """act(gate) * up, of two tensors of one shape and dtype."""
+    if library.is_plain(gate) and library.is_plain(up) and not transforms_active() and not forward_mode():
+        return apply(OptiActsPlainGated, gate, up, name)[0]
     function = OptiActsDualGated if forward_mode() else OptiActsGated
     return run(function, gate, up, name)[0]
 
 
 def gated_fused(gate_up: Tensor, name: str) -> Tensor:
     """The same, of the halves of the last dimension of one tensor, which gets its gradient in one piece."""
+    if library.is_plain(gate_up) and not transforms_active() and not forward_mode():
+        return apply(OptiActsPlainGatedFused, gate_up, name)[0]
     function = OptiActsDualGatedFused if forward_mode() else OptiActsGatedFused
     return run(function, gate_up, name)[0]
 
@@ -256,6 +260,50 @@ class OptiActsDualGated(OptiActsGated):
         return _tangent(tangents, h, slot, bits, edges, ctx), None, None, *tangents
 
 
+class OptiActsPlainGated(torch.autograd.Function):
+    """(gate, up) -> (h, edges) of plain tensors while nobody looks on: past dispatcher and transforms.
+
+    The edges are one tensor here, [gate's, up's].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        return _save_plain(ctx, _edges(gate), gate, up, name)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, to_edges: Tensor | None) -> tuple[Tensor | None, ...]:
+        h, slot, bits, edges = saved_tensors(ctx)
+        by_gate, by_up = (None, None) if to_edges is None else to_edges
+        if grad is None:
+            return by_gate, by_up, None
+        if ctx.state is not None or torch.is_grad_enabled() or not library.is_plain(grad):
+            grads = _gradients(grad, h, slot, bits, *edges, ctx.by)
+        else:
+            grads = _backward(grad, h, slot, bits, ctx.by.name, ctx.by.order)  # as saved: nothing to check
+        return _sum(grads[0], by_gate), _sum(grads[1], by_up), None
+
+
+class OptiActsPlainGatedFused(torch.autograd.Function):
+    """gate_up -> (h, edge) likewise."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        return _save_plain(ctx, _edge(gate_up), *_halves(gate_up), name)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, to_edge: Tensor | None) -> tuple[Tensor | None, None]:
+        h, slot, bits, edge = saved_tensors(ctx)
+        if grad is None:
+            return to_edge, None
+        if torch.is_grad_enabled():
+            both = torch.cat(_gradients(grad, h, slot, bits, *edge.chunk(2, dim=-1), ctx.by), dim=-1)
+        elif ctx.state is not None or not library.is_plain(grad):
+            both = gated_backward_fused(grad, h, slot, bits, ctx.by.name, ctx.by.order)
+        else:
+            both = _backward_fused(grad, h, slot, bits, ctx.by.name, ctx.by.order)
+        return _sum(both, to_edge), None
+
+
 class OptiActsGatedFused(torch.autograd.Function):
     """gate_up -> (h, slot, bits, edge), with gate_up = [gate | up] in the last dimension."""
 
@@ -309,6 +357,21 @@ def _halves(gate_up: Tensor) -> tuple[Tensor, Tensor]:
 
 def _edge(input: Tensor) -> Tensor:
     return input.new_zeros(()).expand(input.shape)
+
+
+def _edges(input: Tensor) -> Tensor:
+    """Two edges in one, of one element each."""
+    return input.new_zeros(2).as_strided((2, *input.shape), (1, *(0 for _ in input.shape)))
+
+
+def _save_plain(ctx: Any, edges: Tensor, gate: Tensor, up: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    order = memory_order(gate)
+    h, slot, bits = _forward(gate, up, name, order)
+    ctx.by = decoding(name, tuple(order))
+    ctx.set_materialize_grads(False)
+    remember(ctx, h)
+    ctx.save_for_backward(h, slot, bits, edges)
+    return h, edges
 
 
 def save_product(ctx: Any, gate: Tensor, name: str, output: tuple[Tensor, ...], scale: float | None = None) -> None:

@@ -67,14 +67,16 @@ def call(op: Any, first: Tensor, second: Any, *more: Any) -> Any:
     A compiler, a profiler or a dispatch mode (fake tensors, selective checkpointing, ...) wants to see it. So does
     whatever puts a key of its own on a tensor: a subclass, a transform, a vmap old or new, a meta device.
     """
+    if is_plain(first) and not (isinstance(second, Tensor) and not is_plain(second)):
+        return _KERNELS[op](first, second, *more)
+    return op(first, second, *more)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether nobody can want to see an op on ``tensor``."""
     if torch.compiler.is_compiling() or mode_count() or profiled():
-        return op(first, second, *more)
-    known = _plain_keys(first.is_cuda)
-    if dispatch_keys(first).raw_repr() != known or (
-        isinstance(second, Tensor) and dispatch_keys(second).raw_repr() != known
-    ):
-        return op(first, second, *more)
-    return _KERNELS[op](first, second, *more)
+        return False
+    return bool(dispatch_keys(tensor).raw_repr() == _plain_keys(tensor.is_cuda))
 
 
 @once

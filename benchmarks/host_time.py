@@ -1,0 +1,95 @@
+"""What a call costs on the host, where tensors are small: forward + backward of 4 Ki elements, one thread.
+
+Beside PyTorch's op stands the least that Python can do: a bare ``torch.autograd.Function`` around PyTorch's forward
+and our two kernels, with nothing checked. What is above that is ours, what is below it is Python's and ctypes'.
+
+    python -m benchmarks.host_time [--seconds 20]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional
+
+import optiacts
+from benchmarks.timing import alternate
+from optiacts.backends.native_constants import constants_of
+from optiacts.backends.native_library import library
+
+ROWS, COLUMNS = 4, 1024
+
+
+class BareSiLU(torch.autograd.Function):
+    """SiLU by the same kernels as ``optiacts.silu``, of a contiguous float32 tensor and nothing else."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        known = constants_of("silu", torch.float32)
+        y, bits = functional.silu(x), x.new_empty(ROWS, COLUMNS // 8, dtype=torch.uint8)
+        library().optiacts_pack(
+            known.dtype, x.data_ptr(), bits.data_ptr(), ROWS, COLUMNS, known.first, known.span, 1
+        )
+        ctx.save_for_backward(y, bits)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        known, (y, bits), out = constants_of("silu", torch.float32), ctx.saved_tensors, torch.empty_like(grad)
+        pointers = (grad.data_ptr(), y.data_ptr(), bits.data_ptr(), out.data_ptr())
+        library().optiacts_backward(known.dtype, *pointers, ROWS, COLUMNS, known.decoder, 1)
+        return out
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each line")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    table = Table("4 Ki elements, float32", "PyTorch µs", "OptiActs µs", "more µs", title="forward + backward, medians")
+    for name, (inputs, theirs, ours) in _cases().items():
+        leaves = [torch.randn(shape).requires_grad_() for shape in inputs]
+        contenders = {"torch": _step(theirs, leaves), "ours": _step(ours, leaves)}
+        times = alternate(contenders, chosen.seconds)
+        theirs_us, ours_us = (times[who].median * 1e6 for who in ("torch", "ours"))
+        table.add_row(name, *(f"{value:.0f}" for value in (theirs_us, ours_us, ours_us - theirs_us)))
+    Console().print(table)
+
+
+def _step(op: Callable[..., Tensor], leaves: list[Tensor]) -> Callable[[], object]:
+    grad = torch.ones(op(*leaves).shape)
+    return lambda: torch.autograd.grad(op(*leaves), leaves, grad)
+
+
+def _cases() -> dict[str, tuple[list[tuple[int, ...]], Callable[..., Tensor], Callable[..., Tensor]]]:
+    """The shapes of the inputs, PyTorch's way and ours."""
+    tensor, channels = (ROWS, COLUMNS), (COLUMNS,)
+    bare: Callable[..., Tensor] = BareSiLU.apply
+    return {
+        "silu, the bare Function": ([tensor], functional.silu, bare),
+        "silu": ([tensor], functional.silu, optiacts.silu),
+        "swiglu": ([tensor, tensor], lambda gate, up: functional.silu(gate) * up, optiacts.swiglu),
+        "layer_norm": (
+            [tensor, channels, channels],
+            lambda x, w, b: functional.layer_norm(x, channels, w, b),
+            lambda x, w, b: optiacts.layer_norm(x, channels, w, b),
+        ),
+        "rms_norm": (
+            [tensor, channels],
+            lambda x, w: functional.rms_norm(x, channels, w),
+            lambda x, w: optiacts.rms_norm(x, channels, w),
+        ),
+        "dropout": ([tensor], lambda x: functional.dropout(x, 0.1), lambda x: optiacts.dropout(x, 0.1)),
+    }
+
+
+if __name__ == "__main__":
+    main()
