@@ -33,9 +33,7 @@ class BareSiLU(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         known = constants_of("silu", torch.float32)
         y, bits = functional.silu(x), x.new_empty(ROWS, COLUMNS // 8, dtype=torch.uint8)
-        library().optiacts_pack(
-            known.dtype, x.data_ptr(), bits.data_ptr(), ROWS, COLUMNS, known.first, known.span, 1
-        )
+        library().optiacts_pack(known.dtype, x.data_ptr(), bits.data_ptr(), ROWS, COLUMNS, known.first, known.span, 1)
         ctx.save_for_backward(y, bits)
         return y
 
@@ -54,7 +52,9 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    table = Table("4 Ki elements, float32", "PyTorch µs", "OptiActs µs", "more µs", title="forward + backward, medians")
+    table = Table(
+        "4 Ki elements, float32", "PyTorch µs", "OptiActs µs", "more µs", title="forward + backward, medians"
+    )
     for name, (inputs, theirs, ours) in _cases().items():
         leaves = [torch.randn(shape).requires_grad_() for shape in inputs]
         contenders = {"torch": _step(theirs, leaves), "ours": _step(ours, leaves)}
