@@ -61,7 +61,7 @@ def report(
         fake: run on fake copies, which takes no memory and changes no state. False runs the forward of the model
             itself, for forwards that need the values of tensors; then the peak is not known.
         like_cuda: make a forward on CPU save what it would save on CUDA (dropout masks, attention dropout), and
-            count the workspaces of CUDA's kernels and of its multi-tensor optimizers.
+            count the workspaces of CUDA's kernels and of its multi-tensor optimizers; as for a model on CUDA.
         autocast: the dtype of ``torch.autocast`` that the step runs under; there is a stage more then.
         name, setting: carried into the report.
         choices: run what people choose from to make it fit: checkpointing, a chunked loss, LoRA, an 8-bit optimizer,
@@ -70,7 +70,8 @@ def report(
         checkpoint: every so many-th of the repeated layers is checkpointed; none if 0.
         shard: "fsdp=8", "tp=2" or "fsdp=8,tp=2": everything is that of one of so many ranks, and the inputs are its
             own. ``torch.distributed.fsdp.fully_shard`` on each repeated layer and on the model; Linears split by
-            transformers' plan for the model. Run with a process group that sends nothing; without ``choices``.
+            transformers' plan for the model. Run with a process group that sends nothing; without ``choices``, which
+            are named one by one: ``checkpoint=1``, adapters in the model.
         peak: find the peak of a step. False runs forwards alone, in half the time.
         progress: called with what is done next, and the fraction that is done already.
 
@@ -83,12 +84,13 @@ def report(
     if not peak and (card is not None or choices or checkpoint):
         raise ReportError("peak=False: what fits a card, choices and checkpoints are told by the peak; leave it True")
     ranks = None if shard is None else ranks_of(shard)
-    if ranks is not None and (checkpoint or choices or not fake):
-        raise ReportError("shard: only on fake tensors, and neither with checkpoint nor with choices")
+    if ranks is not None and (choices or not fake):
+        raise ReportError("shard: only on fake tensors, and without choices: name the change, such as checkpoint=1")
     if fake:
         model, inputs, keyword_inputs = fake_copy(model, inputs, keyword_inputs)
     if checkpoint and not fake:
         raise ReportError("checkpoint: only on fake tensors, since what it holds is not seen among saved tensors")
+    like_cuda = like_cuda or _on_cuda(model)
     with ExitStack() as stack:
         place = None if ranks is None else placement(ranks, stack.enter_context(meshed(ranks)))
         run = Runner(model, inputs, keyword_inputs, like_cuda, autocast, fake, peak, checkpoint, place)
@@ -182,14 +184,19 @@ def peak_of(
     like_cuda: bool = False,
     autocast: torch.dtype | None = None,
     shard: Ranks | None = None,
+    checkpoint: int = 0,
 ) -> Peak:
     """The peak of a step of ``model`` as it is: a part of what ``report`` tells, in a fraction of the time."""
     model, keywords = fake_copy(model, dict(inputs))
     with ExitStack() as stack:
         place = None if shard is None else placement(shard, stack.enter_context(meshed(shard)))
-        run = Runner(model, (), keywords, like_cuda, autocast, place=place).placed()
+        run = Runner(model, (), keywords, like_cuda, autocast, checkpoint=checkpoint, place=place).placed()
         spent = cost((p for p in run.model.parameters() if p.requires_grad), optimizer, like_cuda)
         return peak_in(run.step(), spent)
+
+
+def _on_cuda(model: torch.nn.Module) -> bool:
+    return any(p.device.type == "cuda" for p in model.parameters())
 
 
 def _checked(model: Any, optimizer: Any, gpu_memory: Any, autocast: Any) -> int | None:

@@ -65,7 +65,7 @@ def notes(report: MemoryReport) -> str:
         "Not counted: the CUDA context (0.3 to 0.6 GiB), the allocator's fragmentation, the workspace of cuBLAS "
         "(8 to 32 MiB), and what else runs on the card."
     )
-    if report.options and report.gpu_memory is not None:
+    if report.gpu_memory is not None and peak is not None:
         found.append(f"{report.name}: {report.fits()}")
     return "\n".join(found)
 
