@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -239,6 +240,20 @@ def test_fits_in_python() -> None:
         made(peak=False).fits("24GB")
     with pytest.raises(ReportError, match="'lots' is not a size"):
         found.fits("lots")
+
+
+def test_wrong_changes_are_one_sentence(caplog: pytest.LogCaptureFixture) -> None:
+    for how, words in (
+        ({"checkpoint": "two"}, "checkpoint must be a whole number from 0 on; got 'two'"),
+        ({"checkpoint": -1}, "checkpoint must be a whole number from 0 on; got -1"),
+        ({"choices": "LoRA"}, "choices must be True, False or names such as"),
+        ({"choices": ("LoRa",)}, "choices: 'LoRa' is none here; there are now, OptiActs, checkpointing, "),
+    ):
+        with pytest.raises(ReportError, match=re.escape(words)):
+            made(depth=2, rows=8, **how)
+    with pytest.raises(ReportError, match="the forward failed: RuntimeError"):
+        report(nn.Linear(3, 4), torch.zeros(2, 5))
+    assert not caplog.records
 
 
 def test_a_batch_that_does_not_fit_becomes_a_shorter_sample() -> None:

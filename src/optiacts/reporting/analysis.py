@@ -81,6 +81,7 @@ def report(
     """
     say = progress or (lambda what, done: None)
     card = _checked(model, optimizer, gpu_memory, autocast)
+    _check_changes(choices, checkpoint)
     if not peak and (card is not None or choices or checkpoint):
         raise ReportError("peak=False: what fits a card, choices and checkpoints are told by the peak; leave it True")
     ranks = None if shard is None else ranks_of(shard)
@@ -135,7 +136,11 @@ def _options(
     if choices is None:
         return (), (), None
     options: list[Option] = []
-    asked = [choice for choice in choices.all() if only is None or choice.words in (NOW, *only)]
+    there = choices.all()
+    unknown = [name for name in only or () if name not in {choice.words for choice in there}]
+    if unknown:
+        raise ReportError(f"choices: {unknown[0]!r} is none here; there are {', '.join(c.words for c in there)}")
+    asked = [choice for choice in there if only is None or choice.words in (NOW, *only)]
     for number, choice in enumerate(asked):
         say(f"what it takes with {choice.words}", number / len(asked))
         with suppress(ReportError, ValueError):  # where a choice is not for this model
@@ -193,6 +198,15 @@ def peak_of(
         run = Runner(model, (), keywords, like_cuda, autocast, checkpoint=checkpoint, place=place).placed()
         spent = cost((p for p in run.model.parameters() if p.requires_grad), optimizer, like_cuda)
         return peak_in(run.step(), spent)
+
+
+def _check_changes(choices: Any, checkpoint: Any) -> None:
+    if not isinstance(checkpoint, int) or isinstance(checkpoint, bool) or checkpoint < 0:
+        raise ReportError(f"checkpoint must be a whole number from 0 on; got {checkpoint!r}")
+    if isinstance(choices, str) or not (choices is None or isinstance(choices, (bool, Collection))):
+        raise ReportError(
+            f'choices must be True, False or names such as ("OptiActs", "checkpointing"); got {choices!r}'
+        )
 
 
 def _on_cuda(model: torch.nn.Module) -> bool:

@@ -43,14 +43,12 @@ def headline(report: MemoryReport) -> str:
         f"{value}" if key in ("batch", "model") else f"{key} {value}" for key, value in report.setting.items()
     )
     words = (
-        f"{report.name}{f' ({setting})' if setting else ''}: {unit(report.now.bytes)} -> {unit(best.bytes)} "
-        f"{unit.name} held for backward, {report.change(best):+.1%}"
+        f"{report.name}{f' ({setting})' if setting else ''}: {unit(report.now.bytes)} -> {unit.named(best.bytes)} "
+        f"held for backward, {report.change(best):+.1%}"
     )
     before, after = report.now.peak, best.peak
     if before is not None and after is not None:
-        words += (
-            f"; peak {unit(before.bytes)} -> {unit(after.bytes)} {unit.name}, {after.bytes / before.bytes - 1:+.1%}"
-        )
+        words += f"; peak {unit(before.bytes)} -> {unit.named(after.bytes)}, {after.bytes / before.bytes - 1:+.1%}"
     return words
 
 
