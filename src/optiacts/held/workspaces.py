@@ -21,7 +21,11 @@ UNKNOWN_ON_CUDA = {
     "topk": "its radix sort takes copies of keys and values",
     "_scaled_mm": "its workspace is the library's choice",
 }
-UNKNOWN_ON_CPU = {"convolution": _ONEDNN, "convolution_backward": _ONEDNN}
+UNKNOWN_ON_CPU = {
+    "convolution": _ONEDNN,
+    "convolution_backward": _ONEDNN,
+    "chain_backward": "each thread of the CPU kernel keeps what it decoded, up to 8 MiB",
+}
 """Ops by name whose workspace cannot be told from their arguments, and why."""
 
 _FLASH_BLOCK = 128  # rows that the kernels round up to
