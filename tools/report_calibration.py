@@ -168,8 +168,8 @@ def main() -> None:
         "the bytes that PyTorch's CPU allocator gives out during a real step, as its profiler records them. oneDNN's "
         "convolutions copy their input, weight and output into layouts of their own, which they choose by the "
         "instruction set and no argument tells: the report names them. In channels_last they copy the weight alone; "
-        "converted, it is the CPU kernel of a norm and its activation that keeps up to 8 MiB in each thread, which is "
-        "named too. Ranks are real processes over gloo. Regenerate with `make report-calibration`.",
+        "converted, it is the CPU kernel of a norm and its activation that keeps up to 8 MiB in each thread, which "
+        "is named too. Ranks are real processes over gloo. Regenerate with `make report-calibration`.",
     ]
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
