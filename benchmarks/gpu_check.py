@@ -45,7 +45,8 @@ def main() -> int:
     if not arguments.dry and not torch.cuda.is_available():
         print("no GPU here: PyTorch finds none. --dry runs the same code on a CPU.", file=sys.stderr)
         return 2
-    sys.path.append(str(Path(__file__).parents[1]))  # for benchmarks.norm_accuracy
+    root = Path(__file__).parents[1]
+    sys.path += [str(root), str(root / "tools")]  # for benchmarks.norm_accuracy and report_calibration
     device = torch.device("cpu") if arguments.dry else torch.device("cuda", torch.cuda.current_device())
     if arguments.dry:
         from optiacts import backends
@@ -74,6 +75,7 @@ def _parts(device: Any, arguments: argparse.Namespace) -> Iterator[tuple[str, st
     """Every check and figure that is wanted: its part of the report, its name, what was found."""
     import gpu_correctness
     import gpu_models
+    import gpu_peaks
     import gpu_speed
 
     from benchmarks.frontier.gpu import frontier
@@ -91,6 +93,7 @@ def _parts(device: Any, arguments: argparse.Namespace) -> Iterator[tuple[str, st
         gpu_speed.launch_cost,
         gpu_speed.steps,
         gpu_speed.sweep,
+        gpu_peaks.peaks,
         gpu_models.models,
         gpu_models.compiled_models,
         frontier,

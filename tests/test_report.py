@@ -353,7 +353,7 @@ def test_stages_of_a_deep_stack_are_those_of_all_its_layers(monkeypatch: pytest.
     model, x = Deep(), torch.zeros(1000, 8)
     depths: list[int] = []
     ran = Runner.ran
-    monkeypatch.setattr(Runner, "ran", lambda self, *a: (depths.append(len(self.model.layers)), ran(self, *a))[1])
+    monkeypatch.setattr(Runner, "ran", lambda self, **k: (depths.append(len(self.model.layers)), ran(self, **k))[1])
     folded = report(model, x, like_cuda=True)
     assert len(folded.stages) == 4 and depths[0] == depths[-1] == 14 and set(depths[1:-1]) == {2, 3}
     monkeypatch.setattr(stages, "stack_of", lambda model: None)

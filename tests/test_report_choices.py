@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from optiacts.reporting.choices import Choice, Option
 from optiacts.reporting.folding import stack_of
 from optiacts.reporting.growth import Growth
 from optiacts.reporting.lora import FourBitLinear, Lora, LoraLinear, set_train_mode
-from optiacts.reporting.verdict import verdict
+from optiacts.reporting.verdict import verdict, verdict_alone
 
 GIB = 2**30
 
@@ -213,15 +214,46 @@ def test_the_longest_sample_is_said() -> None:
     assert "(the longest sample that fits has 1024 tokens)" in str(said)
 
 
+def test_the_last_line_without_a_table_of_choices() -> None:
+    needs = "does not fit 24.00 GiB: a step needs 30.00 GiB, 6.00 GiB more"
+    for converted, words in (
+        (None, f"{needs}."),
+        (20, f"{needs}; with OptiActs it needs 20.00 GiB and fits."),
+        (25, f"{needs}; with OptiActs 25.00 GiB, 1.00 GiB more."),
+    ):
+        said = verdict_alone(30 * GIB, None if converted is None else converted * GIB, 24 * GIB)
+        assert not said and str(said) == words
+    fits = verdict_alone(24 * GIB - 2**28, None, 24 * GIB)
+    assert fits and str(fits) == (
+        "fits 24.00 GiB: a step needs 23.75 GiB (tight: 0.25 GiB is left for what is not counted)."
+    )
+
+
 def test_fits_in_python() -> None:
     found = made(gpu_memory="64MB", choices=("OptiActs",))
     assert found.fits() and found.fits("24GB") and str(found.fits()).startswith("fits 64.00 MiB with batch ")
     assert found.to_dict()["verdict"] == str(found.fits())
     assert found.largest_batch(found.now) == found.options[0].largest_batch(2**26)
-    with pytest.raises(ReportError, match="make the report with choices=True"):
-        made().fits("24GB")
+    alone = made().fits("24GB")
+    assert alone and str(alone).startswith("fits 24.00 GiB: a step needs ")
+    with pytest.raises(ReportError, match="the peak is not known"):
+        made(peak=False).fits("24GB")
     with pytest.raises(ReportError, match="'lots' is not a size"):
         found.fits("lots")
+
+
+def test_wrong_changes_are_one_sentence(caplog: pytest.LogCaptureFixture) -> None:
+    for how, words in (
+        ({"checkpoint": "two"}, "checkpoint must be a whole number from 0 on; got 'two'"),
+        ({"checkpoint": -1}, "checkpoint must be a whole number from 0 on; got -1"),
+        ({"choices": "LoRA"}, "choices must be True, False or names such as"),
+        ({"choices": ("LoRa",)}, "choices: 'LoRa' is none here; there are now, OptiActs, checkpointing, "),
+    ):
+        with pytest.raises(ReportError, match=re.escape(words)):
+            made(depth=2, rows=8, **how)
+    with pytest.raises(ReportError, match="the forward failed: RuntimeError"):
+        report(nn.Linear(3, 4), torch.zeros(2, 5))
+    assert not caplog.records
 
 
 def test_a_batch_that_does_not_fit_becomes_a_shorter_sample() -> None:

@@ -6,7 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from optiacts import report, saved_memory
+from optiacts.reporting.build import Setting, build
 from optiacts.reporting.kinds import ACTIVATIONS, LINEARS
 from optiacts.reporting.plot import COLOURS
 from tests.commands import Result, optiacts
@@ -47,6 +51,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "untyped.json").write_text('{"hidden_size": 3}')
     (tmp_path / "unknown.json").write_text('{"model_type": "no-such-model"}')
     (tmp_path / "misfit.json").write_text('{"model_type": "bert", "hidden_size": 30, "num_attention_heads": 7}')
+    (tmp_path / "other.json").write_text('{"_class_name": "UNet2DModel"}')
     (tmp_path / "folder").mkdir()
     (tmp_path / "quantised.json").write_text('{"model_type": "bert", "quantization_config": {"bits": 4}}')
     tiny = {"model_type": "bert", "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
@@ -94,6 +99,13 @@ BAD = [
     (("gemma-2-9b", "--attention", "sdpa"), "--attention eager"),
     (("tiny.json", "--tokens", "64", "--attention", "sdpa"), "only flash attention keeps its sequences apart"),
     (("tiny.json", "--tokens", "0"), "--tokens must be at least 1; got 0"),
+    (("tiny.json", "--image-size", "64"), "--image-size means nothing to tiny.json"),
+    (("sd-vae", "--seq", "64"), "--seq means nothing to a model of images"),
+    (("sd-vae", "--attention", "eager"), "--attention eager: sd-vae calls scaled_dot_product_attention"),
+    (("sd-vae", "--set", "width=3"), "--set width=...: sd-vae has no such entry"),
+    (("dit-xl-2", "--image-size", "100"), "--image-size must be a multiple of 8; got 100"),
+    (("other.json",), "the inputs of diffusers' UNet2DModel are not known here"),
+    (("report_models:own_defaults", "--image-size", "64"), "--image-size was given, but the function has no param"),
     (("vit-base", "--tokens", "64"), "--tokens means nothing to a model of images"),
     (("tiny.json", "--shard", "pp=2"), "must be such as fsdp=8, tp=2 or fsdp=8,tp=2"),
     (("tiny.json", "--shard", "tp=2"), "BertForMaskedLM has no plan for tensor parallelism; leave tp out"),
@@ -159,6 +171,53 @@ def test_models_from_a_folder_and_from_the_cache(folder: Path, monkeypatch: pyte
     made = [run(name, "--seq", "8", "--json") for name in ("tiny.json", "folder", "owner/model")]
     held = [json.loads(result.stdout)["stages"] for result in made]
     assert held[0] == held[1] == held[2]
+
+
+TINY = {"block_out_channels": [16, 32], "norm_num_groups": 8, "layers_per_block": 1}
+DIFFUSION = {
+    "UNet2DConditionModel": TINY
+    | {
+        "sample_size": 8,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+        "cross_attention_dim": 16,
+    },
+    "AutoencoderKL": TINY
+    | {
+        "sample_size": 16,
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+    },
+    "DiTTransformer2DModel": {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "sample_size": 8},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("kind", "entries"), DIFFUSION.items())
+def test_models_of_diffusers_hold_what_real_ones_do(folder: Path, kind: str, entries: dict[str, object]) -> None:
+    import diffusers
+
+    (folder / "diffuser.json").write_text(json.dumps({"_class_name": kind, "act_fn": "silu", **entries}))
+    setting = Setting(batch=2, dtype="float32", image_size=32 if kind == "AutoencoderKL" else 128)
+    built = build("diffuser.json", setting)
+    torch.manual_seed(0)
+    real = getattr(diffusers, kind)(**entries).train()
+    fake = report(built.model, peak=False, **built.kwargs)
+    sizes = {name: value.shape for name, value in built.kwargs.items()}
+    inputs = {name: torch.zeros(shape, dtype=built.kwargs[name].dtype) for name, shape in sizes.items()}
+    assert fake.now.bytes == saved_memory(real, **inputs).bytes > 0
+    first = next(iter(sizes.values()))
+    assert first[0] == 2 and first[-1] == (32 if kind == "AutoencoderKL" else 16)
+    chained = {stage.name for stage in fake.stages} & {"norms and activations in one"}
+    assert bool(chained) == (kind != "DiTTransformer2DModel")
+
+
+def test_the_size_of_images_is_an_option(folder: Path) -> None:
+    setting = Setting(image_size=32, batch=3, overrides={"num_hidden_layers": 1, "patch_size": 16})
+    with FakeTensorMode():
+        built = build("vit-base", setting)
+    assert built.kwargs["pixel_values"].shape == (3, 3, 32, 32)
+    assert built.setting["batch"] == "3 images of 32 x 32"
 
 
 def test_gemma_takes_the_attention_that_it_has(folder: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import gpu_peaks
 from optiacts.reporting import ReportError
 from optiacts.reporting.loss import scalar
 from optiacts.reporting.measure import measure, require_cuda
@@ -41,3 +42,14 @@ def test_the_loss_or_the_mean_of_the_output() -> None:
     assert scalar((x * 2,)).item() == 4
     with pytest.raises(ReportError, match="nothing to differentiate"):
         scalar(torch.ones(2))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_gpu_check_sets_the_peaks_beside_real_ones() -> None:
+    """Its dry run, against the allocator of the CPU; convolutions take more there than is known."""
+    rows = gpu_peaks.peaks(torch.device("cpu"), dry=True)
+    assert len({row["model"] for row in rows}) == len({case.make for case in gpu_peaks.CASES}) == 3
+    assert {row["stage"] for row in rows} > {"now", "activations converted", "norms converted"}
+    for row in rows:
+        if "convolutions" not in row["model"]:
+            assert row["error"] == pytest.approx(0, abs=0.02), row

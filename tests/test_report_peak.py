@@ -76,7 +76,11 @@ def test_what_is_not_counted_is_named() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     made = optiacts.report(model, torch.zeros(1, 3, 8, 8))
     assert made.now.peak is not None and set(made.now.peak.unknown) == {"convolution", "convolution_backward"}
-    assert "Not counted of convolution: " in str(made)
+    assert "Not counted of convolution: oneDNN copies" in str(made)
+    on_cuda = optiacts.report(model, torch.zeros(1, 3, 8, 8), like_cuda=True).now.peak
+    assert on_cuda is not None and set(on_cuda.unknown.values()) == {
+        "cuDNN chooses buffers by speed, up to gigabytes"
+    }
 
 
 def test_pieces_come_and_go_and_places_are_told_in_backward_too() -> None:

@@ -8,30 +8,26 @@ import pytest
 import torch
 import torch.distributed as dist
 from report_calibration import language_model, observed
+from report_ranks import Way, observed_in
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 
 from optiacts.reporting import ReportError, report
 from optiacts.reporting.analysis import peak_of
 from optiacts.reporting.ranks import Ranks, ranks_of
-from optiacts.reporting.sharding import shard
 from tests.processes import two_processes
 
 SMALL = {"vocab_size": 1000, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 2}
 SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 MADE = language_model("Llama", 64, 4, **SMALL)
-RANKS = (Ranks(fsdp=2), Ranks(tp=2))
+WAYS = (Way(Ranks(fsdp=2)), Way(Ranks(tp=2)), Way(Ranks(fsdp=2), checkpoint=1))  # the table of the docs has more
 
 
 def measured(rank: int, predicted: list[int]) -> None:
     """A real step of each sharding, in this process and its peer, beside what was predicted."""
-    for ranks, said in zip(RANKS, predicted, strict=True):
-        torch.manual_seed(0)
-        model, inputs = MADE()
-        shard(model, ranks, init_device_mesh("cpu", tuple(ranks), mesh_dim_names=ranks._fields))
-        real = observed(model, inputs, None, "adamw", steps=4)
+    for way, said in zip(WAYS, predicted, strict=True):
+        real = observed_in(way, MADE, lambda model, inputs: observed(model, inputs, None, "adamw", steps=4))
         if rank == 0:
-            assert said == pytest.approx(real, rel=0.02), (ranks, said, real)
+            assert said == pytest.approx(real, rel=0.02), (way, said, real)
 
 
 class Measured:
@@ -46,9 +42,11 @@ class Measured:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_rank_takes_what_a_real_one_takes() -> None:
-    """To 2 %, of two ranks over gloo."""
+    """To 2 %, of two ranks over gloo: by FSDP, by tensor parallelism, and by FSDP with checkpoints."""
     model, inputs = MADE()
-    two_processes(Measured([peak_of(model, inputs, shard=ranks).bytes for ranks in RANKS]))
+    predicted = [peak_of(model, inputs, shard=way.ranks, checkpoint=way.checkpoint).bytes for way in WAYS]
+    assert predicted[2] < 0.95 * predicted[0]
+    two_processes(Measured(predicted))
     assert not dist.is_initialized()
 
 
@@ -80,5 +78,5 @@ def test_what_cannot_be_sharded_says_why() -> None:
     with pytest.raises(ReportError, match="Sequential has no plan for tensor parallelism; leave tp out"):
         report(model, x, shard="tp=2")
     assert not dist.is_initialized()
-    with pytest.raises(ReportError, match="neither with checkpoint nor with choices"):
-        report(model, x, shard="fsdp=2", checkpoint=1)
+    with pytest.raises(ReportError, match="without choices: name the change"):
+        report(model, x, shard="fsdp=2", choices=True)

@@ -7,7 +7,6 @@ place by what runs later, and how many bytes are saved. It takes no memory and l
 from __future__ import annotations
 
 import contextlib
-import logging
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from optiacts.conversion.followers import is_linear
 from optiacts.conversion.norm_recognition import norm_of
 from optiacts.conversion.sites import curve_of
-from optiacts.held.fake import autocasting, fake_copy, mode_of, one_sequence_per_row
+from optiacts.held.fake import autocasting, fake_copy, mode_of, one_sequence_per_row, unlogged
 from optiacts.held.memory import saved_memory
 from optiacts.held.sharing import sharing, unkept, unkept_products, without_gain
 from optiacts.held.trace import trace
@@ -149,14 +148,10 @@ def _no_trace() -> Iterator[None]:
     """Puts the random states back, those of Python and NumPy as well."""
     numpy = sys.modules.get("numpy")
     python, numbers = random.getstate(), numpy.random.get_state() if numpy is not None else None
-    log = logging.getLogger("torch._subclasses.fake_tensor")  # it prints what is raised as well
-    silent = log.disabled
-    log.disabled = True
     try:
-        with torch.random.fork_rng():
+        with unlogged(), torch.random.fork_rng():
             yield
     finally:
-        log.disabled = silent
         random.setstate(python)
         if numpy is not None:
             numpy.random.set_state(numbers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import sys
 import threading
 from collections.abc import Iterator
@@ -40,6 +41,17 @@ def mode_of(model: torch.nn.Module, values: Any) -> FakeTensorMode:
         if isinstance(leaf, FakeTensor):
             return leaf.fake_mode
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Fake tensors log what they raise, with its trace, as well; inside they only raise it."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    silent, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = silent
 
 
 @contextmanager

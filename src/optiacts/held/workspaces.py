@@ -1,19 +1,30 @@
-"""What CUDA kernels take besides their results: what is known of it, and whose is not known."""
+"""What kernels take besides their results: what is known of CUDA's, and whose is not known."""
 
 from __future__ import annotations
 
 from typing import Any
 
-UNKNOWN = {
-    "convolution": "cuDNN or oneDNN choose buffers by speed, up to gigabytes",
-    "convolution_backward": "cuDNN or oneDNN choose buffers by speed, up to gigabytes",
+_CUDNN = "cuDNN chooses buffers by speed, up to gigabytes"
+_SORTED = "it sorts the indices: some 40 bytes for each of them"
+_ONEDNN = (
+    "oneDNN copies input, weight and output into layouts that it chooses by the instruction set; in channels_last "
+    "the weight alone"
+)
+UNKNOWN_ON_CUDA = {
+    "convolution": _CUDNN,
+    "convolution_backward": _CUDNN,
     "_cudnn_rnn": "cuDNN keeps a reserve for backward",
-    "embedding_dense_backward": "it sorts the indices: some 40 bytes for each token",
-    "index_put": "it sorts the indices: some 40 bytes for each of them",
-    "_index_put_impl_": "it sorts the indices: some 40 bytes for each of them",
+    "embedding_dense_backward": _SORTED,
+    "index_put": _SORTED,
+    "_index_put_impl_": _SORTED,
     "sort": "its radix sort takes copies of keys and values",
     "topk": "its radix sort takes copies of keys and values",
     "_scaled_mm": "its workspace is the library's choice",
+}
+UNKNOWN_ON_CPU = {
+    "convolution": _ONEDNN,
+    "convolution_backward": _ONEDNN,
+    "chain_backward": "each thread of the CPU kernel keeps what it decoded, up to 8 MiB",
 }
 """Ops by name whose workspace cannot be told from their arguments, and why."""
 
@@ -41,7 +52,8 @@ def cuda_workspace(func: Any, args: tuple[Any, ...], output: Any) -> int:
     return 0
 
 
-def unknown(ops: set[str]) -> dict[str, str]:
+def unknown(ops: set[str], on_cuda: bool) -> dict[str, str]:
     """Those of ``ops`` whose workspace is not known, with the reason."""
     plain = {op.partition("::")[2] for op in ops}
-    return {name: why for name, why in UNKNOWN.items() if name in plain}
+    reasons = UNKNOWN_ON_CUDA if on_cuda else UNKNOWN_ON_CPU
+    return {name: why for name, why in reasons.items() if name in plain}

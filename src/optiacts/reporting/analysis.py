@@ -61,7 +61,7 @@ def report(
         fake: run on fake copies, which takes no memory and changes no state. False runs the forward of the model
             itself, for forwards that need the values of tensors; then the peak is not known.
         like_cuda: make a forward on CPU save what it would save on CUDA (dropout masks, attention dropout), and
-            count the workspaces of CUDA's kernels and of its multi-tensor optimizers.
+            count the workspaces of CUDA's kernels and of its multi-tensor optimizers; as for a model on CUDA.
         autocast: the dtype of ``torch.autocast`` that the step runs under; there is a stage more then.
         name, setting: carried into the report.
         choices: run what people choose from to make it fit: checkpointing, a chunked loss, LoRA, an 8-bit optimizer,
@@ -70,7 +70,8 @@ def report(
         checkpoint: every so many-th of the repeated layers is checkpointed; none if 0.
         shard: "fsdp=8", "tp=2" or "fsdp=8,tp=2": everything is that of one of so many ranks, and the inputs are its
             own. ``torch.distributed.fsdp.fully_shard`` on each repeated layer and on the model; Linears split by
-            transformers' plan for the model. Run with a process group that sends nothing; without ``choices``.
+            transformers' plan for the model. Run with a process group that sends nothing; without ``choices``, which
+            are named one by one: ``checkpoint=1``, adapters in the model.
         peak: find the peak of a step. False runs forwards alone, in half the time.
         progress: called with what is done next, and the fraction that is done already.
 
@@ -80,15 +81,17 @@ def report(
     """
     say = progress or (lambda what, done: None)
     card = _checked(model, optimizer, gpu_memory, autocast)
+    _check_changes(choices, checkpoint)
     if not peak and (card is not None or choices or checkpoint):
         raise ReportError("peak=False: what fits a card, choices and checkpoints are told by the peak; leave it True")
     ranks = None if shard is None else ranks_of(shard)
-    if ranks is not None and (checkpoint or choices or not fake):
-        raise ReportError("shard: only on fake tensors, and neither with checkpoint nor with choices")
+    if ranks is not None and (choices or not fake):
+        raise ReportError("shard: only on fake tensors, and without choices: name the change, such as checkpoint=1")
     if fake:
         model, inputs, keyword_inputs = fake_copy(model, inputs, keyword_inputs)
     if checkpoint and not fake:
         raise ReportError("checkpoint: only on fake tensors, since what it holds is not seen among saved tensors")
+    like_cuda = like_cuda or _on_cuda(model)
     with ExitStack() as stack:
         place = None if ranks is None else placement(ranks, stack.enter_context(meshed(ranks)))
         run = Runner(model, inputs, keyword_inputs, like_cuda, autocast, fake, peak, checkpoint, place)
@@ -133,7 +136,11 @@ def _options(
     if choices is None:
         return (), (), None
     options: list[Option] = []
-    asked = [choice for choice in choices.all() if only is None or choice.words in (NOW, *only)]
+    there = choices.all()
+    unknown = [name for name in only or () if name not in {choice.words for choice in there}]
+    if unknown:
+        raise ReportError(f"choices: {unknown[0]!r} is none here; there are {', '.join(c.words for c in there)}")
+    asked = [choice for choice in there if only is None or choice.words in (NOW, *only)]
     for number, choice in enumerate(asked):
         say(f"what it takes with {choice.words}", number / len(asked))
         with suppress(ReportError, ValueError):  # where a choice is not for this model
@@ -182,14 +189,28 @@ def peak_of(
     like_cuda: bool = False,
     autocast: torch.dtype | None = None,
     shard: Ranks | None = None,
+    checkpoint: int = 0,
 ) -> Peak:
     """The peak of a step of ``model`` as it is: a part of what ``report`` tells, in a fraction of the time."""
     model, keywords = fake_copy(model, dict(inputs))
     with ExitStack() as stack:
         place = None if shard is None else placement(shard, stack.enter_context(meshed(shard)))
-        run = Runner(model, (), keywords, like_cuda, autocast, place=place).placed()
+        run = Runner(model, (), keywords, like_cuda, autocast, checkpoint=checkpoint, place=place).placed()
         spent = cost((p for p in run.model.parameters() if p.requires_grad), optimizer, like_cuda)
         return peak_in(run.step(), spent)
+
+
+def _check_changes(choices: Any, checkpoint: Any) -> None:
+    if not isinstance(checkpoint, int) or isinstance(checkpoint, bool) or checkpoint < 0:
+        raise ReportError(f"checkpoint must be a whole number from 0 on; got {checkpoint!r}")
+    if isinstance(choices, str) or not (choices is None or isinstance(choices, (bool, Collection))):
+        raise ReportError(
+            f'choices must be True, False or names such as ("OptiActs", "checkpointing"); got {choices!r}'
+        )
+
+
+def _on_cuda(model: torch.nn.Module) -> bool:
+    return any(p.device.type == "cuda" for p in model.parameters())
 
 
 def _checked(model: Any, optimizer: Any, gpu_memory: Any, autocast: Any) -> int | None:

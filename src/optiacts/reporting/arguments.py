@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=_whole, help="samples in a step (1)")
     parser.add_argument("--seq", type=_whole, help="tokens in a sample (as many as the model allows, at most 4096)")
+    parser.add_argument("--image-size", type=_whole, help="pixels each way (as in the model's config)")
     parser.add_argument(
         "--tokens", type=_whole, help="in one row, of sequences of --seq tokens side by side: packed, without padding"
     )

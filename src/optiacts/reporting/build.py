@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
+from typing import Any
 
 from optiacts.reporting.build_config import cached_config, from_config, read_config
+from optiacts.reporting.build_diffusion import from_diffusion_config
 from optiacts.reporting.build_function import from_function
 from optiacts.reporting.errors import ReportError
 from optiacts.reporting.lora import set_train_mode
@@ -29,15 +31,15 @@ def build(name: str, setting: Setting) -> Built:
 def _built(name: str, setting: Setting) -> Built:
     path = Path(name)
     if name in PRESETS:
-        return from_config(dict(PRESETS[name]), name, setting)
+        return _of_config(dict(PRESETS[name]), name, setting)
     if path.is_dir():
-        return from_config(read_config(path / "config.json"), name, setting)
+        return _of_config(read_config(path / "config.json"), name, setting)
     if name.endswith(".json") or path.is_file():
-        return from_config(read_config(path), name, setting)
+        return _of_config(read_config(path), name, setting)
     if ":" in name:
         return from_function(name, setting)
     if _HUB_ID.fullmatch(name):
-        return from_config(cached_config(name), name, setting)
+        return _of_config(cached_config(name), name, setting)
     near = difflib.get_close_matches(name, PRESETS, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise ReportError(
@@ -45,6 +47,10 @@ def _built(name: str, setting: Setting) -> Built:
         "directory that it is in, a Hub id such as owner/model, or module:function, where the function returns "
         "(model, inputs)"
     )
+
+
+def _of_config(config: dict[str, Any], name: str, setting: Setting) -> Built:
+    return (from_diffusion_config if "_class_name" in config else from_config)(config, name, setting)
 
 
 __all__ = ["Built", "Setting", "build"]

@@ -22,7 +22,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ReportError(f"{path} cannot be read: {error.strerror}; give the path of a config.json") from error
     except ValueError as error:
         raise ReportError(f"{path} is not JSON ({error}); give a model's config.json as published") from error
-    if not isinstance(config, dict) or "model_type" not in config:
+    if not isinstance(config, dict) or not {"model_type", "_class_name"} & config.keys():
         raise ReportError(f"{path} has no 'model_type'; give a Hugging Face model's config.json")
     return config
 
@@ -91,7 +91,11 @@ def _config(transformers: Any, config: dict[str, Any], name: str, setting: Setti
             raise ReportError(f"--set {key}=...: {name} has no such entry; see its config.json")
         _check_kind(key, value, entries[key])
     left_out = ("model_type", "torch_dtype", "dtype")
-    given = {key: value for key, value in (config | dict(setting.overrides)).items() if key not in left_out}
+    size = {} if setting.image_size is None else {"image_size": setting.image_size}
+    if size and "image_size" not in entries:
+        raise ReportError(f"--image-size means nothing to {name}, whose config has no image_size; leave it out")
+    changed = config | dict(setting.overrides) | size
+    given = {key: value for key, value in changed.items() if key not in left_out}
     try:
         return transformers.AutoConfig.for_model(kind, **given)
     except Exception as error:

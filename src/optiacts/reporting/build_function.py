@@ -21,8 +21,8 @@ from optiacts.reporting.setting import DTYPES, Built, Setting, brief
 def from_function(name: str, setting: Setting) -> Built:
     """The model and the inputs that ``module:function`` makes.
 
-    It is called with those of ``batch``, ``seq`` and ``dtype`` that were said. One that it cannot do without has the
-    usual value, or is asked for.
+    It is called with those of ``batch``, ``seq``, ``image_size``, ``dtype`` and ``attention`` that were said. One
+    that it cannot do without has the usual value, or is asked for.
     """
     function, accepted = _imported(name)
     given = _arguments(name, accepted, setting)
@@ -63,11 +63,12 @@ def _imported(name: str) -> tuple[Callable[..., Any], Mapping[str, inspect.Param
 
 
 def _arguments(name: str, accepted: Mapping[str, inspect.Parameter], setting: Setting) -> dict[str, Any]:
-    said = {"batch": setting.batch, "seq": setting.seq, "dtype": setting.dtype, "attention": setting.attention}
+    said: dict[str, Any] = {"batch": setting.batch, "seq": setting.seq, "image_size": setting.image_size}
+    said |= {"dtype": setting.dtype, "attention": setting.attention}
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     for option, value in said.items():
         if value is not None and not takes_all and option not in accepted:
-            raise ReportError(f"{name}: --{option} was given, but the function has no parameter {option!r}")
+            raise ReportError(f"{name}: --{_spelled(option)} was given, but the function has no parameter {option!r}")
     if setting.overrides or not setting.loss or setting.tokens:
         option = "--set" if setting.overrides else "--tokens" if setting.tokens else "--no-loss"
         raise ReportError(f"{name}: {option} is for models with a config; let the function make the model so")
@@ -79,10 +80,14 @@ def _arguments(name: str, accepted: Mapping[str, inspect.Parameter], setting: Se
         if option in usual:
             given[option] = usual[option]
         elif option in said:
-            raise ReportError(f"{name}: the function wants {option!r}; give --{option}")
+            raise ReportError(f"{name}: the function wants {option!r}; give --{_spelled(option)}")
     if "dtype" in given:
         given["dtype"] = DTYPES[given["dtype"]]
     return given
+
+
+def _spelled(option: str) -> str:
+    return option.replace("_", "-")
 
 
 @contextmanager

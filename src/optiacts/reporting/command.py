@@ -52,6 +52,7 @@ def run(chosen: argparse.Namespace) -> int:
         dict(chosen.overrides),
         adapters,
         chosen.tokens,
+        chosen.image_size,
     )
     with shown(quiet=chosen.json or chosen.csv) as progress:
         reports = [_one(name, setting, chosen, progress) for name in chosen.models]

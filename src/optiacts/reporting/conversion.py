@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from optiacts.conversion import revert
+from optiacts.conversion import ConversionReport, revert
 from optiacts.conversion.model import Options, convert_where_it_pays
 from optiacts.held.sharing import ActivationSite, without_gain
 from optiacts.reporting import kinds
@@ -39,10 +39,10 @@ CONVERSIONS: dict[str, Conversion] = {
 """By name, each with all that the ones before it convert."""
 
 
-def convert_stage(model: torch.nn.Module, stage: str, sites: tuple[ActivationSite, ...]) -> None:
+def convert_stage(model: torch.nn.Module, stage: str, sites: tuple[ActivationSite, ...]) -> ConversionReport:
     """Converts what the stage says, of the activations those for which it pays or that dropouts take."""
     revert(model)
-    convert_where_it_pays(model, without_gain(sites), CONVERSIONS[stage].options)
+    return convert_where_it_pays(model, without_gain(sites), CONVERSIONS[stage].options)
 
 
 __all__ = ["CONVERSIONS", "Conversion", "convert_stage", "revert"]

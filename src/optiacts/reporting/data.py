@@ -11,7 +11,7 @@ from optiacts.reporting.errors import ReportError
 from optiacts.reporting.peak import Peak
 from optiacts.reporting.sizes import memory_of
 from optiacts.reporting.states import States
-from optiacts.reporting.verdict import Verdict, verdict
+from optiacts.reporting.verdict import Verdict, verdict, verdict_alone
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,17 @@ class MemoryReport:
         """Whether a step fits ``memory``, such as "24GB" or "rtx-4090"; ``gpu_memory`` if left out.
 
         True if it fits as it is; ``str`` of it says in words what fits, or the smallest change that makes it fit, of
-        those in ``options``. ``ReportError`` without ``options``: ask for ``report(..., choices=True)``.
+        those in ``options``: ``report(..., choices=True)`` has them. Without, it is said of the stages alone.
+        ``ReportError`` where the peak is not known.
         """
         size = self.gpu_memory if memory is None else memory_of(memory)
         if size is None:
             raise ReportError('fits: say what it should fit, such as "24GB"')
         if not self.options:
-            raise ReportError("fits: make the report with choices=True, or with gpu_memory; it needs fake tensors")
+            if self.now.peak is None:
+                raise ReportError("fits: the peak is not known; make the report on fake tensors and with peak=True")
+            peaks = [stage.peak.bytes for stage in self.stages[1:] if stage.peak is not None]
+            return verdict_alone(self.now.peak.bytes, min(peaks, default=None), size)
         own = size == self.gpu_memory
         return verdict(self.options, size, self.partial if own else (), self.longest if own else None)
 
@@ -89,7 +93,7 @@ class MemoryReport:
             entry |= {"change": self.change(stage), "largest_batch": self.largest_batch(stage)}
         for option, entry in zip(self.options, data["options"], strict=True):
             entry |= {"words": option.choice.words, "peak": option.peak}
-        if self.gpu_memory is not None and self.options:
+        if self.gpu_memory is not None and self.now.peak is not None:
             data["verdict"] = self.fits().words
         return data
 

@@ -1,7 +1,7 @@
 """Deep models from shallow ones: a stack of equal layers is run with two and three of them, which tells any depth.
 
 Every moment of a step is so many bytes, and so many more for each further layer in the middle of the stack. What is
-told so is compared with runs of the whole model (``reporting.choices``), and not used where they differ.
+told so is compared with forwards of the whole model, and not used where they differ (``reporting.stages``).
 """
 
 from __future__ import annotations
@@ -103,6 +103,19 @@ def aligned(step: Step, deeper: Step) -> Pairs:
                     break
                 pairs.append((a, b))
     return pairs
+
+
+def evenly(shallow: Step, deeper: Step, whole: Step, more: int) -> bool:
+    """Whether the forward of ``whole`` did what those of a few units tell: as many changes, up to as many bytes.
+
+    Its backward is autograd's, of the same ops.
+    """
+    pairs = [(a, b) for a, b in aligned(shallow, deeper) if a < shallow.forward_ends and b < deeper.forward_ends]
+    here, there = shallow.timeline.levels(), deeper.timeline.levels()
+    told = max(here[a] + more * (there[b] - here[a]) for a, b in pairs)
+    levels = whole.timeline.levels()[whole.timeline.given - 1 : whole.forward_ends]
+    few, many, all_of_them = (step.forward_ends - step.timeline.given for step in (shallow, deeper, whole))
+    return told == max(levels) and all_of_them == few + more * (many - few)
 
 
 def _what(step: Step, moment: int) -> tuple[str, int]:

@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 
 from optiacts.held.timeline import Piece
-from optiacts.held.workspaces import unknown
 from optiacts.reporting.folding import Pairs
 from optiacts.reporting.growth import Growth
 from optiacts.reporting.optimizers import Cost
@@ -39,17 +38,16 @@ def peak(step: Step, cost: Cost) -> Peak:
     levels = timeline.levels()[timeline.given - 1 :]
     at = max(range(len(levels)), key=levels.__getitem__)
     final = sum(timeline.pieces[piece].nbytes for piece in (*range(timeline.given), *step.gradients))
-    not_counted = unknown({piece.op for piece in timeline.pieces})
     if final + cost.temporary > levels[at]:
         parts = _parts(step, [*range(timeline.given), *step.gradients])
         parts[STATE], parts[TEMPORARIES] = cost.state, cost.temporary
-        return Peak(sum(parts.values()), OPTIMIZER_STEP, OPTIMIZER_STEP, parts, (), not_counted)
+        return Peak(sum(parts.values()), OPTIMIZER_STEP, OPTIMIZER_STEP, parts, (), step.not_counted)
     moment = at + timeline.given - 1
     alive = timeline.alive(moment)
     parts = _parts(step, alive)
     parts[STATE] = cost.state
     phase = FORWARD if moment < step.forward_ends else BACKWARD
-    return Peak(sum(parts.values()), phase, _place(step, moment), parts, _largest(step, alive), not_counted)
+    return Peak(sum(parts.values()), phase, _place(step, moment), parts, _largest(step, alive), step.not_counted)
 
 
 def peak_of_deeper(shallow: Step, deeper: Step, pairs: Pairs, more: int, cost: Cost) -> Peak:
@@ -71,18 +69,18 @@ def peak_of_deeper(shallow: Step, deeper: Step, pairs: Pairs, more: int, cost: C
     in_order = sorted(pairs, key=lambda pair: grown(*pair))
     levels = [grown(here[i], there[j]) for i, j in in_order]
     at = max(range(len(levels)), key=levels.__getitem__)
-    (i, j), not_counted = in_order[at], unknown({piece.op for piece in deeper.timeline.pieces})
+    i, j = in_order[at]
     ends = [[*range(step.timeline.given), *step.gradients] for step in (shallow, deeper)]
     final = _parts_of_deeper(shallow, deeper, more, *ends)
     if sum(final.values()) + cost.temporary > levels[at]:
         parts = final | {STATE: cost.state, TEMPORARIES: cost.temporary}
-        return Peak(sum(parts.values()), OPTIMIZER_STEP, OPTIMIZER_STEP, parts, (), not_counted)
+        return Peak(sum(parts.values()), OPTIMIZER_STEP, OPTIMIZER_STEP, parts, (), deeper.not_counted)
     alive = shallow.timeline.alive(i), deeper.timeline.alive(j)
     parts = _parts_of_deeper(shallow, deeper, more, *alive) | {STATE: cost.state}
     phase = FORWARD if i < shallow.forward_ends else BACKWARD
     where = words(_place(shallow, i), _place(deeper, j))
     named = tuple(map(words, _largest(shallow, alive[0]), _largest(deeper, alive[1])))
-    return Peak(sum(parts.values()), phase, where, parts, named, not_counted)
+    return Peak(sum(parts.values()), phase, where, parts, named, deeper.not_counted)
 
 
 def _parts_of_deeper(shallow: Step, deeper: Step, more: int, here: list[int], there: list[int]) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def plot(reports: list[MemoryReport], file: str | Path) -> None:
     check(file)
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1.5 + 3.6 * len(reports), 4.6), layout="constrained")
+    stages = max(len(report.stages) for report in reports)
+    figure = Figure(figsize=(1.5 + max(3.6, 0.95 * stages) * len(reports), 4.6), layout="constrained")
     panels = figure.subplots(1, len(reports), squeeze=False)[0]
     for panel, report in zip(panels, reports, strict=True):
         _bars(panel, report)
@@ -73,7 +75,7 @@ def plot(reports: list[MemoryReport], file: str | Path) -> None:
 
 def _bars(panel: Any, report: MemoryReport) -> None:
     unit = unit_of(report)
-    names = [stage.name.replace(" converted", "\nconverted") for stage in report.stages]
+    names = [textwrap.fill(stage.name, 12, break_long_words=False) for stage in report.stages]
     drawn = [_parts(report, stage) for stage in report.stages]
     totals = [sum(parts.values()) / unit.bytes for parts in drawn]
     bottoms = [0.0] * len(names)

@@ -1,4 +1,7 @@
-"""The models one can name: their config.json, without what does not change a size or a layer's type."""
+"""The models one can name: their config.json, without what does not change a size or a layer's type.
+
+Those with a ``model_type`` are of transformers, those with a ``_class_name`` of diffusers.
+"""
 
 from __future__ import annotations
 
@@ -73,6 +76,8 @@ def _efficientnet(width: float, depth: float, side: int, features: int) -> dict[
     }
 
 
+_SD_BLOCKS = (128, 256, 512, 512)  # of Stable Diffusion's autoencoder
+
 PRESETS: dict[str, dict[str, Any]] = {
     "bert-base": _bert(768, 12, 12),
     "bert-large": _bert(1024, 24, 16),
@@ -92,4 +97,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "vit-large": _vit(1024, 24, 16),
     "efficientnet-b0": _efficientnet(1.0, 1.0, 224, 1280),
     "efficientnet-b4": _efficientnet(1.4, 1.8, 380, 1792),
+    "sd-1.5-unet": {"_class_name": "UNet2DConditionModel", "sample_size": 64, "cross_attention_dim": 768},
+    "sd-vae": {
+        "_class_name": "AutoencoderKL", "sample_size": 256, "block_out_channels": _SD_BLOCKS, "layers_per_block": 2,
+        "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+    },
+    "dit-xl-2": {"_class_name": "DiTTransformer2DModel", "sample_size": 32, "out_channels": 8},
 }  # fmt: skip

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from optiacts.conversion.sites import curve_of
 from optiacts.held.activations import CurveOf
-from optiacts.held.fake import LikeCuda, autocasting, mode_of, one_sequence_per_row
+from optiacts.held.fake import LikeCuda, autocasting, mode_of, one_sequence_per_row, unlogged
 from optiacts.held.memory import storage_key
 from optiacts.held.sharing import ActivationSite, sites
 from optiacts.held.trace import Trace
@@ -31,7 +31,7 @@ from optiacts.reporting.step import Step, step
 
 @dataclass(frozen=True)
 class Ran:
-    """One run: the bytes held by kind and by the class of the layer, and the step unless it was a forward alone."""
+    """One run: the bytes held by kind and by the class of the layer, and what was recorded, if anything was."""
 
     kinds: Counter[str]
     layers: Counter[str]
@@ -68,13 +68,15 @@ class Runner:
         """One forward, without checkpointing."""
         return self._run(trace, self._inputs, self._keywords)
 
-    def ran(self, peaks: bool = True) -> tuple[Ran, Trace]:
-        """The model as it stands: a step, or on real tensors and where no peak is asked for a forward."""
+    def ran(self, backward: bool = True) -> tuple[Ran, Trace]:
+        """The model as it stands: a step, or its forward alone; on real tensors nothing but what is held then."""
         if self._place is not None:
-            return self.placed().ran(peaks)
+            return self.placed().ran(backward)
         with self._checkpointed():
             watched = None if self._checkpoint else curve_of  # checkpoints hang on no output
-            once = self._step(self._inputs, self._keywords, traced=watched) if self._peaks and peaks else None
+            once = None
+            if self._peaks:
+                once = self._step(self._inputs, self._keywords, traced=watched, backward=backward)
             traced = once.trace if once is not None and once.trace is not None and once.told else self.traced()
         by_kind = Counter(dict.fromkeys(kinds.KINDS, 0))
         by_layer: Counter[str] = Counter()
@@ -100,7 +102,8 @@ class Runner:
         with self._mode, FakeCopyMode(self._mode):
             model = copy.deepcopy(self.model)
         self._place(model)
-        return Runner(model, self._inputs, self._keywords, self._like_cuda, self._autocast, peaks=self._peaks)
+        how = self._like_cuda, self._autocast, True, self._peaks, self._checkpoint
+        return Runner(model, self._inputs, self._keywords, *how)
 
     def _checkpointed(self) -> AbstractContextManager[Any]:
         layers = layers_of(self.model) if self._checkpoint else []
@@ -149,6 +152,7 @@ class Runner:
         model: Any = None,
         run: Callable[[], Any] | None = None,
         traced: CurveOf | None = None,
+        backward: bool = True,
     ) -> Step:
         model = self.model if model is None else model
 
@@ -159,8 +163,9 @@ class Runner:
             return autocasting(model, (inputs, keywords), self._autocast)
 
         with self._context(autocast=False):
+            around, cuda = under_autocast, self._like_cuda
             return self._tried(
-                "step", lambda: step(model, forward, (inputs, keywords), under_autocast, self._like_cuda, traced)
+                "step", lambda: step(model, forward, (inputs, keywords), around, cuda, traced, backward)
             )
 
     def _run(self, how: Callable[..., Any], inputs: Any, keywords: Any) -> Any:
@@ -186,6 +191,7 @@ class Runner:
         if self._mode is not None:
             stack.enter_context(self._mode)
             stack.enter_context(one_sequence_per_row())
+            stack.enter_context(unlogged())
         if self._like_cuda:
             stack.enter_context(LikeCuda())
         return stack

@@ -34,9 +34,11 @@ class Setting:
     overrides: Mapping[str, Any] = field(default_factory=dict)  # entries of the config to change
     lora: Lora = field(default_factory=Lora)  # of the train modes lora and qlora
     tokens: int | None = None  # in one row, of sequences of ``seq`` tokens side by side, without padding
+    image_size: int | None = None  # pixels each way; what the config has, if not said
 
     def __post_init__(self) -> None:
-        for name, number in (("batch", self.batch), ("seq", self.seq), ("tokens", self.tokens)):
+        numbers = {"batch": self.batch, "seq": self.seq, "tokens": self.tokens, "image-size": self.image_size}
+        for name, number in numbers.items():
             if number is None:
                 continue
             if not isinstance(number, int) or isinstance(number, bool):

@@ -77,6 +77,11 @@ class Unit(NamedTuple):
             return f"{nbytes:.0f} B"
         return f"{nbytes / self.bytes:.2f}"
 
+    def named(self, nbytes: float) -> str:
+        """``nbytes`` with the unit."""
+        text = self(nbytes)
+        return text if " " in text else f"{text} {self.name}"
+
 
 GIB = Unit("GiB", 2**30)
 MIB = Unit("MiB", 2**20)
@@ -84,6 +89,4 @@ MIB = Unit("MiB", 2**20)
 
 def in_words(nbytes: float) -> str:
     """``nbytes`` with its unit."""
-    unit = GIB if abs(nbytes) >= 0.1 * GIB.bytes else MIB
-    text = unit(nbytes)
-    return text if " " in text else f"{text} {unit.name}"
+    return (GIB if abs(nbytes) >= 0.1 * GIB.bytes else MIB).named(nbytes)

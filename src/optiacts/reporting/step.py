@@ -16,7 +16,7 @@ from optiacts.held.activations import CurveOf
 from optiacts.held.calls import Calls
 from optiacts.held.timeline import Recorder, Timeline
 from optiacts.held.trace import Trace, Watch, read
-from optiacts.held.workspaces import cuda_workspace
+from optiacts.held.workspaces import cuda_workspace, unknown
 from optiacts.reporting.loss import scalar
 
 FORWARD, BACKWARD = "forward", "backward"
@@ -31,6 +31,7 @@ class Step:
     held: frozenset[int]  # alive when backward begins, made by the forward
     gradients: frozenset[int]  # of parameters
     results: frozenset[int]  # the loss, and what else the output keeps
+    not_counted: dict[str, str]  # ops whose workspace is not known, and why
     trace: Trace | None = None  # who holds it, where that was asked for and the graph tells of all of it
 
     @property
@@ -51,8 +52,9 @@ def step(
     around: Callable[[], AbstractContextManager[Any]],
     like_cuda: bool,
     traced: CurveOf | None = None,
+    backward: bool = True,
 ) -> Step:
-    """Runs ``run()`` inside ``around()`` and its backward, and records them.
+    """Runs ``run()`` inside ``around()`` and, with ``backward``, its backward, and records them.
 
     Nothing of an output but the loss is kept until backward, as in a trainer that takes ``model(...).loss``. The
     gradients that ``model`` had are there again afterwards. With ``traced``, which tells the activations among the
@@ -80,10 +82,13 @@ def step(
             left = {piece for piece in recorder.timeline.alive(ends - 1) if piece >= given}
             results = recorder.known([loss])
             recorder.phase = BACKWARD
-            loss.backward()
+            if backward:
+                loss.backward()
             del loss
         gradients = recorder.known(p.grad for p in model.parameters() if p.grad is not None)
-    return Step(recorder.timeline, ends, frozenset(left - results), frozenset(gradients), frozenset(results), found)
+    not_counted = unknown({piece.op for piece in recorder.timeline.pieces}, like_cuda)
+    made = frozenset(left - results), frozenset(gradients), frozenset(results)
+    return Step(recorder.timeline, ends, *made, not_counted, found)
 
 
 @contextmanager

@@ -43,14 +43,12 @@ def headline(report: MemoryReport) -> str:
         f"{value}" if key in ("batch", "model") else f"{key} {value}" for key, value in report.setting.items()
     )
     words = (
-        f"{report.name}{f' ({setting})' if setting else ''}: {unit(report.now.bytes)} -> {unit(best.bytes)} "
-        f"{unit.name} held for backward, {report.change(best):+.1%}"
+        f"{report.name}{f' ({setting})' if setting else ''}: {unit(report.now.bytes)} -> {unit.named(best.bytes)} "
+        f"held for backward, {report.change(best):+.1%}"
     )
     before, after = report.now.peak, best.peak
     if before is not None and after is not None:
-        words += (
-            f"; peak {unit(before.bytes)} -> {unit(after.bytes)} {unit.name}, {after.bytes / before.bytes - 1:+.1%}"
-        )
+        words += f"; peak {unit(before.bytes)} -> {unit.named(after.bytes)}, {after.bytes / before.bytes - 1:+.1%}"
     return words
 
 
@@ -65,7 +63,7 @@ def notes(report: MemoryReport) -> str:
         "Not counted: the CUDA context (0.3 to 0.6 GiB), the allocator's fragmentation, the workspace of cuBLAS "
         "(8 to 32 MiB), and what else runs on the card."
     )
-    if report.options and report.gpu_memory is not None:
+    if report.gpu_memory is not None and peak is not None:
         found.append(f"{report.name}: {report.fits()}")
     return "\n".join(found)
 

@@ -39,7 +39,7 @@ def verdict(
         words = f"fits {card} with batch {now.largest_batch(memory)}"
         if ours is not None and ours.largest_batch(memory) > now.largest_batch(memory):
             words += f"; with OptiActs batch {ours.largest_batch(memory)}"
-        return Verdict(True, words + _tight(now, memory) + ".")
+        return Verdict(True, words + _tight(now.peak, memory) + ".")
     missing = f"As it is, it needs {in_words(now.peak)}, {in_words(now.peak - memory)} more than {card}"
     tokens = f" (the longest sample that fits has {longest} tokens)" if longest else ""
     if not fitting:
@@ -53,13 +53,26 @@ def verdict(
     if first.choice.words == "OptiActs":
         others = [option for option in (*partial, *fitting) if not option.choice.optiacts]
         without = f"without OptiActs it needs {_needs(others[0])}" if others else "nothing else here does"
-        batch = f"batch {first.largest_batch(memory)}{_tight(first, memory)}"
+        batch = f"batch {first.largest_batch(memory)}{_tight(first.peak, memory)}"
         return Verdict(False, f"With OptiActs it fits {card} with {batch}; {without}.")
     smallest = [option for option in partial if option.choice.optiacts == first.choice.optiacts]
     chosen = smallest[0] if smallest and first.choice.checkpoints else first
-    then = f"{in_words(chosen.peak)}, batch {chosen.largest_batch(memory)}{_tight(chosen, memory)}"
+    then = f"{in_words(chosen.peak)}, batch {chosen.largest_batch(memory)}{_tight(chosen.peak, memory)}"
     needed = f"The smallest change here that makes it fit is {_needs(chosen)}: {then}"
     return Verdict(False, f"{missing}{tokens}. {needed}.")
+
+
+def verdict_alone(now: int, converted: int | None, memory: int) -> Verdict:
+    """Of the bytes at the peak as it is and, where there is a conversion, after it; nothing else was run."""
+    card = in_words(memory)
+    if now <= memory:
+        return Verdict(True, f"fits {card}: a step needs {in_words(now)}{_tight(now, memory)}.")
+    words = f"does not fit {card}: a step needs {in_words(now)}, {in_words(now - memory)} more"
+    if converted is not None and converted <= memory:
+        words += f"; with OptiActs it needs {in_words(converted)} and fits{_tight(converted, memory)}"
+    elif converted is not None:
+        words += f"; with OptiActs {in_words(converted)}, {in_words(converted - memory)} more"
+    return Verdict(False, words + ".")
 
 
 def _needs(option: Option) -> str:
@@ -76,6 +89,6 @@ def _needs(option: Option) -> str:
     return words + (f", about {more:.0%} more time" if more > 0.005 else "")
 
 
-def _tight(option: Option, memory: int) -> str:
-    spare = memory - option.peak
+def _tight(peak: float, memory: int) -> str:
+    spare = memory - peak
     return f" (tight: {in_words(spare)} is left for what is not counted)" if spare < _TIGHT < memory / 4 else ""
