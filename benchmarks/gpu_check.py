@@ -48,10 +48,13 @@ def main() -> int:
     sys.path.append(str(Path(__file__).parents[1]))  # for benchmarks.norm_accuracy
     device = torch.device("cpu") if arguments.dry else torch.device("cuda", torch.cuda.current_device())
     if arguments.dry:
+        import gpu_interpreter
+
         from optiacts import backends
         from optiacts.backends import eager
         from optiacts.backends import triton as triton_backend
 
+        gpu_interpreter.remember_builtins()
         backends.select = lambda x, curve: triton_backend if x.dtype in triton_backend.dtypes else eager
 
     output = arguments.output or (None if arguments.dry else RESULTS)

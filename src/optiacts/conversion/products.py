@@ -36,6 +36,8 @@ def find_products(scope: Scope, sites: Sites, model: Model) -> None:
         if fused.args and any(callee is functional.glu for callee in scope.objects(fused.func)):
             at = position(fused)
             sites.products[at] = Product(at, Site(at, "sigmoid", alone=False), "glu")
+    if not sites.acts:
+        return
     for node in ast.walk(scope.node):
         if isinstance(node, ast.expr) and any(_within(position(node), at) for at in written):
             continue  # x * sigmoid(x) is an activation, and no product with one
@@ -107,6 +109,8 @@ def waiting_in(scope: Scope, sources: Mapping[Position, Any]) -> Waiting:
     else before it is bound again. What the key tells is the use: the name, and where it stands.
     """
     found: Waiting = {}
+    if not sources:
+        return found
     if any(isinstance(n, ast.Name) and n.id in ("locals", "vars", "eval", "exec") for n in ast.walk(scope.node)):
         return found
     declared = {

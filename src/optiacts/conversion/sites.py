@@ -333,13 +333,15 @@ def _one_variable(scope: Scope, node: ast.expr, squared: bool) -> tuple[str, dic
     More than once, for what computes from it once is a call; or its ReLU ``squared``. The numbers are parameters of
     the function, with their default values.
     """
+    nodes = list(ast.walk(node))
+    words = [n.id for n in nodes if isinstance(n, ast.Name)]
+    if not squared and _CURVED.isdisjoint([*words, *(n.attr for n in nodes if isinstance(n, ast.Attribute))]):
+        return "", {}
     bound = scope.bound | {_OPERAND}
-    names = [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and n.id in bound]
+    names = [name for name in words if name in bound]
     numbers = {name: value for name, value in _number_parameters(scope).items() if name in names}
     variables = set(names) - {scope.context.self_name} - numbers.keys()
-    words = {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
-    words |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-    if len(variables) != 1 or not (words & _CURVED or squared):
+    if len(variables) != 1:
         return "", {}
     (variable,) = variables
     return (variable if names.count(variable) > 1 or squared else ""), numbers
