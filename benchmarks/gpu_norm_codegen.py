@@ -71,7 +71,7 @@ def _type_of(name: str, dtype: torch.dtype) -> str:
 def all_figures(targets: list[str]) -> Iterator[dict[str, Any]]:
     cases = list(itertools.product(KERNELS, NORMS, DTYPES, WIDTHS))
     for target in targets:
-        compiled = [compile_kernel(*case, target) for case in cases]
+        compiled = [compile_kernel(kernel, name, dtype, width, target) for kernel, name, dtype, width in cases]
         for (kernel, name, dtype, columns), measured in zip(cases, inspect(compiled, target), strict=True):
             what = {"kernel": kernel, "norm": name, "dtype": str(dtype)[6:], "columns": columns, "target": target}
             yield what | measured | {"triton": triton.__version__}
