@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import triton
-from gpu_codegen import POINTERS, TARGETS, _inspect_cuda, _inspect_hip
+from gpu_codegen import POINTERS, TARGETS, inspect
 from triton.compiler import ASTSource
 
 from optiacts import curves
@@ -32,8 +32,8 @@ CHANNELS, POSITIONS, COLUMNS = 128, 1024, 768
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def figures(name: str, layout: str, curve: str, dtype: torch.dtype, target: str) -> dict[str, Any]:
-    """The figures of one pass over a tensor without rescued channels."""
+def compile_pass(name: str, layout: str, curve: str, dtype: torch.dtype, target: str) -> tuple[Any, float]:
+    """One pass over a tensor without rescued channels, and the elements that a thread has of a tile."""
     constants = chain_launch.curve_constants(curve, dtype, TARGETS[target].backend) | {"CENTERED": True}
     absent = {"mean_pointer", "slot_pointer", "rescued_pointer"}
     if not curves.get(curve).decoder.side_bits:
@@ -57,12 +57,7 @@ def figures(name: str, layout: str, curve: str, dtype: torch.dtype, target: str)
         constexprs={(names.index(n),): value for n, value in constants.items()},
         attrs={(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n not in {*constants, "per_element"}},
     )
-    compiled = triton.compile(source, target=TARGETS[target], options=options)
-    inspect = _inspect_cuda if TARGETS[target].backend == "cuda" else _inspect_hip
-    measured = inspect(compiled)
-    per_element = round(measured.pop("instructions") / elements, 1)
-    what = {"pass": name, "layout": layout, "curve": curve, "dtype": str(dtype)[6:], "target": target}
-    return what | {"instructions_per_element": per_element} | measured | {"triton": triton.__version__}
+    return triton.compile(source, target=TARGETS[target], options=options), elements
 
 
 def _type_of(name: str, dtype: torch.dtype) -> str:
@@ -74,10 +69,15 @@ def _type_of(name: str, dtype: torch.dtype) -> str:
 
 
 def all_figures(targets: list[str], dtypes: list[torch.dtype], told: list[str]) -> Iterator[dict[str, Any]]:
-    for curve, dtype, target in itertools.product(told, dtypes, targets):
-        for name, layout in itertools.product(PASSES, LAYOUTS):
-            yield figures(name, layout, curve, dtype, target)
-        yield figures("rows", "channels last", curve, dtype, target)
+    passes = [*itertools.product(PASSES, LAYOUTS), ("rows", "channels last")]
+    for target in targets:
+        cases = [(*which, curve, dtype) for curve, dtype, which in itertools.product(told, dtypes, passes)]
+        compiled, elements = zip(*(compile_pass(*case, target) for case in cases), strict=True)
+        for case, each, measured in zip(cases, elements, inspect(list(compiled), target), strict=True):
+            name, layout, curve, dtype = case
+            per_element = round(measured.pop("instructions") / each, 1)
+            what = {"pass": name, "layout": layout, "curve": curve, "dtype": str(dtype)[6:], "target": target}
+            yield what | {"instructions_per_element": per_element} | measured | {"triton": triton.__version__}
 
 
 def main() -> int:

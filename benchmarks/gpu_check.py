@@ -49,9 +49,13 @@ def main() -> int:
     sys.path += [str(root), str(root / "tools")]  # for benchmarks.norm_accuracy and report_calibration
     device = torch.device("cpu") if arguments.dry else torch.device("cuda", torch.cuda.current_device())
     if arguments.dry:
+        import gpu_interpreter
+
         from optiacts import backends
         from optiacts.backends import eager
         from optiacts.backends import triton as triton_backend
+
+        gpu_interpreter.remember_builtins()
 
         def interpreted(x: torch.Tensor, curve: Any, scaled: bool = False) -> Any:
             return triton_backend if x.dtype in triton_backend.dtypes else eager

@@ -13,8 +13,11 @@ forward that only odd inputs take count in full.
 from __future__ import annotations
 
 import argparse
+import bisect
+import itertools
 import json
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -97,11 +100,8 @@ def _type_of(name: str, dtype: torch.dtype) -> str:
     return "*u8" if name == "bits_pointer" else POINTERS[dtype]
 
 
-def figures(kernel: str, curve: str, dtype: torch.dtype, target: str, variant: str = "words") -> Figures:
-    """The figures of one kernel."""
-    compiled = compile_kernel(kernel, curve, dtype, target, variant)
-    inspect = _inspect_cuda if TARGETS[target].backend == "cuda" else _inspect_hip
-    measured = inspect(compiled)
+def figures(kernel: str, curve: str, dtype: torch.dtype, variant: str, target: str, measured: Figures) -> Figures:
+    """The figures of one kernel, from what was found in its code."""
     tiling = _tile(kernel, dtype, variant)
     threads = tiling["num_warps"] * TARGETS[target].warp_size
     instructions = measured.pop("instructions")
@@ -117,15 +117,48 @@ def figures(kernel: str, curve: str, dtype: torch.dtype, target: str, variant: s
     }
 
 
-def _inspect_cuda(compiled: Any) -> Figures:
-    binaries = Path(triton.__file__).parent / "backends/nvidia/bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(compiled.asm["cubin"])
-        cubin.flush()
-        sass = _output(str(binaries / "nvdisasm"), "-c", cubin.name)
-        usage = _output(str(binaries / "cuobjdump"), "-res-usage", cubin.name)
-    operations = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass, re.MULTILINE)
-    operations = [operation for operation in operations if operation != "NOP"]
+def inspect(compiled: list[Any], target: str) -> list[Figures]:
+    """What stands in the code of each of these kernels of one target."""
+    if TARGETS[target].backend == "hip":
+        return [_inspect_hip(kernel) for kernel in compiled]
+    cubins = [kernel.asm["cubin"] for kernel in compiled]
+    return [_inspect_cuda(*found) for found in zip(cubins, _disassembled(cubins, target), strict=True)]
+
+
+BINARIES = Path(triton.__file__).parent / "backends/nvidia/bin"
+
+
+def _disassembled(cubins: list[bytes], target: str) -> list[list[str]]:
+    """The operations of each kernel. One call for them all, since nvdisasm takes half a second to start."""
+    codes = [_code(cubin) for cubin in cubins]
+    with tempfile.NamedTemporaryFile(suffix=".bin") as file:
+        file.write(b"".join(codes))
+        file.flush()
+        sass = _output(str(BINARIES / "nvdisasm"), "--binary", target.replace("sm_", "SM"), file.name)
+    lines = re.findall(r"^\s+/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass, re.MULTILINE)
+    ends = list(itertools.accumulate(map(len, codes)))
+    operations: list[list[str]] = [[] for _ in codes]
+    for address, operation in lines:
+        if operation != "NOP":
+            operations[bisect.bisect(ends, int(address, 16))].append(operation)
+    return operations
+
+
+def _code(cubin: bytes) -> bytes:
+    """The one section of an ELF file that holds instructions."""
+    (headers,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count = struct.unpack_from("<HH", cubin, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, headers + size * i) for i in range(count)]
+    executable = 4
+    (code,) = (cubin[start : start + length] for _, _, flags, _, start, length in sections if flags & executable)
+    return code
+
+
+def _inspect_cuda(cubin: bytes, operations: list[str]) -> Figures:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = _output(str(BINARIES / "cuobjdump"), "-res-usage", file.name)
     return {
         "instructions": len(operations),
         "registers": int(_found(r"REG:(\d+)", usage)),
@@ -176,14 +209,21 @@ def _found(pattern: str, text: str) -> str:
 def all_figures(targets: list[str], dtypes: list[torch.dtype]) -> Iterator[Figures]:
     """Every kernel, dtype and target for all curves or those of ``CURVES_OF``; the odd variants once."""
     for target in targets:
-        for kernel in KERNELS:
-            for curve in CURVES_OF.get(kernel, list(unimodal())):
-                for dtype in dtypes:
-                    yield figures(kernel, curve, dtype, target)
-            for variant in ("bytes", "padded"):
-                yield figures(kernel, "gelu", dtypes[0], target, variant)
-        for kernel, curve in CLOSED_FORMS:
-            yield figures(kernel, curve, dtypes[0], target)
+        cases = list(_cases(dtypes))
+        compiled = [compile_kernel(kernel, curve, dtype, target, variant) for kernel, curve, dtype, variant in cases]
+        for case, measured in zip(cases, inspect(compiled, target), strict=True):
+            yield figures(*case, target, measured)
+
+
+def _cases(dtypes: list[torch.dtype]) -> Iterator[tuple[str, str, torch.dtype, str]]:
+    for kernel in KERNELS:
+        for curve in CURVES_OF.get(kernel, list(unimodal())):
+            for dtype in dtypes:
+                yield kernel, curve, dtype, "words"
+        for variant in ("bytes", "padded"):
+            yield kernel, "gelu", dtypes[0], variant
+    for kernel, curve in CLOSED_FORMS:
+        yield kernel, curve, dtypes[0], "words"
 
 
 def table(lines: list[Figures]) -> str:

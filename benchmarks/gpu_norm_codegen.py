@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import triton
-from gpu_codegen import POINTERS, TARGETS, _inspect_cuda, _inspect_hip
+from gpu_codegen import POINTERS, TARGETS, inspect
 from triton.compiler import ASTSource
 
 from optiacts.backends.triton import norm_launch
@@ -34,8 +34,8 @@ WIDTHS = (128, 768, 4096)
 DTYPES = (torch.bfloat16, torch.float32)
 
 
-def figures(kernel: str, name: str, dtype: torch.dtype, columns: int, target: str) -> dict[str, Any]:
-    """The figures of one kernel, of a norm in output mode."""
+def compile_kernel(kernel: str, name: str, dtype: torch.dtype, columns: int, target: str) -> Any:
+    """One kernel, of a norm in output mode."""
     norm, biased = NORMS[name]
     bits = norm.remainder and dtype.itemsize == 2
     if kernel == "statistics":
@@ -57,10 +57,7 @@ def figures(kernel: str, name: str, dtype: torch.dtype, columns: int, target: st
         constexprs={(names.index(n),): value for n, value in constants.items()},
         attrs={(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n not in constants and n != "eps"},
     )
-    compiled = triton.compile(source, target=TARGETS[target], options={"num_warps": warps})
-    inspect = _inspect_cuda if TARGETS[target].backend == "cuda" else _inspect_hip
-    what = {"kernel": kernel, "norm": name, "dtype": str(dtype)[6:], "columns": columns, "target": target}
-    return what | inspect(compiled) | {"triton": triton.__version__}
+    return triton.compile(source, target=TARGETS[target], options={"num_warps": warps})
 
 
 def _type_of(name: str, dtype: torch.dtype) -> str:
@@ -72,8 +69,12 @@ def _type_of(name: str, dtype: torch.dtype) -> str:
 
 
 def all_figures(targets: list[str]) -> Iterator[dict[str, Any]]:
-    for case in itertools.product(KERNELS, NORMS, DTYPES, WIDTHS, targets):
-        yield figures(*case)
+    cases = list(itertools.product(KERNELS, NORMS, DTYPES, WIDTHS))
+    for target in targets:
+        compiled = [compile_kernel(kernel, name, dtype, width, target) for kernel, name, dtype, width in cases]
+        for (kernel, name, dtype, columns), measured in zip(cases, inspect(compiled, target), strict=True):
+            what = {"kernel": kernel, "norm": name, "dtype": str(dtype)[6:], "columns": columns, "target": target}
+            yield what | measured | {"triton": triton.__version__}
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ from optiacts.ops import norm_channels
 # Two test processes share the machine, and so do the processes that they start. Tests of threading ask for more.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of further processes, each with its own imports
 
 
 # The same examples on every run; `--hypothesis-profile default` looks for new ones.

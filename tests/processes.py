@@ -11,13 +11,20 @@ import torch.distributed as dist
 WORLD = 2
 
 
+# Forked off a server that has imported what takes seconds, and has called nothing.
+FORKED = torch.multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(
+    ["optiacts", "pytest", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"]
+)
+
+
 def two_processes(check: Callable[[int], None]) -> None:
     """Runs ``check(rank)`` in both; what it raises comes out here."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    done = torch.multiprocessing.get_context("spawn").Barrier(WORLD)
-    torch.multiprocessing.spawn(_run, args=(port, check, done), nprocs=WORLD)
+    done = FORKED.Barrier(WORLD)
+    torch.multiprocessing.start_processes(_run, (port, check, done), nprocs=WORLD, start_method="forkserver")
 
 
 def _run(rank: int, port: int, check: Callable[[int], None], done: Any) -> None:

@@ -36,7 +36,9 @@ def find_products(scope: Scope, sites: Sites, model: Model) -> None:
         if fused.args and any(callee is functional.glu for callee in scope.objects(fused.func)):
             at = position(fused)
             sites.products[at] = Product(at, Site(at, "sigmoid", alone=False), "glu")
-    for node in ast.walk(scope.node) if sites.acts else ():
+    if not sites.acts:
+        return
+    for node in ast.walk(scope.node):
         if isinstance(node, ast.expr) and any(_within(position(node), at) for at in written):
             continue  # x * sigmoid(x) is an activation, and no product with one
         for factor, up, form in _factors(scope, node):
@@ -107,9 +109,9 @@ def waiting_in(scope: Scope, sources: Mapping[Position, Any]) -> Waiting:
     else before it is bound again. What the key tells is the use: the name, and where it stands.
     """
     found: Waiting = {}
-    if not sources or any(
-        isinstance(n, ast.Name) and n.id in ("locals", "vars", "eval", "exec") for n in ast.walk(scope.node)
-    ):
+    if not sources:
+        return found
+    if any(isinstance(n, ast.Name) and n.id in ("locals", "vars", "eval", "exec") for n in ast.walk(scope.node)):
         return found
     declared = {
         name for n in ast.walk(scope.node) if isinstance(n, (ast.Global, ast.Nonlocal)) for name in n.names

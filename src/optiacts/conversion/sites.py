@@ -333,12 +333,12 @@ def _one_variable(scope: Scope, node: ast.expr, squared: bool) -> tuple[str, dic
     More than once, for what computes from it once is a call; or its ReLU ``squared``. The numbers are parameters of
     the function, with their default values.
     """
-    named = [n.id for n in ast.walk(node) if isinstance(n, ast.Name)]
-    words = {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)} | set(named)
-    if not (words & _CURVED or squared):
+    nodes = list(ast.walk(node))
+    words = [n.id for n in nodes if isinstance(n, ast.Name)]
+    if not squared and _CURVED.isdisjoint([*words, *(n.attr for n in nodes if isinstance(n, ast.Attribute))]):
         return "", {}
     bound = scope.bound | {_OPERAND}
-    names = [name for name in named if name in bound]
+    names = [name for name in words if name in bound]
     numbers = {name: value for name, value in _number_parameters(scope).items() if name in names}
     variables = set(names) - {scope.context.self_name} - numbers.keys()
     if len(variables) != 1:
