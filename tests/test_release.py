@@ -72,9 +72,13 @@ FOUND = """<testsuites><testsuite>
 
 def test_the_matrix_counts_what_pytest_found(tmp_path: Path) -> None:
     (tmp_path / "tests.xml").write_text(FOUND)
-    row = matrix._row(tmp_path / "tests.xml")
+    row = matrix._row([tmp_path / "tests.xml"])
     assert [row[key] for key in ("passed", "failed", "skipped")] == ["1", "2", "1"]
     assert row["which failed"] == "test_a::test_x[silu] test_b::test_z"
+    again = '<testsuite><testcase classname="tests.test_b" name="test_z"/></testsuite>'
+    (tmp_path / "again.xml").write_text(again)
+    row = matrix._row([tmp_path / "tests.xml", tmp_path / "again.xml"])
+    assert [row[key] for key in ("passed", "failed", "skipped")] == ["2", "1", "1"]
 
 
 def test_gpu_check_puts_the_cases_of_a_function_together(tmp_path: Path) -> None:

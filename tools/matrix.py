@@ -1,6 +1,7 @@
 """Writes the row of docs/matrix.md of the Python and the PyTorch that run it; `make matrix` calls it.
 
-python tools/matrix.py tests.xml      what pytest found (--junit-xml); exit status 1 if a test failed
+python tools/matrix.py tests.xml ...    what pytest found (--junit-xml), of a test that was run again the last time;
+                                        exit status 1 if a test failed
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ A Python that was not at hand has no row.
 
 
 def main() -> int:
-    row = _row(Path(sys.argv[1]))
+    row = _row([Path(name) for name in sys.argv[1:]])
     rows = list(csv.DictReader(DATA.open(newline=""))) if DATA.exists() else []
     rows = [other for other in rows if _pair(other) != _pair(row)] + [row]
     rows.sort(key=_pair)
@@ -47,8 +48,9 @@ def main() -> int:
     return int(row["failed"] != "0")
 
 
-def _row(tests: Path) -> Row:
-    cases = list(ElementTree.parse(tests).iter("testcase"))
+def _row(found: list[Path]) -> Row:
+    last = {_name(case): case for path in found for case in ElementTree.parse(path).iter("testcase")}
+    cases = last.values()
     failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
     skipped = sum(case.find("skipped") is not None for case in cases)
     return {
@@ -64,6 +66,10 @@ def _row(tests: Path) -> Row:
         ),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _name(case: ElementTree.Element) -> str:
+    return f"{case.attrib['classname'].rpartition('.')[2]}::{case.attrib['name']}"
 
 
 def _version(name: str) -> str:
