@@ -29,7 +29,7 @@ HEAD = """# Versions
 Written by `make matrix` (noxfile.py, tools/matrix.py); do not edit. The core tests (forward, functions, gradients,
 saved bytes, gated products, `torch.func`, `torch.compile`, `torch.export`, the facts in `src/optiacts/_torch.py`) on
 the oldest PyTorch that is promised, the one that `make test` uses, and the newest, each with one and the same wheel.
-A Python that was not at hand has no row.
+A pair that has no row has not been run.
 
 """
 
