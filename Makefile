@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test zoo models floor lint fit bench frontier training gpu-check docs-figures report-calibration native asan clean
+.PHONY: demo test zoo models matrix dist lint fit bench frontier training gpu-check docs-figures report-calibration native asan clean
 
 # One to two minutes on two cores once everything is installed.
 demo: $(VENV)/.installed
@@ -11,6 +11,7 @@ demo: $(VENV)/.installed
 
 test: lint
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/gpu -n 2
 
 # Every model of the zoo: saved bytes and what was converted against docs/models.md, and the behaviour. Minutes.
 zoo: $(VENV)/.installed
@@ -21,16 +22,23 @@ zoo: $(VENV)/.installed
 models: $(VENV)/.installed
 	$(BIN)/python tools/model_table.py
 
-# The core tests on the oldest PyTorch that pyproject.toml promises.
-FLOOR := .venv-floor
-FLOOR_TESTS := everywhere first_use forward functional gated_autograd gradients memory ops torch_facts transforms
-floor: $(FLOOR)/.installed
-	$(FLOOR)/bin/python -m pytest $(FLOOR_TESTS:%=tests/test_%.py)
+# The core tests on every Python and PyTorch that is promised and can be had; writes docs/matrix.md. It takes hours, and
+# 7 GB at a time: PyTorch's GPU wheels.
+TOOLS := build/tools
+matrix: $(TOOLS)/.installed
+	$(TOOLS)/bin/nox --session core
 
-$(FLOOR)/.installed: pyproject.toml $(wildcard csrc/*)
-	$(PYTHON) -m venv $(FLOOR)
-	$(FLOOR)/bin/pip install --quiet --editable . torch==2.8.0 \
-		expecttest hypothesis mpmath numpy pytest pytest-timeout pytest-xdist
+# What a release uploads, but for the wheels with kernels, which cibuildwheel builds: see docs/releasing.md.
+dist: $(TOOLS)/.installed
+	rm -rf dist
+	$(TOOLS)/bin/python -m build --outdir dist
+	$(TOOLS)/bin/python -m build --outdir dist --wheel --config-setting wheel.cmake=false
+	$(TOOLS)/bin/twine check --strict dist/*
+	$(TOOLS)/bin/python tools/check_dist.py dist
+
+$(TOOLS)/.installed: constraints.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet --constraint constraints.txt build nox twine
 	touch $@
 
 lint: $(VENV)/.installed
@@ -43,9 +51,14 @@ lint: $(VENV)/.installed
 fit: $(VENV)/.installed
 	$(BIN)/python tools/fit.py $(if $(ONLY),--only $(ONLY))
 
-# On a machine with a GPU, with the torch and triton that are there: nothing is installed.
+# On a machine with a GPU, with the torch and triton that are there. Where there is no pytest, one is laid beside them; on
+# a machine without a network take build/pytest along, which `make build/pytest` fills anywhere.
 gpu-check:
-	PYTHONPATH=src $(PYTHON) benchmarks/gpu_check.py
+	@$(PYTHON) -c "import pytest" 2>/dev/null || $(MAKE) build/pytest || echo "no pytest can be had"
+	PYTHONPATH=src:build/pytest $(PYTHON) benchmarks/gpu_check.py
+
+build/pytest:
+	$(PYTHON) -m pip install --quiet --target $@ pytest
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
@@ -86,7 +99,7 @@ asan: $(VENV)/.installed
 	-k "not no_instruction_beyond and not without_a_library"
 
 clean:
-	rm -rf $(VENV) $(FLOOR) build out src/optiacts/_native.so
+	rm -rf $(VENV) .nox build dist out src/optiacts/_native.so
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)

@@ -1,30 +1,37 @@
-"""Everything that only a GPU can show about the Triton backend, in one command: first whether it is right, then
-how fast it is.
+"""Everything that only a GPU can show about the Triton backend, in one command: first whether it is right (the tests
+in tests/gpu), then how fast it is.
 
     make gpu-check                            or: PYTHONPATH=src python benchmarks/gpu_check.py
     ... --checks                              correctness alone
-    ... --only gated streams                  these checks and figures alone
+    ... --only gated streams                  these tests (as with pytest's -k) and figures alone
     ... --sweep                               also other tile sizes
     ... --dry                                 on a CPU, with Triton's interpreter and tiny sizes
 
-Needs torch, triton and a GPU; the figures of `models` also what optiacts[report] needs, and 80 GB of GPU memory.
-Writes benchmarks/results/gpu_check_<device>.json and .md (a dry run only with --output) and exits with 1 if a check
+Needs torch, triton, pytest and a GPU; the figures of `models` also what optiacts[report] needs, and 80 GB of GPU
+memory. Without pytest only the figures are taken, and the check has failed.
+Writes benchmarks/results/gpu_check_<device>.json and .md (a dry run only with --output) and exits with 1 if a test
 failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
+import subprocess
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 Report = dict[str, Any]
 
@@ -45,8 +52,7 @@ def main() -> int:
     if not arguments.dry and not torch.cuda.is_available():
         print("no GPU here: PyTorch finds none. --dry runs the same code on a CPU.", file=sys.stderr)
         return 2
-    root = Path(__file__).parents[1]
-    sys.path += [str(root), str(root / "tools")]  # for benchmarks.norm_accuracy and report_calibration
+    sys.path += [str(ROOT), str(ROOT / "tools")]  # for benchmarks.norm_accuracy and report_calibration
     device = torch.device("cpu") if arguments.dry else torch.device("cuda", torch.cuda.current_device())
     if arguments.dry:
         import gpu_interpreter
@@ -76,17 +82,15 @@ def main() -> int:
 
 
 def _parts(device: Any, arguments: argparse.Namespace) -> Iterator[tuple[str, str, Any]]:
-    """Every check and figure that is wanted: its part of the report, its name, what was found."""
-    import gpu_correctness
+    """Every test and figure that is wanted: its part of the report, its name, what was found."""
     import gpu_models
     import gpu_peaks
     import gpu_speed
 
     from benchmarks.frontier.gpu import frontier
 
-    for check in gpu_correctness.CHECKS:
-        if not arguments.only or check.__name__ in arguments.only:
-            yield "checks", check.__name__, _checked(check, device, arguments.dry)
+    for name, found in _checked(arguments.only, arguments.dry).items():
+        yield "checks", name, found
     if arguments.checks:
         return
     figures = (
@@ -108,21 +112,53 @@ def _parts(device: Any, arguments: argparse.Namespace) -> Iterator[tuple[str, st
             yield "figures", name, _measured(figure, device, arguments.dry)
 
 
-def _checked(check: Callable[[Any, bool], Report], device: Any, dry: bool) -> Report:
-    import gpu_correctness
-    import torch
+def _checked(only: list[str] | None, dry: bool) -> dict[str, Report]:
+    """What the tests of tests/gpu found, in a process that gives its memory back; by function, cases together."""
+    if importlib.util.find_spec("pytest") is None:
+        print(f"THE TESTS DID NOT RUN: {sys.executable} has no pytest. See docs/gpu.md.", file=sys.stderr)
+        return {"pytest": {"status": "failed", "cases": {}, "found": "not installed: no test ran"}}
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "tests.xml"
+        command = [sys.executable, "-m", "pytest", str(ROOT / "tests/gpu"), f"--junit-xml={found}"]
+        command += ["-k", " or ".join(only)] if only else []
+        hidden = {"CUDA_VISIBLE_DEVICES": ""} if dry else {}
+        run = subprocess.run(command, cwd=ROOT, env=os.environ | hidden, stdout=sys.stderr, check=False)
+        if run.returncode not in (0, 1, 5):  # passed, failed, nothing of this name
+            return {"pytest": {"status": "failed", "cases": {}, "found": f"exit status {run.returncode}"}}
+        return _by_function(ElementTree.parse(found).iter("testcase"))
 
-    torch.manual_seed(0)  # a check that fails can be run again
-    start = time.perf_counter()
+
+def _by_function(cases: Iterable[ElementTree.Element]) -> dict[str, Report]:
+    statuses: dict[str, Counter[str]] = {}
+    found: dict[str, Report] = {}
+    for case in cases:
+        function, _, parameters = case.attrib["name"].partition("[")
+        name = (
+            f"{case.attrib['classname'].rpartition('.')[2].removeprefix('test_')}: {function.removeprefix('test_')}"
+        )
+        told = {kind: case.find(kind) for kind in ("error", "failure", "skipped")}
+        kind = next((kind for kind, element in told.items() if element is not None), "passed")
+        statuses.setdefault(name, Counter())["failed" if kind in ("error", "failure") else kind] += 1
+        measured = {p.attrib["name"]: _number(p.attrib["value"]) for p in case.iter("property")}
+        if (element := told.get(kind)) is not None:
+            measured[kind] = element.attrib.get("message", "").partition("\n")[0]
+        if measured:
+            found.setdefault(name, {})[parameters.rstrip("]")] = measured
+    return {
+        name: {
+            "status": next(status for status in ("failed", "passed", "skipped") if count[status]),
+            "cases": dict(count),
+            "found": found.get(name, {}),
+        }
+        for name, count in statuses.items()
+    }
+
+
+def _number(text: str) -> float | str:
     try:
-        found: Any = check(device, dry)
-        status = "skipped" if "skipped" in found else "passed"
-    except gpu_correctness.BrokenPromiseError as failure:
-        status, found = "failed", failure.args[0]
-    except Exception:  # any other fault is a failure as well, and the remaining checks are worth running
-        status, found = "failed", traceback.format_exc()
-    print(f"{status:8} {check.__name__} ({time.perf_counter() - start:.1f} s)", file=sys.stderr, flush=True)
-    return {"status": status, "found": found}
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _measured(figure: Callable[[Any, bool], Any], device: Any, dry: bool) -> list[Report]:
@@ -162,10 +198,11 @@ def markdown(report: Report) -> str:
     """The report as tables."""
     machine = report["machine"]
     lines = [f"# {machine['device']}", "", ", ".join(f"{key} {value}" for key, value in machine.items() if value), ""]
-    lines += ["| check | status | found |", "|---|---|---|"]
+    lines += ["| tests | cases | found |", "|---|---|---|"]
     for name, check in report["checks"].items():
         found = check["found"] if isinstance(check["found"], str) else json.dumps(_rounded(check["found"]))
-        lines.append(f"| {name} | {check['status']} | {found.replace(chr(10), ' ').replace('|', '/')} |")
+        count = ", ".join(f"{number} {status}" for status, number in check["cases"].items())
+        lines.append(f"| {name} | {count} | {found.replace(chr(10), ' ').replace('|', '/')} |")
     for title, rows in report.get("figures", {}).items():
         if rows:
             lines += ["", f"## {title.replace('_', ' ')}", "", "| " + " | ".join(rows[0]) + " |"]

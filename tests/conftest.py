@@ -32,7 +32,6 @@ LONGEST_FIRST = (
     "test_report.py",
     "test_demo.py",
     "test_distributed.py",
-    "test_triton_interpreted.py",
     "test_gated_autograd.py",
     "test_convert_models.py",
     "test_report_peak.py",

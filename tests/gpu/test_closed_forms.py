@@ -4,56 +4,58 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from torch import Tensor
 
 from optiacts.accuracy import errors_against_floors
 from optiacts.backends import eager
 from optiacts.backends import triton as backend
+from optiacts.backends.triton import launch
 from optiacts.curves import ClosedForm, Curve, every_name, get
 from optiacts.decoders.table import every_value, normal_mass, told
 
-from .common import DTYPES, SIXTEEN_BIT, BrokenPromiseError, Report, same_output
+from .common import DEVICE, DTYPES, INTERPRETED, SIXTEEN_BIT, Record, named, same_output
 
 GPU_SLACK = 1.3  # on the RMS floor of the 16-bit decode
 ROUNDING = 0.212  # the RMS of a rounding in units of eps and of the number, over mantissas as products have them
 GATES = ("relu", "sigmoid", "tanh")  # of which PyTorch keeps the output, so that they are no activations of ours
 
-
-def closed_forms(device: torch.device, dry: bool) -> Report:
-    """The decode of those without a backward of PyTorch's; gated products of all."""
-    report: Report = {}
-    served = [curve for curve in map(get, (*every_name(), *GATES)) if isinstance(curve.decoder, ClosedForm)]
-    for number, curve in enumerate(c for c in served if backend.serves(c, torch.float32)):
-        decodes = isinstance(curve.decoder, ClosedForm) and curve.decoder.backward is None
-        for dtype in SIXTEEN_BIT if decodes else ():
-            report[f"{curve.name} {dtype}"] = _decoded(curve, dtype, device)
-        # in a dry run each in one dtype
-        for dtype in (DTYPES[number % len(DTYPES) :][:1] if dry else DTYPES) if curve.gates else ():
-            _gated(curve, dtype, device)
-    if not all(ratio <= GPU_SLACK for ratio in report.values()):
-        raise BrokenPromiseError(report)
-    return report
+SERVED = [
+    curve
+    for curve in map(get, (*every_name(), *GATES))
+    if isinstance(curve.decoder, ClosedForm) and backend.serves(curve, torch.float32)
+]
+DECODED = [curve for curve in SERVED if isinstance(curve.decoder, ClosedForm) and curve.decoder.backward is None]
+GATED = [
+    (curve, dtype)
+    for number, curve in enumerate(SERVED)
+    if curve.gates
+    for dtype in (DTYPES[number % len(DTYPES) :][:1] if INTERPRETED else DTYPES)  # in the interpreter each in one
+]
 
 
-def _decoded(curve: Curve, dtype: torch.dtype, device: torch.device) -> float:
+@pytest.mark.parametrize("dtype", SIXTEEN_BIT, **named)
+@pytest.mark.parametrize("curve", DECODED, **named)
+def test_decode(curve: Curve, dtype: torch.dtype, record_property: Record) -> None:
     """The RMS error over the floor, each with the rounding that the gradient gets in any case."""
-    from optiacts.backends.triton import launch
-
-    x = told(curve, every_value(dtype)).to(device)
+    x = told(curve, every_value(dtype)).to(DEVICE)
     y, bits = backend.activation_forward(x, curve, ())
-    decoded = torch.empty(y.shape, dtype=torch.float32, device=device)
+    decoded = torch.empty(y.shape, dtype=torch.float32, device=DEVICE)
     launch.backward(torch.ones_like(y), y, bits, decoded, curve)
     errors = errors_against_floors(curve, x.cpu(), y.cpu(), decoded.cpu())
     near = x.cpu()[x.cpu().abs() < 100]
     slope, mass = curve.derivative(near.double(), torch), normal_mass(near)
     rounding = ROUNDING * torch.finfo(dtype).eps * float(((slope**2 * mass).sum() / mass.sum()).sqrt())
-    return math.hypot(errors.rms, rounding) / math.hypot(errors.rms_floor, rounding)
+    ratio = math.hypot(errors.rms, rounding) / math.hypot(errors.rms_floor, rounding)
+    record_property("rms", ratio)
+    assert ratio <= GPU_SLACK
 
 
-def _gated(curve: Curve, dtype: torch.dtype, device: torch.device) -> None:
+@pytest.mark.parametrize(("curve", "dtype"), GATED, **named)
+def test_gated(curve: Curve, dtype: torch.dtype) -> None:
     """Slot and bits to the bit, gradients within the rounding of the dtype."""
-    wide = (2 * torch.randn(48, 2 * 160, device=device)).to(dtype)
+    wide = (2 * torch.randn(48, 2 * 160, device=DEVICE)).to(dtype)
     wide[0, :8] = torch.tensor([0.0, -0.0, 6.0, -6.0, 0.5, -0.5, 1e-6, -20.0])
     wide[1, 160:168] = 0
     for label, (gate, up) in {
@@ -61,19 +63,17 @@ def _gated(curve: Curve, dtype: torch.dtype, device: torch.device) -> None:
         "odd halves": wide[:9, :262].contiguous().chunk(2, dim=-1),
         "bytes": (wide[:9, :40].contiguous(), wide[:9, 160:200].contiguous()),
     }.items():
-        what = f"{curve.name} {dtype} {label}"
         ours, theirs = backend.gated_forward(gate, up, curve), eager.gated_forward(gate, up, curve)
-        same = all(same_output(a, b, 4) for a, b in zip(ours[:2], theirs[:2], strict=True))
-        if not same or not torch.equal(ours[2], theirs[2]):
-            raise BrokenPromiseError(f"{what}: h, slot or bits")
-        grad = torch.randn(gate.shape, device=device).to(dtype)
+        for what, a, b in zip(("h", "slot"), ours, theirs, strict=False):
+            assert same_output(a, b, 4), (label, what)
+        assert torch.equal(ours[2], theirs[2]), label
+        grad = torch.randn(gate.shape, device=DEVICE).to(dtype)
         got, due = (_gradients(b, grad, saved, curve) for b, saved in ((backend, ours), (eager, theirs)))
-        for name, a, b in zip(("gate", "up"), got, due, strict=True):
+        for what, a, b in zip(("gate", "up"), got, due, strict=True):
             # the interpreter truncates to bfloat16; where the slope is steep, tables know the mean of an interval
             slack = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
             error = float((a.double() - b.double()).norm() / b.double().norm())
-            if not error <= slack:
-                raise BrokenPromiseError(f"{what}: gradient of {name} differs by {error:.1e}")
+            assert error <= slack, (label, what)
 
 
 def _gradients(module: object, grad: Tensor, saved: tuple[Tensor, ...], curve: Curve) -> list[Tensor]:

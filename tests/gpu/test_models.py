@@ -5,18 +5,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 import optiacts
 
-from .common import BrokenPromiseError, Report
+from .common import DEVICE, Record, named, needs_gpu
 
-_COMPILED_WORLDS = (
-    (("bfloat16", None), "default"),
-    (("bfloat16", None), "reduce-overhead"),
-    (("float32", torch.bfloat16), "default"),
+WORLDS = (
+    (torch.float32, None, None),
+    (torch.bfloat16, None, None),
+    (torch.float32, torch.bfloat16, None),
+    (torch.float32, torch.float16, None),
+    (torch.bfloat16, None, "default"),
+    (torch.bfloat16, None, "reduce-overhead"),
+    (torch.float32, torch.bfloat16, "default"),
 )
 
 
@@ -35,43 +40,35 @@ class Block(nn.Module):
         return x + self.down(functional.silu(self.gate(h)) * self.up(h))
 
 
-def conversion(device: torch.device, dry: bool) -> Report:
+@needs_gpu
+@pytest.mark.parametrize(("dtype", "autocast", "mode"), WORLDS, **named)
+def test_conversion(
+    dtype: torch.dtype, autocast: torch.dtype | None, mode: str | None, record_property: Record
+) -> None:
     """A converted model, alone, under autocast, compiled and replayed as a CUDA graph: its output is the same to the
     bit (compiled: nearly), its gradients are as good as PyTorch's, and it holds less."""
-    if dry:
-        return {"skipped": "needs a GPU"}
-    torch.manual_seed(0)
-    exact = Block().to(device).double()
-    x = torch.randn(4096, 256, device=device)
+    exact = Block().to(DEVICE).double()
+    x = torch.randn(4096, 256, device=DEVICE)
     _loss(exact(x.double())).backward()
     truth = torch.cat([p.grad.flatten() for p in exact.parameters() if p.grad is not None])
-    report: Report = {}
-    worlds = [("float32", None), ("bfloat16", None), ("float32", torch.bfloat16), ("float32", torch.float16)]
-    for (dtype, autocast), mode in [*((world, None) for world in worlds), *_COMPILED_WORLDS]:
-        label = f"{dtype}{f', autocast {autocast}' if autocast else ''}{f', compiled ({mode})' if mode else ''}"
-        found = {}
-        for who in ("torch", "optiacts"):
-            model = copy.deepcopy(exact).to(getattr(torch, dtype))
-            if who == "optiacts":
-                optiacts.convert(model)
-            torch.compiler.reset()
-            run = torch.compile(model, mode=mode, fullgraph=True) if mode else model
-            found[who] = _trained(run, model, x.to(getattr(torch, dtype)), autocast)
-        (y, grads, held), (our_y, our_grads, our_held) = found["torch"], found["optiacts"]
-        error, our_error = (float((g.double() - truth).norm() / truth.norm()) for g in (grads, our_grads))
-        report[label] = {
-            "equal": torch.equal(y, our_y),
-            "error": our_error,
-            "PyTorch's": error,
-            "held / PyTorch's": our_held / held if mode != "reduce-overhead" else None,  # graphs have their own pool
-        }
-        if (
-            not (torch.equal(y, our_y) if mode is None else torch.allclose(y, our_y, rtol=0.02, atol=0.02))
-            or our_error > 1.1 * error + 1e-6
-            or (mode != "reduce-overhead" and our_held > 0.9 * held)
-        ):
-            raise BrokenPromiseError(report)
-    return report
+    found = {}
+    for who in ("torch", "optiacts"):
+        model = copy.deepcopy(exact).to(dtype)
+        if who == "optiacts":
+            optiacts.convert(model)
+        torch.compiler.reset()
+        run = torch.compile(model, mode=mode, fullgraph=True) if mode else model
+        found[who] = _trained(run, model, x.to(dtype), autocast)
+    (y, grads, held), (our_y, our_grads, our_held) = found["torch"], found["optiacts"]
+    error, our_error = (float((g.double() - truth).norm() / truth.norm()) for g in (grads, our_grads))
+    record_property("equal", torch.equal(y, our_y))
+    record_property("error", our_error)
+    record_property("PyTorch's", error)
+    assert torch.equal(y, our_y) if mode is None else torch.allclose(y, our_y, rtol=0.02, atol=0.02)
+    assert our_error <= 1.1 * error + 1e-6
+    if mode != "reduce-overhead":  # graphs have their own pool
+        record_property("held / PyTorch's", our_held / held)
+        assert our_held <= 0.9 * held
 
 
 def _loss(y: Tensor) -> Tensor:
