@@ -20,7 +20,7 @@ import torch
 
 import optiacts
 from optiacts import backends, curves, ops
-from optiacts.backends import eager, native, native_library
+from optiacts.backends import eager, native, native_library, selection
 from optiacts.backends.native_constants import constants_of
 from optiacts.decoders import derivative_from_output
 from optiacts.decoders.lines import decode_in_lines
@@ -226,7 +226,7 @@ def test_an_unknown_level_is_refused():
 def test_without_a_library_eager_serves_and_doctor_says_why(monkeypatch):
     monkeypatch.setattr(native_library, "FILE", "_absent.so")
     native_library._load.cache_clear()
-    backends._select.cache_clear()
+    selection.forget()
     try:
         report = optiacts.doctor().devices[0]
         assert (report.device, report.backend) == ("cpu", "eager")
@@ -236,7 +236,7 @@ def test_without_a_library_eager_serves_and_doctor_says_why(monkeypatch):
             native_library.level()
     finally:
         native_library._load.cache_clear()
-        backends._select.cache_clear()
+        selection.forget()
 
 
 def test_one_openmp_runtime_in_the_process():

@@ -41,9 +41,10 @@ def activation(kernels: Any, curve: Curve, dtype: torch.dtype, device: torch.dev
         y, bits = kernels.activation_forward(x, curve, ())
         yield Claim(f"outputs of {shape}", same(y, expected_y))
         yield Claim(f"side bits of {shape}", (bits == expected_bits).all())
-        overwritten = x.clone()
+        overwritten, expected = x.clone(), x.clone()
         bits = kernels.activation_forward_(overwritten, curve, ())
-        yield Claim(f"outputs in place of {shape}", same(overwritten, expected_y))
+        eager.activation_forward_(expected, curve, ())
+        yield Claim(f"outputs in place of {shape}", same(overwritten, expected))
         yield Claim(f"side bits in place of {shape}", (bits == expected_bits).all())
         yield from _gradients(kernels, curve, x, expected_y, expected_bits, shape)
 
@@ -143,10 +144,11 @@ def _product_gradients(
 ) -> Iterator[Claim]:
     gate, up = factors
     exact, judged = slopes(curve, gate)
-    grad = drawn(gate, seed=5)
+    kind = saved[0][0].dtype  # kernels read by address: a forward that widens has wider gradients too
+    grad = drawn(gate, seed=5).to(kind)
     found = []
     for backend, kept in zip((kernels, eager), saved, strict=True):
-        into = torch.empty((*gate.shape[:-1], 2 * gate.shape[-1]), dtype=gate.dtype, device=gate.device)
+        into = torch.empty((*gate.shape[:-1], 2 * gate.shape[-1]), dtype=kind, device=gate.device)
         by_gate, by_up = into.chunk(2, dim=-1)
         backend.gated_backward(grad, *kept, curve, by_gate, by_up, scale)
         found.append((by_gate, by_up))
