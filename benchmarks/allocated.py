@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from optiacts.held.garbage import without_collection
+
 _FORWARD_ENDS = "the forward ends here"
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """What became garbage before is not taken for memory that the step gives back."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def on_cpu(forward: Callable[[], Tensor], rest: Callable[[Tensor], None]) -> tuple[int, int]:
     """Bytes on top of what was there before: after ``forward``, and the most at any moment of it and ``rest``."""
-    with _no_collection(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+    with without_collection(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         loss = forward()
         with record_function(_FORWARD_ENDS):
             pass
@@ -45,7 +33,7 @@ def on_cpu(forward: Callable[[], Tensor], rest: Callable[[Tensor], None]) -> tup
 
 def on_cuda(forward: Callable[[], Tensor], rest: Callable[[Tensor], None]) -> tuple[int, int]:
     """The same on the current CUDA device."""
-    with _no_collection():
+    with without_collection():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -52,6 +52,14 @@ mode_count: Callable[[], int] = _bound("_len_torch_dispatch_stack", lambda: 1)
 """How many dispatch modes (fake tensors, selective checkpointing) are entered and want to see every op."""
 
 
+class Onlooker(_python_dispatch.TorchDispatchMode):
+    """A dispatch mode under which nothing is compiled: PyTorch's guard against that costs as much as all it does."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
 class _Unlike:
     """Dispatch keys that are unlike any others, also themselves."""
 

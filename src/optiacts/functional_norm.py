@@ -159,8 +159,8 @@ def supports(
             and all(parameter is None or parameter.dtype is input.dtype for parameter in (weight, bias))
             and may_rely(kind, weight, bias, input.dtype)
         )
-    if not sharding.is_dtensor_type(type(input)) and not sharding.is_dtensor_type(type(weight)):
-        return not sharding.is_dtensor_type(type(bias))
+    if not any(sharding.is_dtensor_type(type(tensor)) for tensor in (input, weight, bias)):
+        return True
     channels = {1} if kind.channels_first else set(range(input.ndim - kind.dims, input.ndim))
     return sharding.supports_norm(channels, input, weight, bias)
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from optiacts._torch import Onlooker
 from optiacts.held.calls import Calls
 from optiacts.held.memory import local_tensors, storage_key
 
@@ -83,7 +83,7 @@ class Timeline:
         return all(a.op == b.op and a.phase == b.phase for a, b in zip(self.pieces, other.pieces, strict=True))
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(Onlooker):
     """Records a ``Timeline`` while it is entered; tensors that exist already are ``told`` to it.
 
     Storages are followed by weak references: one goes when nobody holds it any more, autograd included. It works on
@@ -115,10 +115,6 @@ class Recorder(TorchDispatchMode):
             for plain in local_tensors(tensor):
                 self._add(plain, what, "")
         self.timeline.given = len(self.timeline.pieces)
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here, and the guard against it costs as much as the rest
 
     @contextmanager
     def watching(self) -> Iterator[Recorder]:

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from optiacts._torch import is_wrapped_number, node_number, saved_in
+from optiacts._torch import Onlooker, is_wrapped_number, node_number, saved_in
 from optiacts.held import activations
 from optiacts.held.calls import Call, Calls, Where, describe
 from optiacts.held.memory import HeldTensor, SavedTensors, is_parameter, local_tensors, state_keys, storage_key
@@ -127,7 +126,7 @@ def read(calls: Calls, watch: Watch, output: Any, left_out: Any) -> Trace | None
     return Trace(storages, watch.activated, None)
 
 
-class Watch(TorchDispatchMode):
+class Watch(Onlooker):
     """Records the evaluations of activations, and the ops that take their outputs."""
 
     def __init__(self, calls: Calls) -> None:
@@ -135,10 +134,6 @@ class Watch(TorchDispatchMode):
         self._calls = calls
         self._by_output: dict[int, Activated] = {}
         self.activated: list[Activated] = []
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here, and the guard against it costs as much as the rest
 
     def __enter__(self) -> Watch:
         self._calls.left = self._left

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from optiacts import backends, curves
-from optiacts._torch import apply, forward_mode, run, transforms_active
+from optiacts._torch import apply, run, transforms_active
 from optiacts.decoders import branch, inverse
 from optiacts.layouts import Order, memory_order, permute, restore
 from optiacts.ops import library
@@ -29,7 +29,7 @@ from optiacts.packing import packed_shape
 
 def activation(input: Tensor, name: str) -> Tensor:
     """The activation with its output and side bits saved for backward."""
-    if library.is_plain(input) and not transforms_active() and not forward_mode():
+    if library.unseen(input):
         return apply(OptiActsPlainActivation, input, name)
     return run(OptiActsActivation if torch.compiler.is_compiling() else OptiActsDualActivation, input, name)[0]
 
@@ -195,10 +195,9 @@ class OptiActsPlainActivation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         y, bits = saved_tensors(ctx)
-        by = ctx.by
-        if ctx.state is not None or torch.is_grad_enabled() or not library.is_plain(grad):
-            return times_derivative(grad, y, bits, by), None
-        return _backward(grad, y, bits, by.name, by.order, by.scale), None  # as saved: nothing to check
+        if library.untouched(ctx, grad):
+            return _backward(grad, y, bits, ctx.by.name, ctx.by.order), None
+        return times_derivative(grad, y, bits, ctx.by), None
 
 
 class OptiActsInplaceActivation(torch.autograd.Function):

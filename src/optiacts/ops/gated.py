@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from optiacts import backends, curves, decoders
-from optiacts._torch import apply, forward_mode, run, transforms_active
+from optiacts._torch import apply, forward_mode, run
 from optiacts.layouts import Order, memory_order, permute, restore
 from optiacts.ops import library, sharding
 from optiacts.ops.functions import Decoding, decoding, differentiable
@@ -36,7 +36,7 @@ from optiacts.packing import packed_shape, unpack_planes
 
 def gated(gate: Tensor, up: Tensor, name: str) -> Tensor:
     """act(gate) * up, of two tensors of one shape and dtype."""
-    if library.is_plain(gate) and library.is_plain(up) and not transforms_active() and not forward_mode():
+    if library.unseen(gate, up):
         return apply(OptiActsPlainGated, gate, up, name)[0]
     function = OptiActsDualGated if forward_mode() else OptiActsGated
     return run(function, gate, up, name)[0]
@@ -44,7 +44,7 @@ def gated(gate: Tensor, up: Tensor, name: str) -> Tensor:
 
 def gated_fused(gate_up: Tensor, name: str) -> Tensor:
     """The same, of the halves of the last dimension of one tensor, which gets its gradient in one piece."""
-    if library.is_plain(gate_up) and not transforms_active() and not forward_mode():
+    if library.unseen(gate_up):
         return apply(OptiActsPlainGatedFused, gate_up, name)[0]
     function = OptiActsDualGatedFused if forward_mode() else OptiActsGatedFused
     return run(function, gate_up, name)[0]
@@ -276,10 +276,10 @@ class OptiActsPlainGated(torch.autograd.Function):
         by_gate, by_up = (None, None) if to_edges is None else to_edges
         if grad is None:
             return by_gate, by_up, None
-        if ctx.state is not None or torch.is_grad_enabled() or not library.is_plain(grad):
-            grads = _gradients(grad, h, slot, bits, *edges, ctx.by)
+        if library.untouched(ctx, grad):
+            grads = _backward(grad, h, slot, bits, ctx.by.name, ctx.by.order)
         else:
-            grads = _backward(grad, h, slot, bits, ctx.by.name, ctx.by.order)  # as saved: nothing to check
+            grads = _gradients(grad, h, slot, bits, *edges, ctx.by)
         return _sum(grads[0], by_gate), _sum(grads[1], by_up), None
 
 
@@ -295,12 +295,12 @@ class OptiActsPlainGatedFused(torch.autograd.Function):
         h, slot, bits, edge = saved_tensors(ctx)
         if grad is None:
             return to_edge, None
-        if torch.is_grad_enabled():
-            both = torch.cat(_gradients(grad, h, slot, bits, *edge.chunk(2, dim=-1), ctx.by), dim=-1)
-        elif ctx.state is not None or not library.is_plain(grad):
-            both = gated_backward_fused(grad, h, slot, bits, ctx.by.name, ctx.by.order)
-        else:
+        if library.untouched(ctx, grad):
             both = _backward_fused(grad, h, slot, bits, ctx.by.name, ctx.by.order)
+        elif differentiable():
+            both = torch.cat(_gradients(grad, h, slot, bits, *edge.chunk(2, dim=-1), ctx.by), dim=-1)
+        else:
+            both = gated_backward_fused(grad, h, slot, bits, ctx.by.name, ctx.by.order)
         return _sum(both, to_edge), None
 
 

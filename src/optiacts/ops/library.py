@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optiacts._torch import dispatch_keys, mode_count, once, profiled, register_sharding
+from optiacts._torch import (
+    dispatch_keys,
+    forward_mode,
+    mode_count,
+    once,
+    profiled,
+    register_sharding,
+    transforms_active,
+)
 from optiacts.layouts import Order
 
 _library = torch.library.Library("optiacts", "DEF")
@@ -77,6 +85,16 @@ def is_plain(tensor: Tensor) -> bool:
     if torch.compiler.is_compiling() or mode_count() or profiled():
         return False
     return bool(dispatch_keys(tensor).raw_repr() == _plain_keys(tensor.is_cuda))
+
+
+def unseen(*tensors: Tensor) -> bool:
+    """Whether nobody can want to see what is done with ``tensors``, torch.func and forward mode among them."""
+    return all(map(is_plain, tensors)) and not transforms_active() and not forward_mode()
+
+
+def untouched(ctx: Any, grad: Tensor) -> bool:
+    """In backward: whether a kernel may take what was saved unseen: nobody else had it, and nobody looks on."""
+    return ctx.state is None and not torch.is_grad_enabled() and is_plain(grad)
 
 
 @once

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from optiacts.held.activations import CurveOf
 from optiacts.held.calls import Calls
+from optiacts.held.garbage import without_collection
 from optiacts.held.timeline import Recorder, Timeline
 from optiacts.held.trace import Trace, Watch, read
 from optiacts.held.workspaces import cuda_workspace, unknown
@@ -63,7 +63,7 @@ def step(
     calls = Calls(model, traced) if traced is not None else Calls(model)
     recorder = Recorder(model, cuda_workspace if like_cuda else None, calls)
     found = None
-    with _without_gradients(model), _collected():
+    with _without_gradients(model), without_collection():
         recorder.tell((*model.parameters(), *model.buffers()), "parameters")
         recorder.tell((leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)), "inputs")
         with recorder.watching():
@@ -101,15 +101,3 @@ def _without_gradients(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for p, gradient in before:
             p.grad = gradient
-
-
-@contextmanager
-def _collected() -> Iterator[None]:
-    """No garbage is collected in the middle: cycles would be freed at a moment of chance."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
