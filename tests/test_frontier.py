@@ -204,6 +204,11 @@ def test_the_claims_where_they_hold() -> None:
     assert "never slower by held memory: faster at 2 of 3 amounts, level at 1; never slower by peak" in last
 
 
+def test_times_that_decide_nothing() -> None:
+    restless = [dataclasses.replace(one, noise=0.22) for one in HOLDING]
+    assert verdict.sentences(restless) == ["PyTorch differs from itself by up to 22%: these times decide nothing."]
+
+
 def test_the_claims_where_they_do_not_hold() -> None:
     rival = row("selective", "selective checkpointing", 40.0, 1.0)
     free = verdict.free([*HOLDING, rival], "PyTorch", "held")

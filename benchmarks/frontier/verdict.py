@@ -24,6 +24,7 @@ from benchmarks.frontier.rows import Row
 OWN = (STAGES, OURS, OURS_SELECTIVE, OURS_COMPILED)
 KINDS = ("held", "peak")
 _SAME = 0.005  # memory that differs by less is the same
+MOST_NOISE = 0.1  # beyond it the times tell nothing
 
 
 def memory(row: Row, kind: str) -> float:
@@ -129,7 +130,9 @@ def duel(rows: Sequence[Row], rivals: str, ours: str, kind: str) -> Duel:
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
-    """What the rows of one model say about the claims."""
+    """What the rows of one model say about the claims; that they say nothing, where the machine was too restless."""
+    if rows and rows[0].noise > MOST_NOISE:
+        return [f"PyTorch differs from itself by up to {rows[0].noise:.0%}: these times decide nothing."]
     return [
         *_free_sentence(eager(rows), EAGER.name, "Eager, at no cost in time over PyTorch"),
         *_free_sentence(compiled(rows), PLAIN_COMPILED.name, "Compiled, at no cost in time over torch.compile"),

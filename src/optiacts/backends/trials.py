@@ -230,9 +230,14 @@ def _corners(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     return grid[:, 0].contiguous(), grid[:, 1].contiguous()
 
 
+def normal(shape: tuple[int, ...], device: torch.device, seed: int) -> Tensor:
+    """float32 of N(0, 1), the same on every device."""
+    return torch.randn(shape, generator=generator(seed), dtype=torch.float32).to(device)
+
+
 def drawn(like: Tensor, seed: int = 2) -> Tensor:
-    drawn = torch.randn(like.shape, generator=generator(seed), dtype=torch.float32)
-    return drawn.to(like.dtype).to(like.device)
+    """The same, with shape, dtype and device of ``like``."""
+    return normal(tuple(like.shape), like.device, seed).to(like.dtype)
 
 
 def generator(seed: int) -> torch.Generator:

@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from optiacts.backends import eager_chain
 from optiacts.backends.proof import Claim
-from optiacts.backends.trials import drawn, generator, inputs, same
+from optiacts.backends.trials import drawn, inputs, normal, same
 from optiacts.backends.trials_norm import near
 from optiacts.chains import SavedChain
 from optiacts.curves import Curve, get
@@ -48,26 +47,22 @@ def backward(
     groups = of.rstd.shape[1] if of.rstd.ndim == 2 and of.rstd.shape[1] in (1, 2, 4, 8) else 4
     for samples, positions in ((37, 1), (64, 1)) if alone else ((3, 37), (2, 64)):
         shape = (samples, positions, CHANNELS) if of.last else (samples, CHANNELS, positions)
-        z = (1.5 * _normal(shape, device, 2)).to(y_dtype)
-        scale, shift = 1 + 0.3 * _normal((CHANNELS,), device, 3), 0.3 * _normal((CHANNELS,), device, 4)
+        z = (1.5 * normal(shape, device, 2)).to(y_dtype)
+        scale, shift = 1 + 0.3 * normal((CHANNELS,), device, 3), 0.3 * normal((CHANNELS,), device, 4)
         of_groups = (samples, groups) if of.statistics == "rows" else (CHANNELS,)
         columns = rescued = mean = None
         if of.columns is not None and of.rescued is not None:
             columns = torch.tensor([1, 5], device=device)
-            rescued = _normal(tuple(2 if n == CHANNELS else n for n in shape), device, 5).to(of.rescued.dtype)
+            rescued = normal(tuple(2 if n == CHANNELS else n for n in shape), device, 5).to(of.rescued.dtype)
             scale[1] = 0
-            mean = None if of.mean is None else _normal(of_groups, device, 6)
-        rstd = _normal(of_groups, device, 7).abs() + 0.5
+            mean = None if of.mean is None else normal(of_groups, device, 6)
+        rstd = normal(of_groups, device, 7).abs() + 0.5
         y, bits = eager_chain.forward(z, curve, torch.Tensor.contiguous)
         saved = SavedChain(
             y, bits, rstd, None if of.scale is None else scale, None if of.shift is None else shift, mean, columns,
             rescued, of.curve, of.statistics, of.centered, of.last,
         )  # fmt: skip
-        grad = _normal(shape, device, 8).to(grad_dtype)
+        grad = normal(shape, device, 8).to(grad_dtype)
         gradients = (b.chain_backward(grad, saved, dtype) for b in (kernels, eager_chain))
         for whose, ours, theirs in zip(("inputs", "weights", "biases"), *gradients, strict=True):
             yield Claim(f"gradients of {whose}, rows of {positions}", near(ours, theirs, ALLOWED[y_dtype]))
-
-
-def _normal(shape: tuple[int, ...], device: torch.device, seed: int) -> Tensor:
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float32).to(device)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from optiacts.backends import eager_norm
 from optiacts.backends.proof import Claim
-from optiacts.backends.trials import generator
+from optiacts.backends.trials import normal
 from optiacts.norms import Norm, Saved
 
 SUMS = 2e-6  # 16 float32 roundings of either backend: of pairs of pairs, as long as the longest rows are
@@ -51,7 +51,7 @@ def backward(
             y if of.output else x, None if of.mean is None else mean, rstd, None if of.scale is None else scale,
             None if of.shift is None else shift, chosen, rescued, bits, of.centered, of.output,
         )  # fmt: skip
-        grad = _normal(tuple(x.shape), device, 5).to(grad_dtype)
+        grad = normal(tuple(x.shape), device, 5).to(grad_dtype)
         ours, theirs = (b.norm_backward(grad, saved, dtype) for b in (kernels, eager_norm))
         rounding = torch.finfo(dtype).eps if dtype.itemsize == 2 else 0.0
         yield Claim(f"gradients of inputs of {width}", near(ours[0], theirs[0], SUMS + rounding))
@@ -63,7 +63,7 @@ def any_bad(kernels: Any, device: torch.device) -> Iterator[Claim]:
     """Whether a weight or a bias is found that an output does not tell."""
     norm = Norm(centered=True, eps=1e-5)
     for width in (16, 37):
-        fine = 1 + 0.1 * _normal((width,), device, 6)
+        fine = 1 + 0.1 * normal((width,), device, 6)
         for worse in (1.0, 0.0, 1e-39, 1e38, torch.nan):
             scale = fine.clone()
             scale[width - 1] = worse
@@ -82,16 +82,12 @@ def _widths(columns: int) -> tuple[int, int]:
     return columns, columns - 3
 
 
-def _normal(shape: tuple[int, ...], device: torch.device, seed: int) -> Tensor:
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float32).to(device)
-
-
 def _data(
     norm: Norm, dtype: torch.dtype, y_dtype: torch.dtype, width: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """An input, its norm's output, weight and bias; an odd number of rows."""
-    x = (2 + 3 * _normal((67 if width <= 1024 else 11, width), device, 2)).to(dtype)
-    scale, shift = 1 + 0.2 * _normal((width,), device, 3), 0.2 * _normal((width,), device, 4)
+    x = (2 + 3 * normal((67 if width <= 1024 else 11, width), device, 2)).to(dtype)
+    scale, shift = 1 + 0.2 * normal((width,), device, 3), 0.2 * normal((width,), device, 4)
     mean, rstd = norm.statistics(x)
     return x, ((x.float() - mean) * rstd * scale + shift).to(y_dtype), scale, shift
 
