@@ -13,10 +13,12 @@ test: lint
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest tests/gpu -n 2
 
-# Every model of the zoo: saved bytes and what was converted against docs/models.md, and the behaviour. Minutes.
+# Every model of the zoo: saved bytes and what was converted against docs/models.md, and the behaviour; and every case
+# of tests/behaviour in every world. Minutes.
 zoo: $(VENV)/.installed
 	$(BIN)/python tools/model_table.py --check
-	$(BIN)/python -m pytest tests/test_convert_models.py --whole-zoo --dist load -k "not saved_bytes"
+	$(BIN)/python -m pytest tests/test_convert_models.py tests/behaviour/test_cases.py --whole-zoo --dist load \
+		-k "not saved_bytes"
 
 # Writes docs/models.md.
 models: $(VENV)/.installed

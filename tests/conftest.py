@@ -20,7 +20,7 @@ settings.load_profile("repeatable")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--whole-zoo", action="store_true", help="test every model of tools/model_zoo.py, not a part")
+    parser.addoption("--whole-zoo", action="store_true", help="test all models, and cases in all worlds, not a part")
 
 
 # A file is one worker's. The long ones come first, so that the last ones to begin are short.

@@ -14,7 +14,7 @@ from torch import nn
 import optiacts
 from tests.behaviour.case import Case
 from tests.behaviour.effects import LOG
-from tests.behaviour.sameness import Observed, described, differences, observe, random_state, seed
+from tests.behaviour.sameness import Observed, Reference, described, differences, observe, random_state, seed
 from tests.behaviour.worlds import PLAIN, World
 
 Convert = Callable[[nn.Module], Any]
@@ -44,7 +44,7 @@ def compare(case: Case, world: World, convert: Convert = optiacts.convert) -> li
 
 
 def _differences(seen: Observed, converted: Observed, case: Case, world: World) -> list[str]:
-    def compared(reference: Observed | None) -> list[str]:
+    def compared(reference: Reference | None) -> list[str]:
         own = replace(world, coarse=world.coarse or case.coarse, slack=max(world.slack, case.slack))
         return differences(seen, converted, reference, own)
 
@@ -54,10 +54,10 @@ def _differences(seen: Observed, converted: Observed, case: Case, world: World) 
     if not world.exact or world.tool:
         return compared(None)
     if not world.dtype:
-        return compared(in_float64())
+        return compared(in_float64)
     # PyTorch's own error in 16 bits, for norms on a CPU several times ours, may be what makes the difference
     told = compared(None)
-    return compared(in_float64()) if told and world.dtype.itemsize == 2 else told
+    return compared(in_float64) if told and world.dtype.itemsize == 2 else told
 
 
 def _built(case: Case, world: World) -> nn.Module:

@@ -1,12 +1,13 @@
-"""Every case in every world: original and converted do the same."""
+"""Every case in every world, or in one of two that are akin: original and converted do the same."""
 
 import importlib
+from collections import Counter
 
 import pytest
 
 from tests.behaviour.case import CASES, Case
 from tests.behaviour.compare import compare
-from tests.behaviour.worlds import CHANGED, EVERYWHERE, TOOLS, WHERE_CONVERTED, World
+from tests.behaviour.worlds import EVERYWHERE, KINDRED, TOOLS, World, worlds_of
 
 pytestmark = [  # PyTorch about itself
     pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning"),
@@ -34,11 +35,11 @@ def _told(case: Case, worlds: list[World]) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_everywhere(case: Case) -> None:
+def test_everywhere(case: Case, request: pytest.FixtureRequest) -> None:
     if case.invalid:
         assert not _told(case, EVERYWHERE[:1])
         return
-    told = _told(case, [*EVERYWHERE, *(WHERE_CONVERTED if case.saves else []), *([CHANGED] if case.change else [])])
+    told = _told(case, worlds_of(case, both_of_a_kind=request.config.getoption("whole_zoo")))
     assert not told, told
 
 
@@ -49,6 +50,13 @@ def test_tools(case: Case, world: World) -> None:
         pytest.skip("threads share a generator: who draws first is a matter of chance, in PyTorch as well")
     told = _told(case, [world])
     assert not told, told
+
+
+def test_each_world_is_taken_by_many_cases() -> None:
+    taken = Counter(world.name for case in CASES for world in worlds_of(case, both_of_a_kind=False))
+    converted = sum(bool(case.saves) for case in CASES)
+    for pair in KINDRED:
+        assert all(taken[name] > 0.4 * converted for name in pair), (pair, taken)
 
 
 def test_names_are_unique() -> None:

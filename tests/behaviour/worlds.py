@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import pickle
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -258,6 +259,20 @@ WHERE_CONVERTED = [
     World("pickled", after=lambda model: pickle.loads(pickle.dumps(model)), tool=True, keeps_saving=True, steps=1),
 ]
 
+# Two ways into the same code of ours, for one case. Each case takes one of the two, chosen by its name: both are
+# taken by half of the cases, and every two pairs in all four ways. `make zoo` takes both for all.
+KINDRED = [
+    ("eval", "eval, trained later"),
+    ("no_grad", "inference_mode"),
+    ("autocast", "autocast off inside on"),
+    ("forward hooks", "forward hooks before"),
+    ("deepcopied", "pickled"),
+    ("bfloat16", "float64"),
+    ("backward hooks", "global hooks"),
+    ("forwards put on", "forwards put on before"),
+    ("activations replaced", "parametrized"),
+]
+
 # These take long, or only say something about chosen cases.
 TOOLS = [
     World("checkpointed, reentrant", call=partial(checkpoint, use_reentrant=True), tool=True),
@@ -271,3 +286,13 @@ TOOLS = [
     World("jit.script", call=_scripted, tool=True, steps=1, refusal="revert"),
     World("export", call=_exported, tool=True, steps=1),
 ]
+
+
+def worlds_of(case: Case, both_of_a_kind: bool) -> list[World]:
+    worlds = [*EVERYWHERE, *(WHERE_CONVERTED if case.saves else []), *([CHANGED] if case.change else [])]
+    if both_of_a_kind:
+        return worlds
+    there = {world.name for world in worlds}
+    number = zlib.crc32(case.name.encode())
+    left_out = {pair[number >> place & 1] for place, pair in enumerate(KINDRED) if there.issuperset(pair)}
+    return [world for world in worlds if world.name not in left_out]
