@@ -1,5 +1,6 @@
 """PyTorch's own OpInfo and ModuleInfo samples for these functions, run against ours."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -7,8 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
-from torch.testing._internal.common_methods_invocations import op_db
-from torch.testing._internal.common_modules import module_db
 
 import optiacts
 from tests.samples import bits_of
@@ -18,19 +17,26 @@ OURS: dict[str, Callable[..., Tensor]] = {
     "nn.functional.silu": optiacts.silu,
     "nn.functional.mish": optiacts.mish,
 }
-OPS = {info.name: info for info in op_db if info.name in OURS and not info.variant_test_name}
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@functools.cache
+def pytorchs() -> dict[str, Any]:
+    """Its database takes seconds to import, which only the process that runs these tests should spend."""
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    return {info.name: info for info in op_db if info.name in OURS and not info.variant_test_name}
 
 
 def samples(name: str, dtype: torch.dtype) -> Iterator[tuple[Tensor, tuple[Any, ...], dict[str, Any]]]:
     """Every sample of PyTorch's, contiguous and not."""
-    for sample in OPS[name].sample_inputs("cpu", dtype, requires_grad=True):
+    for sample in pytorchs()[name].sample_inputs("cpu", dtype, requires_grad=True):
         for variant in (sample, sample.noncontiguous()):
             yield variant.input, variant.args, variant.kwargs
 
 
 def test_the_samples_are_there() -> None:
-    assert set(OPS) == set(OURS)
+    assert set(pytorchs()) == set(OURS)
     assert all(len(list(samples(name, torch.float32))) >= 2 for name in OURS)
 
 
@@ -38,7 +44,7 @@ def test_the_samples_are_there() -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_forward_and_gradient(name: str, dtype: torch.dtype) -> None:
     for x, args, kwargs in samples(name, dtype):
-        wanted = OPS[name].op(x, *args, **kwargs)
+        wanted = pytorchs()[name].op(x, *args, **kwargs)
         got = OURS[name](x, *args, **kwargs)
         assert torch.equal(bits_of(got.detach()), bits_of(wanted.detach()))
         weight = torch.randn_like(wanted)
@@ -70,13 +76,13 @@ def test_vmap(name: str) -> None:
             return torch.func.grad(lambda x: function(x, *args, **kwargs).sum())(x)
 
         got = torch.func.vmap(lambda x: gradient(x, OURS[name]), in_dims=-1)(batched)
-        wanted = torch.func.vmap(lambda x: gradient(x, OPS[name].op), in_dims=-1)(batched)
+        wanted = torch.func.vmap(lambda x: gradient(x, pytorchs()[name].op), in_dims=-1)(batched)
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-7)
 
 
 def test_error_inputs() -> None:
     """Only GELU's OpInfo has any."""
-    for error in OPS["nn.functional.gelu"].error_inputs("cpu"):
+    for error in pytorchs()["nn.functional.gelu"].error_inputs("cpu"):
         sample = error.sample_input
         with pytest.raises(error.error_type, match=error.error_regex):
             optiacts.gelu(sample.input, *sample.args, **sample.kwargs)
@@ -84,6 +90,8 @@ def test_error_inputs() -> None:
 
 @pytest.mark.parametrize("module", [optiacts.GELU, optiacts.SiLU, optiacts.Mish])
 def test_module_samples(module: type[torch.nn.Module]) -> None:
+    from torch.testing._internal.common_modules import module_db
+
     twin = module.__mro__[1]
     (info,) = (info for info in module_db if info.module_cls is twin)
     for training in (True, False):
