@@ -76,9 +76,10 @@ def gradients(model: Any, x: Tensor, own: nn.Module) -> tuple[Tensor, list[Tenso
     return y, list(torch.autograd.grad(y, list(own.parameters()), grad))
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("dtype", MOST, ids=str)
-@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize(
+    ("name", "training"), [("BatchNorm", True), ("BatchNorm", False), ("GroupNorm", True)]
+)  # a GroupNorm knows no modes
 def test_one_graph_holds_the_output_and_a_bit(name: str, dtype: torch.dtype, training: bool) -> None:
     plain = made(name, dtype).train(training)
     block, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
