@@ -26,18 +26,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 # A file is one worker's. The long ones come first, so that the last ones to begin are short.
 LONGEST_FIRST = (
     "test_cases.py",
+    "test_report.py",
     "test_report_command.py",
+    "test_fitting.py",
+    "test_convert_models.py",
+    "test_gated_autograd.py",
+    "test_dropout.py",
+    "test_distributed.py",
+    "test_compiled.py",
+    "test_generated.py",
+    "test_report_peak.py",
+    "test_demo.py",
+    "test_convert_norms.py",
+    "test_chains_compiled.py",
     "test_gpu_codegen.py",
     "test_report_choices.py",
-    "test_report.py",
-    "test_demo.py",
-    "test_distributed.py",
-    "test_gated_autograd.py",
-    "test_convert_models.py",
-    "test_report_peak.py",
-    "test_dropout.py",
-    "test_fitting.py",
-    "test_convert_norms.py",
 )
 
 
