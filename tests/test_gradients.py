@@ -12,7 +12,7 @@ from tests.samples import DTYPES, NAMES, SIXTEEN_BIT, every_finite, float32_bit_
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_gradcheck_at_default_tolerances(name: str, inplace: bool) -> None:
-    x = (torch.randn(3, 11, dtype=torch.float64) * 2).requires_grad_()
+    x = (torch.randn(2, 9, dtype=torch.float64) * 2).requires_grad_()
 
     def function(x: torch.Tensor) -> torch.Tensor:
         return apply(name, x.clone() if inplace else x, inplace)
