@@ -4,12 +4,17 @@ Beside PyTorch's op stands the least that Python can do: a bare ``torch.autograd
 and our two kernels, with nothing checked. What is above that is ours, what is below it is Python's and ctypes'.
 
     python -m benchmarks.host_time [--seconds 20]
+    python -m benchmarks.host_time --cpp        the same bare Function in C++ as well; needs ninja and a compiler
+
+The last one stands for what a compiled extension of autograd, bound to one version of PyTorch, would cost.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.cpp_extension import load
 
 import optiacts
 from benchmarks.timing import alternate
@@ -45,17 +51,37 @@ class BareSiLU(torch.autograd.Function):
         return out
 
 
+def _bare_cpp() -> Callable[..., Tensor]:
+    """``BareSiLU`` in C++, compiled here: a minute."""
+    made = load("optiacts_host_time", [str(Path(__file__).with_suffix(".cpp"))], extra_cflags=["-O2"])
+    known, kernels = constants_of("silu", torch.float32), library()
+    addresses = [_address(kernels.optiacts_pack), _address(kernels.optiacts_backward), known.decoder]
+    made.use(*addresses, known.first, known.span)
+    silu: Callable[..., Tensor] = made.silu
+    return silu
+
+
+def _address(function: Any) -> int:
+    found = ctypes.cast(function, ctypes.c_void_p).value
+    assert found is not None
+    return found
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20.0, help="for each line")
+    parser.add_argument("--cpp", action="store_true", help="the bare Function in C++ as well")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     table = Table(
         "4 Ki elements, float32", "PyTorch µs", "OptiActs µs", "more µs", title="forward + backward, medians"
     )
-    for name, (inputs, theirs, ours) in _cases().items():
+    cases = _cases()
+    if chosen.cpp:
+        cases = {"silu, a bare Function in C++": ([(ROWS, COLUMNS)], functional.silu, _bare_cpp()), **cases}
+    for name, (inputs, theirs, ours) in cases.items():
         leaves = [torch.randn(shape).requires_grad_() for shape in inputs]
         contenders = {"torch": _step(theirs, leaves), "ours": _step(ours, leaves)}
         times = alternate(contenders, chosen.seconds)

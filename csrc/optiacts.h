@@ -22,7 +22,7 @@ extern "C" {
 
 /* To be raised, here and in backends/native_library.py, with every change of a struct or of a function's arguments:
  * a library of another number than its caller's is not used. */
-enum { OPTIACTS_INTERFACE = 1 };
+enum { OPTIACTS_INTERFACE = 2 };
 
 OPTIACTS_API int optiacts_interface(void);
 
@@ -74,10 +74,8 @@ typedef struct {
     float scale[OPTIACTS_PREIMAGE_PIECES];
     float shift[OPTIACTS_PREIMAGE_PIECES];
     float polynomials[OPTIACTS_DEGREE + 1][OPTIACTS_PREIMAGE_PIECES];
-    /* Or both in pieces of the distance from y_min or 0, of which AVX2 has more: src/optiacts/decoders/pieces.py.
-     * Eight numbers a piece, the right branch's first, then those near y_min and near 0 on the left. */
-    int32_t first, count, bits;
-    const float* rows;
+    /* Or both by straight lines, for AVX2: four numbers a piece, those of the slope and those of the input. */
+    optiacts_lines lines;
 } optiacts_chain_curve;
 
 /* The same of a curve that is x right of 0 and `depth` (exp(slope x / depth) - 1) left of it: y * tilt + slope is its

@@ -364,7 +364,7 @@ def test_no_instruction_beyond_the_baseline_outside_the_dispatched_kernels():
     builds: dict[str, list[bool]] = {}
     # where two decoders take turns at one kernel, by instruction set
     code = (
-        (name.replace("ChainPieces", "ChainPolynomials"), text)
+        (name.replace("ChainLines", "ChainPolynomials"), text)
         for name, text in disassembly(Path(native_library.library()._name))
     )
     for name, instructions in itertools.groupby(code, key=lambda pair: pair[0]):

@@ -19,13 +19,13 @@ from torch import Tensor
 from optiacts import curves
 from optiacts._torch import once
 from optiacts.backends import eager_chain, native, native_library
-from optiacts.backends.native_constants import DTYPES, CurveStruct, curve_struct
+from optiacts.backends.native_constants import DTYPES, CurveStruct, LinesStruct, curve_struct, lines_struct
 from optiacts.backends.native_library import library
 from optiacts.chains import SavedChain
 from optiacts.curves import Curve, Unimodal
-from optiacts.decoders.pieces import FIRST_NORMAL, SHIFT
+from optiacts.decoders.lines import lines_with_input
 from optiacts.decoders.polynomials import DEGREE
-from optiacts.decoders.preimage import PIECES, both_in_pieces, preimage_coefficients, preimage_table, smallest_share
+from optiacts.decoders.preimage import PIECES, preimage_coefficients, preimage_table, smallest_share
 from optiacts.decoders.table import decode_table
 
 name = "native"
@@ -125,10 +125,8 @@ class _Curve(ctypes.Structure):
         ("scale", ctypes.c_float * (2 * PIECES)),
         ("shift", ctypes.c_float * (2 * PIECES)),
         ("polynomials", ctypes.c_float * (2 * PIECES) * (DEGREE + 1)),
-        *[(number, ctypes.c_int32) for number in ("first", "count", "bits")],
-        ("rows", ctypes.c_void_p),
+        ("lines", LinesStruct),
     ]
-    rows_owner: Tensor
 
 
 class _Closed(ctypes.Structure):
@@ -157,12 +155,8 @@ def _decoder(curve: str, dtype: torch.dtype) -> _Decoder:
         return _Decoder(tables.data_ptr(), tables)
     c = preimage_coefficients(known)
     rows = tuple((ctypes.c_float * (2 * PIECES))(*row) for row in c.polynomials)
-    pieces = both_in_pieces(known.name).rows.contiguous()
-    struct = _Curve(
-        curve_struct(known), 1 / known.y_min, c.limits, c.breaks, c.scale, c.shift, rows,
-        FIRST_NORMAL, pieces.shape[2], SHIFT, pieces.data_ptr(),
-    )  # fmt: skip
-    struct.rows_owner = pieces
+    both = lines_struct(lines_with_input(curve))
+    struct = _Curve(curve_struct(known), 1 / known.y_min, c.limits, c.breaks, c.scale, c.shift, rows, both)
     return _Decoder(ctypes.addressof(struct), struct)
 
 

@@ -13,6 +13,7 @@ from optiacts import curves
 from optiacts._torch import once
 from optiacts.curves import Curve
 from optiacts.decoders import lines, valley
+from optiacts.decoders.lines import Lines
 from optiacts.decoders.pieces import COUNT, FIRST, SHIFT, has_pieces, pieces
 from optiacts.decoders.polynomials import DEGREE, PIECES, coefficients
 from optiacts.decoders.table import slot_table
@@ -31,7 +32,7 @@ class Constants:
     span: int
     borders: tuple[float, float, float]  # between the branches, and the two of the valley
     decoder: int  # the address of
-    decoder_owner: _LinesStruct | _PiecesStruct | Tensor
+    decoder_owner: LinesStruct | _PiecesStruct | Tensor
 
 
 @once
@@ -39,7 +40,7 @@ def constants_of(curve: str, dtype: torch.dtype) -> Constants:
     known = curves.get(curve)
     in_pieces = dtype == torch.float32 and has_pieces(known)
     if dtype == torch.float32:
-        decoder: _LinesStruct | _PiecesStruct | Tensor = _pieces_struct(known) if in_pieces else _lines_struct(known)
+        decoder: LinesStruct | _PiecesStruct | Tensor = _pieces_struct(known) if in_pieces else _lines_struct(known)
     else:
         decoder = slot_table(curve, dtype)
     planes = known.decoder.side_bits
@@ -103,15 +104,18 @@ class _ValleyStruct(ctypes.Structure):
     ]
 
 
+_NO_VALLEY = _ValleyStruct(-math.inf)
+
+
 def _valley_struct(curve: Curve) -> _ValleyStruct:
     """That of a curve; of one without branches no slot lies in it."""
     if not curve.decoder.side_bits:
-        return _ValleyStruct(-math.inf)
+        return _NO_VALLEY
     around = valley.polynomials(curve, torch.float32)
     return _ValleyStruct(valley.borders(curve, torch.float32)[1], around.centre, around.output, around.slope)
 
 
-class _LinesStruct(ctypes.Structure):
+class LinesStruct(ctypes.Structure):
     """``optiacts_lines`` of csrc/optiacts.h."""
 
     rows_owner: Tensor
@@ -127,17 +131,14 @@ class _LinesStruct(ctypes.Structure):
     ]
 
 
-def _lines_struct(curve: Curve) -> _LinesStruct:
-    made = lines.lines(curve.name)
-    struct = _LinesStruct(
-        made.high,
-        made.low,
-        lines.MOST,
-        lines.FIRST,
-        lines.COUNT,
-        lines.SHIFT,
-        made.rows.data_ptr(),
-        _valley_struct(curve),
+def _lines_struct(curve: Curve) -> LinesStruct:
+    return lines_struct(lines.lines(curve.name), _valley_struct(curve))
+
+
+def lines_struct(made: Lines, around: _ValleyStruct = _NO_VALLEY) -> LinesStruct:
+    """A table as the C functions take it."""
+    struct = LinesStruct(
+        made.high, made.low, lines.MOST, made.first, made.count, lines.SHIFT, made.rows.data_ptr(), around
     )
     struct.rows_owner = made.rows
     return struct

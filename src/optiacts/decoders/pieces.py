@@ -34,7 +34,6 @@ _BITS = 4  # of the mantissa: 16 pieces to each power of 2
 SHIFT = 23 - _BITS
 FIRST = ((127 + _LOWEST) << _BITS) - 1
 COUNT = ((_HIGHEST - _LOWEST) << _BITS) + 2
-FIRST_NORMAL = (1 << _BITS) - 1  # of pieces down to the smallest normal number
 
 
 @dataclass(frozen=True)
@@ -64,13 +63,9 @@ def has_pieces(curve: Curve) -> bool:
 def _pieces(name: str) -> Pieces:
     form = get(name).decoder
     assert isinstance(form, ClosedForm) and form.regions is not None
-    return made(form.regions, form.slope)
-
-
-def made(regions: Regions, slope: Callable[[Tensor, Tensor], Tensor], first: int = FIRST) -> Pieces:
-    """The pieces of a slope, or of any other function of (output, left) in float64, from number ``first`` on."""
+    regions, slope = form.regions, form.slope
     high = tuple(_single(start) for start in regions.start)
-    rows = [_rows(regions, slope, left, far, first) for left in (0, 1) for far in (False, True)]
+    rows = [_rows(regions, slope, left, far) for left in (0, 1) for far in (False, True)]
     return Pieces(
         high=(high[0], high[1]),
         low=(_single(regions.start[0] - high[0]), _single(regions.start[1] - high[1])),
@@ -81,12 +76,12 @@ def made(regions: Regions, slope: Callable[[Tensor, Tensor], Tensor], first: int
     )
 
 
-def _rows(regions: Regions, slope: Callable[[Tensor, Tensor], Tensor], left: int, far: bool, first: int) -> Tensor:
+def _rows(regions: Regions, slope: Callable[[Tensor, Tensor], Tensor], left: int, far: bool) -> Tensor:
     """The polynomials at one end of one branch: those through four Chebyshev nodes of each piece."""
     last = FIRST + COUNT - 1
     if far and math.isinf(regions.end[left]):
-        return torch.zeros(last + 1 - first, DEGREE + 1, dtype=torch.float64)
-    starts = (torch.arange(first + 1, last, dtype=torch.int32) << SHIFT).view(torch.float32).double()
+        return torch.zeros(COUNT, DEGREE + 1, dtype=torch.float64)
+    starts = (torch.arange(FIRST + 1, last, dtype=torch.int32) << SHIFT).view(torch.float32).double()
     width = torch.ldexp(torch.ones_like(starts), torch.frexp(starts)[1] - 1 - _BITS)
     nodes = (1 - torch.cos((torch.arange(DEGREE + 1, dtype=torch.float64) + 0.5) * math.pi / (DEGREE + 1))) / 2
     distance = starts.unsqueeze(-1) + width.unsqueeze(-1) * nodes

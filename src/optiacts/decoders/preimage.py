@@ -7,7 +7,8 @@ float32 goes by polynomials in the unfolded variable v of decoders/polynomials.p
 
 each of which is good to float32's relative precision: p(v) is x / y there, which has no zero. v is taken from
 ``y / y_min`` on the left, so that it tells small outputs apart, down to the smallest normal numbers; what lies beyond
-gives the input of those. A branch has up to four pieces, ``breaks`` between them.
+gives the input of those. A branch has up to four pieces, ``breaks`` between them. AVX2 reads lines instead, as for f'
+alone: decoders/lines.py.
 
 16-bit outputs are looked up: of all inputs that lead to an output, the mean over N(0, 1).
 
@@ -20,16 +21,15 @@ one, and what is fitted on the right is the difference, which falls off as fast 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from optiacts._torch import once
-from optiacts.curves import ClosedForm, Curve, Regions, get
+from optiacts.curves import ClosedForm, Curve, get
 from optiacts.decoders.fitted import fitted, remembered
-from optiacts.decoders.inverse import derivative_from_output, inverse
-from optiacts.decoders.pieces import FIRST_NORMAL, Pieces, made
+from optiacts.decoders.inverse import inverse
 from optiacts.decoders.table import every_value, normal_mass, table_index
 
 PIECES = 4  # of a branch
@@ -89,31 +89,6 @@ def furthest_in_closed_form(curve: Curve, dtype: torch.dtype) -> float:
 def smallest_share(dtype: torch.dtype) -> float:
     """Half a unit in the last place of numbers just below 1: so near its limit an output may lie, and tell it."""
     return torch.finfo(dtype).eps / 2
-
-
-@once
-def both_in_pieces(name: str) -> Pieces:
-    """f' and the input of float32 outputs in pieces, side by side in ``rows``; on the right branch x / y.
-
-    A CPU that permutes eight numbers at a time takes half as long for it as for the polynomials.
-    """
-    curve = get(name)
-    regions = Regions(start=(curve.y_min, curve.y_min), sign=(1.0, 1.0), end=(math.inf, 0.0), split=-math.inf)
-    least = SMALLEST * abs(curve.y_min)
-
-    def told(y: Tensor, left: Tensor) -> Tensor:
-        return torch.where(left, y.clamp(max=-least), torch.where(y.abs() < least, least, y))
-
-    def slope(y: Tensor, left: Tensor) -> Tensor:
-        return derivative_from_output(curve, told(y, left), left)
-
-    def share(y: Tensor, left: Tensor) -> Tensor:
-        y = told(y, left)
-        x = inverse(curve, y, left)
-        return torch.where(left, x, x / y)
-
-    found = [made(regions, function, FIRST_NORMAL) for function in (slope, share)]
-    return replace(found[0], rows=torch.cat([p.rows for p in found], dim=-1))
 
 
 def _by_polynomials(y: Tensor, left: Tensor, curve: Curve) -> Tensor:

@@ -6,6 +6,7 @@ decodes grad and y. Given statistics, and rows that fit into a program, take one
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor
 from optiacts.backends.triton.chain_kernels import chain_kernel, excess_kernel, whole_rows_kernel
 from optiacts.backends.triton.decode import preimage
 from optiacts.backends.triton.elementary import VENDOR
-from optiacts.backends.triton.launch import BYTES_PER_PROGRAM, WARPS, on_device
+from optiacts.backends.triton.launch import BYTES_PER_PROGRAM, WARPS
 from optiacts.backends.triton.norm_launch import WARPS_PER_PROCESSOR, processors, slots
+from optiacts.backends.triton.start import Constants, start
 from optiacts.backends.triton.values import slope_of_input
 from optiacts.chains import SavedChain
 from optiacts.curves import get
@@ -43,9 +45,9 @@ def backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple[Tenso
     rescued = None if rescued is None else rescued.contiguous()
     given = (grad, y, bits, rstd.contiguous(), mean, scale, shift, numbers, rescued, grad_x)
     rescues = 0 if saved.columns is None else saved.columns.numel()
-    constants = curve_constants(saved.curve, y.dtype) | {"CENTERED": saved.centered}
     in_rows = saved.statistics == "rows"
     if in_rows and last and positions == 1 and rstd.shape[1] == 1 and channels <= LONGEST_ROW:
+        constants = _rows_launch(saved.curve, y.dtype, saved.centered, channels)
         return grad_x, *_whole_rows(given, samples, channels, rescues, constants)
     if last and not in_rows:
         samples, positions = 1, samples * positions
@@ -63,21 +65,20 @@ def backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple[Tenso
     sums = rstd.new_empty((4 if in_rows else 2, samples, channels, splits))
     sizes = (samples, channels, positions, groups, rescues, span)
     elements = positions * (channels // groups if in_rows else samples)
-    constants |= {"STATISTICS": saved.statistics, "LAST": last} | tiling
 
-    def run(together: Tensor | None, **passes: bool) -> None:
-        chain_kernel[(programs, splits)](*given, sums, together, *sizes, 1 / elements, **passes, **constants)
+    def run(together: Tensor | None, adds: bool, writes: bool) -> None:
+        constants = _launch(
+            saved.curve, y.dtype, saved.centered, saved.statistics, last, tuple(tiling.items()), adds, writes
+        )
+        arguments = (*given, sums, together, *sizes, 1 / elements)
+        start(chain_kernel, grad.device, (programs, splits), arguments, constants)
 
-    with on_device(grad.device):
-        one_pass = saved.statistics == "given"
-        run(None, SUMS=True, GRADIENT=one_pass)
-        by_shift, by_scale = by_channel = sums[:2].sum((1, 3))
-        if not one_pass:
-            run(
-                sums[2:].view(2, samples, groups, -1).sum(3) if in_rows else by_channel,
-                SUMS=False,
-                GRADIENT=True,
-            )
+    one_pass = saved.statistics == "given"
+    run(None, adds=True, writes=one_pass)
+    by_shift, by_scale = by_channel = sums[:2].sum((1, 3))
+    if not one_pass:
+        together = sums[2:].view(2, samples, groups, -1).sum(3) if in_rows else by_channel
+        run(together, adds=False, writes=True)
     return grad_x, by_scale, by_shift
 
 
@@ -88,23 +89,38 @@ def excess(z: Tensor, furthest: float) -> Tensor:
     block = BYTES_PER_PROGRAM // z.element_size()
     programs = max(1, min(triton.cdiv(z.numel(), block), PROGRAMS_PER_PROCESSOR * processors(z.device)))
     sums = torch.empty(programs, dtype=torch.float32, device=z.device)
-    with on_device(z.device):
-        excess_kernel[(programs,)](z, sums, z.numel(), furthest, BLOCK=block, num_warps=WARPS)
+    start(excess_kernel, z.device, (programs,), (z, sums, z.numel(), furthest), _excess_launch(block))
     return sums.sum()
 
 
 def _whole_rows(
-    given: tuple[Any, ...], rows: int, columns: int, rescues: int, constants: dict[str, Any]
+    given: tuple[Any, ...], rows: int, columns: int, rescues: int, constants: Constants
 ) -> tuple[Tensor, Tensor]:
     grad = given[0]
-    tiling = rows_tile(columns)
-    programs = max(1, WARPS_PER_PROCESSOR // tiling["num_warps"]) * processors(grad.device)
-    programs = min(triton.cdiv(rows, tiling["OUTER"]), programs)
+    programs = max(1, WARPS_PER_PROCESSOR // constants["num_warps"]) * processors(grad.device)
+    programs = min(triton.cdiv(rows, constants["OUTER"]), programs)
     sums = torch.empty((2, columns, programs), dtype=torch.float32, device=grad.device)
-    with on_device(grad.device):
-        whole_rows_kernel[(programs,)](*given, sums, rows, columns, rescues, **constants, **tiling)
+    start(whole_rows_kernel, grad.device, (programs,), (*given, sums, rows, columns, rescues), constants)
     by_shift, by_scale = sums.sum(2)
     return by_scale, by_shift
+
+
+@functools.cache
+def _launch(
+    curve: str, dtype: torch.dtype, centered: bool, statistics: str, last: bool, tiling: Any, adds: bool, writes: bool
+) -> Constants:
+    passes = {"SUMS": adds, "GRADIENT": writes, "STATISTICS": statistics, "LAST": last, "CENTERED": centered}
+    return Constants(curve_constants(curve, dtype) | passes | dict(tiling))
+
+
+@functools.cache
+def _rows_launch(curve: str, dtype: torch.dtype, centered: bool, columns: int) -> Constants:
+    return Constants(curve_constants(curve, dtype) | {"CENTERED": centered} | rows_tile(columns))
+
+
+@functools.cache
+def _excess_launch(block: int) -> Constants:
+    return Constants({"BLOCK": block, "num_warps": WARPS})
 
 
 def curve_constants(name: str, dtype: torch.dtype, vendor: str = VENDOR) -> dict[str, Any]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from optiacts.backends import eager
 from optiacts.backends.triton.decode import valley
 from optiacts.backends.triton.gated_kernels import gated_backward_kernel, gated_forward_kernel
-from optiacts.backends.triton.launch import LARGEST, forward_constants, fused, on_device, slope_constants, tile
-from optiacts.curves import Curve
+from optiacts.backends.triton.launch import LARGEST, Tiling, forward_constants, fused, slope_constants, tile
+from optiacts.backends.triton.start import Constants, start
+from optiacts.curves import Curve, get
 from optiacts.decoders.valley import borders
 from optiacts.layouts import by_rows
 from optiacts.packing import packed_shape
@@ -29,13 +30,10 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tenso
     if s.dtype != gate.dtype:  # widened by autocast
         return eager.gated_forward(gate, up, curve)
     (gate, gate_stride), (up, up_stride) = by_rows(gate), by_rows(up)
-    grid, sizes, tiling = _tiling(h, bits)
-    with on_device(gate.device):
-        gated_forward_kernel[grid](
-            *(gate, up, s, h, slot, bits, *sizes, gate_stride, up_stride),
-            **tiling,
-            **gated_forward_constants(curve, gate.dtype, ours),
-        )
+    programs, sizes, tiling = _tiling(h, bits)
+    arguments = (gate, up, s, h, slot, bits, *sizes, gate_stride, up_stride)
+    constants = _forward_launch(curve.name, gate.dtype, ours, tiling)
+    start(gated_forward_kernel, gate.device, programs, arguments, constants)
     return h, slot, bits
 
 
@@ -54,13 +52,9 @@ def gated_backward(
         return
     inputs = (grad.contiguous(), h.contiguous(), slot.contiguous(), bits.contiguous())
     (gate_rows, gate_stride), (up_rows, up_stride) = by_rows(grad_gate), by_rows(grad_up)
-    grid, sizes, tiling = _tiling(h, inputs[3])
-    with on_device(h.device):
-        gated_backward_kernel[grid](
-            *(*inputs, gate_rows, up_rows, *sizes, gate_stride, up_stride, scale, scale and 1 / scale),
-            **tiling,
-            **gated_backward_constants(curve, h.dtype),
-        )
+    programs, sizes, tiling = _tiling(h, inputs[3])
+    arguments = (*inputs, gate_rows, up_rows, *sizes, gate_stride, up_stride, scale, scale and 1 / scale)
+    start(gated_backward_kernel, h.device, programs, arguments, _backward_launch(curve.name, h.dtype, tiling))
     for target, written in ((grad_gate, gate_rows), (grad_up, up_rows)):
         if target is not written:
             target.copy_(written)
@@ -90,11 +84,27 @@ def gated_backward_constants(curve: Curve, dtype: torch.dtype, *vendor: str) -> 
     return slope_constants(curve, dtype, *vendor) | more
 
 
-def _tiling(h: Tensor, bits: Tensor) -> tuple[tuple[int], tuple[int, int, int], dict[str, Any]]:
-    """The grid, the sizes (units, columns, units per row) and the constants of a launch."""
+@functools.cache
+def _forward_launch(curve: str, dtype: torch.dtype, ours: bool, tiling: Tiling) -> Constants:
+    return Constants(_tile(tiling) | gated_forward_constants(get(curve), dtype, ours))
+
+
+@functools.cache
+def _backward_launch(curve: str, dtype: torch.dtype, tiling: Tiling) -> Constants:
+    return Constants(_tile(tiling) | gated_backward_constants(get(curve), dtype))
+
+
+@functools.cache
+def _tile(tiling: Tiling) -> dict[str, Any]:
+    unit, element_size, padded = tiling
+    return gated_tile(unit, element_size) | {"PADDED": padded}
+
+
+def _tiling(h: Tensor, bits: Tensor) -> tuple[tuple[int], tuple[int, int, int], Tiling]:
+    """The programs, the sizes (units, columns, units per row) and the tiling of a launch."""
     columns = h.shape[-1] if h.ndim else 1
     unit = 32 if columns % 32 == 0 and bits.data_ptr() % 4 == 0 else 8
-    per_row = triton.cdiv(columns, unit)
+    per_row = -(-columns // unit)
     units = h.numel() // columns * per_row
-    tiling = gated_tile(unit, h.element_size()) | {"PADDED": columns % unit != 0}
-    return (triton.cdiv(units, tiling["UNITS"]),), (units, columns, per_row), tiling
+    tiling = unit, h.element_size(), columns % unit != 0
+    return (-(-units // _tile(tiling)["UNITS"]),), (units, columns, per_row), tiling

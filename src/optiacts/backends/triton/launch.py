@@ -7,20 +7,20 @@ CUDA graph once each kernel has been compiled by a first call. Triton compiles a
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import math
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from optiacts.backends.triton import release
 from optiacts.backends.triton.decode import slope
 from optiacts.backends.triton.elementary import VENDOR
 from optiacts.backends.triton.kernels import backward_kernel, forward_kernel, scale_kept_kernel
+from optiacts.backends.triton.start import Constants, start
 from optiacts.backends.triton.values import value
-from optiacts.curves import Curve
+from optiacts.curves import Curve, get
 from optiacts.packing import packed_shape
 
 # The kinds of GPU on which our kernel may compute the forward of a curve that has an expression for it, in one pass
@@ -73,22 +73,18 @@ def pack(x: Tensor, curve: Curve) -> Tensor:
 def _forward(x: Tensor, y: Tensor, bits: Tensor, curve: Curve, fused: bool) -> None:
     if bits.numel() == 0:
         return
-    grid, sizes, tiling = _tiling(x, bits)
-    with on_device(x.device):
-        forward_kernel[grid](x, y, bits, *sizes, **tiling, **forward_constants(curve, x.dtype, fused))
+    programs, sizes, tiling = _tiling(x, bits)
+    constants = _forward_launch(curve.name, x.dtype, fused, tiling)
+    start(forward_kernel, x.device, programs, (x, y, bits, *sizes), constants)
 
 
 def backward(grad: Tensor, y: Tensor, bits: Tensor, grad_x: Tensor, curve: Curve, scale: float | None = None) -> None:
     """Writes ``grad`` * f'(x) to ``grad_x``; with a ``scale``, behind a dropout. All contiguous."""
     if y.numel() == 0:
         return
-    grid, sizes, tiling = _tiling(y, bits) if curve.decoder.side_bits else _tiling_without_bits(y)
-    with on_device(y.device):
-        backward_kernel[grid](
-            *(grad, y, bits, grad_x, *sizes, scale, scale and 1 / scale),
-            **tiling,
-            **backward_constants(curve, y.dtype),
-        )
+    programs, sizes, tiling = _tiling(y, bits) if curve.decoder.side_bits else _tiling_without_bits(y)
+    arguments = (grad, y, bits, grad_x, *sizes, scale, scale and 1 / scale)
+    start(backward_kernel, y.device, programs, arguments, _backward_launch(curve.name, y.dtype, tiling))
 
 
 def pack_dropped(kept: Tensor) -> Tensor:
@@ -96,9 +92,8 @@ def pack_dropped(kept: Tensor) -> Tensor:
     bits = kept.new_empty(packed_shape(kept.shape), dtype=torch.uint8)
     if bits.numel():
         bytes_ = kept.view(torch.uint8)
-        grid, sizes, tiling = _tiling(bytes_, bits)
-        with on_device(kept.device):
-            forward_kernel[grid](bytes_, bytes_, bits, *sizes, **tiling, VALUE=None, THRESHOLD=0.5)
+        programs, sizes, tiling = _tiling(bytes_, bits)
+        start(forward_kernel, kept.device, programs, (bytes_, bytes_, bits, *sizes), _packing(tiling))
     return bits
 
 
@@ -106,29 +101,58 @@ def scale_kept(x: Tensor, dropped: Tensor, scale: float) -> Tensor:
     """``x * scale``, and ``x * 0`` where the bit is set. All contiguous."""
     out = torch.empty_like(x)
     if x.numel():
-        grid, sizes, tiling = _tiling(x, dropped)
-        with on_device(x.device):
-            scale_kept_kernel[grid](x, dropped, out, *sizes, scale, **tiling)
+        programs, sizes, tiling = _tiling(x, dropped)
+        start(scale_kept_kernel, x.device, programs, (x, dropped, out, *sizes, scale), _tile_alone(tiling))
     return out
 
 
-def _tiling(x: Tensor, bits: Tensor) -> tuple[tuple[int], tuple[int, int, int], dict[str, Any]]:
-    """The grid, the sizes (units, columns, units per row) and the constants of a launch: see kernels.py."""
-    columns = x.shape[-1] if x.ndim else 1
+Tiling = tuple[int, int, bool]  # bits in a word, bytes of an element, whether the last word of a row is not full
+
+
+def _tiling(x: Tensor, bits: Tensor) -> tuple[tuple[int], tuple[int, int, int], Tiling]:
+    """The programs, the sizes (units, columns, units per row) and the tiling of a launch: see kernels.py."""
+    shape, elements = x.shape, x.numel()
+    columns = shape[-1] if shape else 1
     padded = columns % 8 != 0
-    wide = x.numel() % 32 == 0 and not padded and bits.data_ptr() % 4 == 0
+    wide = elements % 32 == 0 and not padded and bits.data_ptr() % 4 == 0
     unit = 32 if wide else 8
-    units = x.numel() // unit if wide else bits.numel()
-    tiling = tile(unit, x.element_size()) | {"PADDED": padded}
-    return (triton.cdiv(units, tiling["UNITS"]),), (units, columns, (columns + 7) // 8), tiling
+    units = elements // unit if wide else bits.numel()
+    tiling = unit, x.element_size(), padded
+    return (_programs(units, tiling),), (units, columns, (columns + 7) // 8), tiling
 
 
-def _tiling_without_bits(x: Tensor) -> tuple[tuple[int], tuple[int, int, int], dict[str, Any]]:
+def _tiling_without_bits(x: Tensor) -> tuple[tuple[int], tuple[int, int, int], Tiling]:
     """The same of a tensor alone, as one row."""
-    unit = 32 if x.numel() % 32 == 0 else 8
-    units = triton.cdiv(x.numel(), unit)
-    tiling = tile(unit, x.element_size()) | {"PADDED": x.numel() % unit != 0}
-    return (triton.cdiv(units, tiling["UNITS"]),), (units, x.numel(), units), tiling
+    elements = x.numel()
+    unit = 32 if elements % 32 == 0 else 8
+    units = -(-elements // unit)
+    tiling = unit, x.element_size(), elements % unit != 0
+    return (_programs(units, tiling),), (units, elements, units), tiling
+
+
+def _programs(units: int, tiling: Tiling) -> int:
+    return -(-units // (BYTES_PER_PROGRAM // (tiling[0] * tiling[1])))
+
+
+@functools.cache
+def _tile_alone(tiling: Tiling) -> Constants:
+    unit, element_size, padded = tiling
+    return Constants(tile(unit, element_size) | {"PADDED": padded})
+
+
+@functools.cache
+def _packing(tiling: Tiling) -> Constants:
+    return Constants(_tile_alone(tiling) | {"VALUE": None, "THRESHOLD": 0.5})
+
+
+@functools.cache
+def _forward_launch(curve: str, dtype: torch.dtype, fused: bool, tiling: Tiling) -> Constants:
+    return Constants(_tile_alone(tiling) | forward_constants(get(curve), dtype, fused))
+
+
+@functools.cache
+def _backward_launch(curve: str, dtype: torch.dtype, tiling: Tiling) -> Constants:
+    return Constants(_tile_alone(tiling) | backward_constants(get(curve), dtype))
 
 
 def forward_constants(curve: Curve, dtype: torch.dtype, fused: bool, vendor: str = VENDOR) -> dict[str, Any]:
@@ -156,11 +180,3 @@ def slope_constants(curve: Curve, dtype: torch.dtype, vendor: str = VENDOR) -> d
 def tile(unit: int, element_size: int, share: int = 1) -> dict[str, Any]:
     """The tile of a program whose words hold ``unit`` bits; of 1 / ``share`` of the usual bytes."""
     return {"UNIT": unit, "UNITS": BYTES_PER_PROGRAM // (share * unit * element_size), "num_warps": WARPS}
-
-
-def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Makes ``device`` the current one, if it is not; Triton launches on the current device and its stream."""
-    if device.type == "cpu":  # interpreted
-        return contextlib.nullcontext()
-    of = torch.cuda if device.type == "cuda" else torch.get_device_module(device)
-    return contextlib.nullcontext() if device.index == of.current_device() else of.device(device)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from optiacts.backends.triton.launch import on_device
 from optiacts.backends.triton.norm_kernels import backward_kernel, statistics_kernel
+from optiacts.backends.triton.start import Constants, start
 from optiacts.norms import Norm, Saved
 from optiacts.packing import packed_shape
 
@@ -33,13 +34,9 @@ def statistics(
     if x.numel() == 0:
         return mean, rstd, bits
     rows, columns = rstd.numel(), x.shape[-1]
-    tiling = tile(columns)
-    with on_device(x.device):
-        statistics_kernel[(triton.cdiv(rows, tiling["ROWS"]),)](
-            *(x, y, scale, shift, mean, rstd, bits, rows, columns, norm.eps),
-            **statistics_constants(norm, y.dtype, scale is not None, shift is not None),
-            **tiling,
-        )
+    constants = _statistics_launch(norm, y.dtype, scale is not None, shift is not None, columns)
+    arguments = (x, y, scale, shift, mean, rstd, bits, rows, columns, norm.eps)
+    start(statistics_kernel, x.device, (-(-rows // constants["ROWS"]),), arguments, constants)
     return mean, rstd, bits
 
 
@@ -51,21 +48,16 @@ def backward(grad: Tensor, saved: Saved, dtype: torch.dtype) -> tuple[Tensor, Te
     grad_x = grad.new_empty(grad.shape, dtype=dtype)
     if grad.numel() == 0:
         return grad_x, rstd.new_zeros(width), rstd.new_zeros(width)
-    tiling = tile(width)
-    programs = max(1, WARPS_PER_PROCESSOR // tiling["num_warps"]) * processors(grad.device)
-    programs = min(triton.cdiv(rows, tiling["ROWS"]), programs)
-    parts = rstd.new_empty((2, programs, width))
     numbers = slots(columns, width, grad.device)
+    there = tuple(t is not None for t in (mean, scale, shift, numbers, bits))
+    constants = _backward_launch(centered, kept.dtype, output, there, width)
+    programs = max(1, WARPS_PER_PROCESSOR // constants["num_warps"]) * processors(grad.device)
+    programs = min(-(-rows // constants["ROWS"]), programs)
+    parts = rstd.new_empty((2, programs, width))
     rescued = None if rescued is None else rescued.contiguous()
     given = (grad, kept, mean, rstd, scale, shift, numbers, rescued, bits, grad_x, parts[0], parts[1])
-    with on_device(grad.device):
-        backward_kernel[(programs,)](
-            *(*given, rows, width, 0 if columns is None else len(columns)),
-            **backward_constants(
-                centered, kept.dtype, output, *(t is not None for t in (mean, scale, shift, numbers, bits))
-            ),
-            **tiling,
-        )
+    arguments = (*given, rows, width, 0 if columns is None else len(columns))
+    start(backward_kernel, grad.device, (programs,), arguments, constants)
     by_scale, by_shift = parts.sum(1)
     return grad_x, by_scale, by_shift
 
@@ -76,6 +68,18 @@ def slots(columns: Tensor | None, width: int, device: torch.device) -> Tensor | 
         return None
     order = torch.arange(len(columns), dtype=torch.int32, device=device)
     return torch.full((width,), -1, dtype=torch.int32, device=device).index_copy_(0, columns, order)
+
+
+@functools.cache
+def _statistics_launch(norm: Norm, dtype: torch.dtype, scaled: bool, shifted: bool, columns: int) -> Constants:
+    return Constants(statistics_constants(norm, dtype, scaled, shifted) | tile(columns))
+
+
+@functools.cache
+def _backward_launch(
+    centered: bool, dtype: torch.dtype, output: bool, there: tuple[bool, ...], columns: int
+) -> Constants:
+    return Constants(backward_constants(centered, dtype, output, *there) | tile(columns))
 
 
 def statistics_constants(norm: Norm, dtype: torch.dtype, scaled: bool, shifted: bool) -> dict[str, Any]:
@@ -111,6 +115,7 @@ def _units(dtype: torch.dtype) -> dict[str, int]:
     return {"MANTISSA": mantissa, "LOWEST": lowest}
 
 
+@functools.cache
 def processors(device: torch.device) -> int:
     """How many multiprocessors a device has."""
     if device.type == "cpu":
