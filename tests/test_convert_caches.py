@@ -99,7 +99,7 @@ def test_a_method_replaced_between_conversions_is_read_anew() -> None:
     def forward(self: Edited, x: Tensor) -> Tensor:
         return self.outer(torch.tanh(self.inner(x)) * functional.silu(self.inner(x)))
 
-    Edited.forward = forward  # type: ignore[method-assign]
+    type.__setattr__(Edited, "forward", forward)
     shown = [what for _, what in _shown(optiacts.convert(Edited()))]
     assert any("silu" in what for what in shown), shown
 
@@ -117,7 +117,7 @@ def test_an_activation_exchanged_between_conversions_is_read_anew() -> None:
     model.act = nn.SiLU()
     assert ("act", "silu") in _shown(optiacts.convert(model))
     optiacts.revert(model)
-    model.act.forward = functional.softsign  # type: ignore[method-assign]
+    model.act.forward = functional.softsign
     assert not any(path == "act" and what for path, what in _shown(optiacts.convert(model)))
 
 
