@@ -18,6 +18,7 @@ from optiacts.conversion.callees import Scope
 from optiacts.conversion.known import is_identity
 from optiacts.conversion.sites import Link, Sites
 from optiacts.conversion.source import Function, Position, position
+from optiacts.conversion.syntax import names, walk
 from optiacts.norm_calls import norm_name
 
 
@@ -120,7 +121,7 @@ def _uses(scope: Scope, norm: ast.expr, walk: _Walk) -> bool:
 
 def _elsewhere(function: Function, name: str) -> bool:
     """Whether inner functions read a variable, or others may bind it."""
-    for node in ast.walk(function):
+    for node in walk(function):
         if isinstance(node, (ast.Global, ast.Nonlocal)) and name in node.names:
             return True
         if isinstance(node, ast.Name) and node.id in ("locals", "vars", "eval", "exec"):
@@ -144,7 +145,7 @@ def _paths_to(function: Function, node: ast.AST) -> Iterator[Blocks]:
         blocks: Blocks = []
         block: list[ast.stmt] | None = function.body
         while block is not None:
-            number = next((n for n, s in enumerate(block) if any(node is inner for inner in ast.walk(s))), None)
+            number = next((n for n, s in enumerate(block) if any(node is inner for inner in walk(s))), None)
             if number is None:
                 return
             blocks.append((block, number))
@@ -153,7 +154,7 @@ def _paths_to(function: Function, node: ast.AST) -> Iterator[Blocks]:
                 inner = [statement.body, statement.orelse]
             else:
                 inner = [statement.body] if isinstance(statement, (ast.With, ast.For, ast.While)) else []
-            block = next((b for b in inner if any(node is part for s in b for part in ast.walk(s))), None)
+            block = next((b for b in inner if any(node is part for s in b for part in walk(s))), None)
         yield blocks
 
 
@@ -238,9 +239,7 @@ class _Walk:
             return used
         if used or len(reads) > 1 or id(reads[0]) not in self._acts:
             raise _RefusedError
-        others = [
-            n for n in ast.walk(node) if isinstance(n, ast.Call) and not any(reads[0] is m for m in ast.walk(n))
-        ]
+        others = [n for n in walk(node) if isinstance(n, ast.Call) and not any(reads[0] is m for m in walk(n))]
         if others or isinstance(node, ast.AugAssign):
             raise _RefusedError
         self.take(reads[0])
@@ -248,11 +247,11 @@ class _Walk:
 
 
 def _reads(node: ast.AST, name: str) -> list[ast.Name]:
-    return [n for n in ast.walk(node) if isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Load)]
+    return [n for n in names(node) if n.id == name and isinstance(n.ctx, ast.Load)]
 
 
 def _names(node: ast.AST, name: str) -> bool:
-    return any(isinstance(n, ast.Name) and n.id == name for n in ast.walk(node))
+    return any(n.id == name for n in names(node))
 
 
 def _quiet(node: ast.AST) -> bool:
@@ -260,5 +259,5 @@ def _quiet(node: ast.AST) -> bool:
     loud = (ast.Call, ast.AugAssign, ast.Await, ast.Yield, ast.YieldFrom, ast.Delete)
     return not any(
         isinstance(n, loud) or (isinstance(n, (ast.Attribute, ast.Subscript)) and not isinstance(n.ctx, ast.Load))
-        for n in ast.walk(node)
+        for n in walk(node)
     )

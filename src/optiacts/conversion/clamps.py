@@ -14,6 +14,7 @@ import torch
 
 from optiacts.conversion.callees import Scope
 from optiacts.conversion.source import Position, position
+from optiacts.conversion.syntax import walk
 
 _BOUNDS = {"clamp": ("min", "max"), "clip": ("min", "max"), "clamp_min": ("min",), "clamp_max": ("max",)}
 _FURTHEST = 4  # assignments between a clamp and the product
@@ -24,7 +25,7 @@ def clamps_in(scope: Scope, factors: Iterable[ast.expr]) -> tuple[tuple[Position
     found: dict[Position, str] = {}
     nodes, names = list(factors), set[str]()
     for _ in range(_FURTHEST):
-        inner = [node for expression in nodes for node in ast.walk(expression)]
+        inner = [node for expression in nodes for node in walk(expression)]
         found |= {position(node): helper for node in inner if (helper := _helper(scope, node))}  # type: ignore[arg-type]
         fresh = {node.id for node in inner if isinstance(node, ast.Name)} - names
         names |= fresh

@@ -11,6 +11,7 @@ from optiacts.conversion.known import is_dropout
 from optiacts.conversion.products import Waiting, gate_of, stays, waiting_in
 from optiacts.conversion.sites import Drop, Model, Product, Site, Sites
 from optiacts.conversion.source import Position, position
+from optiacts.conversion.syntax import walk
 
 
 def find_dropouts(scope: Scope, sites: Sites, model: Model, gated: bool) -> None:
@@ -27,7 +28,7 @@ def find_dropouts(scope: Scope, sites: Sites, model: Model, gated: bool) -> None
         if dropped is None or not callees or not all(map(is_dropout, callees)):
             continue
         rest: list[ast.AST] = [a for a in (*call.args, *(k.value for k in call.keywords)) if a is not dropped]
-        if any(isinstance(node, ast.Call) for argument in rest for node in ast.walk(argument)):
+        if any(isinstance(node, ast.Call) for argument in rest for node in walk(argument)):
             continue
         waits = _waits(dropped, sources, waiting)
         if (

@@ -289,7 +289,7 @@ class _Conversion:
         """A module whose functions may call activations."""
         if _opaque(module) or self._selection.excludes(path):
             return
-        if sites.activation(module) is not None or self._planner.norm(module) is not None:
+        if self._planner.activation(module) is not None or self._planner.norm(module) is not None:
             return
         if type(module).__module__ == "torch.nn.modules.activation":
             return  # it is one, and no curve has its values and gradients

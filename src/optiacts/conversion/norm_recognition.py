@@ -201,7 +201,8 @@ class _Trial:
             if not isinstance(y, Tensor) or y.shape != x.shape or given._version != before or y is given:
                 return None
             grad = torch.ones_like(y) if grad is None else grad.to(y.dtype)
-            found = torch.autograd.grad(y, [given, *leaves.values()], grad, allow_unused=True)
+            # not as grad_outputs, for which PyTorch imports its symbolic shapes: half a second; the product is exact
+            found = torch.autograd.grad((y * grad).sum(), [given, *leaves.values()], allow_unused=True)
         except Exception:
             return None
         if any(gradient is None for gradient in found):
@@ -239,7 +240,7 @@ def _compared(trial: _Trial, fused: bool) -> RecognisedNorm:
         # some take parameters of float32 alone; of another number of dimensions none computes something else
         for own, ndim in itertools.product((torch.float64, torch.float32), (3, 4, 2, 5, 1)):
             x = _probe(layout, ndim, torch.float64)
-            outcome = None if x is None else trial.run(x, own, _upstream(x))
+            outcome = None if x is None else trial.run(x, own, _upstream(x.shape))
             if x is None or outcome is None:
                 continue
             ran = True
@@ -259,7 +260,7 @@ def _everywhere(
     ndims, first = set(), kind.eps
     for ndim in range(1, 6):
         x = _probe(layout, ndim, torch.float64)
-        outcome = None if x is None else trial.run(x, own, _upstream(x))
+        outcome = None if x is None else trial.run(x, own, _upstream(x.shape))
         if x is not None and outcome is not None and _agrees(kind, role, trial, x, outcome, own):
             ndims.add(ndim)
     kinds: dict[Dtypes, Norm] = {}
@@ -268,7 +269,7 @@ def _everywhere(
         pairs = (pair for pair in pairs if pair[1] in (pair[0], None))
     for dtype, parameters in pairs:
         x = _probe(layout, min(ndims & {3, 4} or ndims), dtype)
-        outcome = None if x is None else trial.run(x, parameters, _upstream(x))
+        outcome = None if x is None else trial.run(x, parameters, _upstream(x.shape))
         if x is None or outcome is None:
             continue
         for eps in dict.fromkeys((first, torch.finfo(arithmetic(dtype)).eps)):
@@ -299,9 +300,10 @@ def _probe(layout: _Layout, ndim: int, dtype: torch.dtype) -> Tensor | None:
     return Norm(False, 0.0, len(layout.channels), layout.first).restored(rows, x).contiguous().to(dtype)
 
 
-def _upstream(x: Tensor) -> Tensor:
-    """A gradient of the output."""
-    return torch.randn(x.shape, generator=torch.Generator().manual_seed(13), dtype=torch.float64)
+@functools.lru_cache(maxsize=64)
+def _upstream(shape: torch.Size) -> Tensor:
+    """A gradient of an output; nobody writes to it."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(13), dtype=torch.float64)
 
 
 def _eps_of(kind: Norm, role: _Role, trial: _Trial, x: Tensor, y: Tensor, dtype: torch.dtype) -> float | None:
@@ -334,8 +336,8 @@ def _agrees(kind: Norm, role: _Role, trial: _Trial, x: Tensor, got: _Outcome, dt
     leaves = {n: p.double().requires_grad_() for n, p in trial.substitutes(dtype).items()}
     given = x.double().requires_grad_()
     y = kind.reference(given, leaves.get(role.weight), leaves.get(role.bias))
-    grad = _upstream(x).to(got.y.dtype).double()
-    dx, *by_parameter = torch.autograd.grad(y, [given, *leaves.values()], grad)
+    grad = _upstream(x.shape).to(got.y.dtype).double()
+    dx, *by_parameter = torch.autograd.grad((y * grad).sum(), [given, *leaves.values()])
     coarsest = max(torch.finfo(d).eps for d in (x.dtype, got.y.dtype, dtype) if d is not None)
     in_16_bits = coarsest > torch.finfo(torch.float32).eps
     y_rows, dx_rows = (_rows(kind, t) for t in (y.detach(), dx))

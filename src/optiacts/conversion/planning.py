@@ -23,11 +23,13 @@ from optiacts.conversion.interest import Interest, foreign, names_in, wrapped_in
 from optiacts.conversion.known import Known
 from optiacts.conversion.norm_recognition import RecognisedNorm, norm_of
 from optiacts.conversion.products import find_products
+from optiacts.conversion.recognition import Recognised
 from optiacts.conversion.rewriting import Plan, Written
 from optiacts.conversion.sequences import is_taken
 from optiacts.conversion.sites import Drop, Link, Product, Site, Sites, act_of
 from optiacts.conversion.source import Position, UnseenError, position, source_of
 from optiacts.conversion.spelled import torch_curve
+from optiacts.conversion.syntax import walk
 from optiacts.conversion.values import Origin
 from optiacts.norm_calls import norm_name
 
@@ -82,6 +84,10 @@ class Planner:
         self._modules = {id(module): module for module in modules}
         self._gated, self._dropout = gated, dropout
         self._with_norms, self._with_chains, self._unkept = norms, chains, unkept
+        # one conversion reads: nothing changes while it does. With each, what keeps the identity in the key alive
+        self._acts: dict[int, tuple[Module, Recognised | None]] = {}
+        self._methods: dict[tuple[type, frozenset[str]], list[Method]] = {}
+        self._helping: dict[tuple[type, frozenset[str]], frozenset[str]] = {}
         self._norms: dict[int, RecognisedNorm | None] = {}
         self._sites: dict[tuple[types.FunctionType, int | None], Sites] = {}
         self._attributes: dict[int, frozenset[str]] = {}
@@ -93,8 +99,7 @@ class Planner:
     # what the flow asks
 
     def _followed(self, module: Module) -> bool:
-        recognised = sites.activation(module)
-        return recognised is not None or bool(sites.twin_of(module)) or self.norm(module) is not None
+        return self.activation(module) is not None or bool(sites.twin_of(module)) or self.norm(module) is not None
 
     def _takes(self, first: Module, second: Module) -> bool:
         """Whether ``second`` is a dropout that takes the activation ``first`` where they follow each other."""
@@ -105,6 +110,12 @@ class Planner:
         if self._with_norms and id(module) not in self._norms:
             self._norms[id(module)] = norm_of(module)
         return self._norms.get(id(module))
+
+    def activation(self, module: Module) -> Recognised | None:
+        """What an activation module computes; None for any other module."""
+        if id(module) not in self._acts:
+            self._acts[id(module)] = module, sites.activation(module)
+        return self._acts[id(module)][1]
 
     def _origins(self, scope: Scope) -> dict[Position, Origin]:
         found = self.sites(scope)
@@ -134,7 +145,7 @@ class Planner:
     def attributes(self, module: Module) -> frozenset[str]:
         """The attributes of a module that are, hold, or evaluate activations."""
         if id(module) not in self._attributes:
-            names = {name for name, child in module._modules.items() if child is not None and _holds(child)}
+            names = {name for name, child in module._modules.items() if child is not None and self._holds(child)}
             for name, value in vars(module).items():
                 if isinstance(value, (list, tuple, dict)) and not name.startswith("_"):
                     values = list(value.values()) if isinstance(value, dict) else list(value)
@@ -146,15 +157,27 @@ class Planner:
                 self._attributes[id(module)] |= self._helpers(module, frozenset(names))
         return self._attributes[id(module)]
 
+    def _holds(self, module: Module) -> bool:
+        """Whether a child is an activation or a container of some."""
+        if isinstance(module, (torch.nn.ModuleList, torch.nn.ModuleDict)):
+            return any(self._holds(child) for child in module.children())
+        return self.activation(module) is not None
+
     def _helpers(self, module: Module, attributes: frozenset[str]) -> frozenset[str]:
         """The module's own methods that may evaluate an activation: what calls them may get its output."""
+        key = type(module), attributes
+        if key not in self._helping:
+            self._helping[key] = frozenset(self._find_helpers(module, attributes))
+        return self._helping[key]
+
+    def _find_helpers(self, module: Module, attributes: frozenset[str]) -> set[str]:
         found: set[str] = set()
         for kind in own_classes(module):
             for name, value in vars(kind).items():
                 function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
                 if isinstance(function, types.FunctionType) and name != "forward" and not name.startswith("__"):
                     found |= {name} if self.interest.directly(function, attributes) else set()
-        return frozenset(found)
+        return found
 
     def harmless(self, scope: Scope, call: ast.Call, number: int) -> bool:
         """Whether a call leaves its argument of that number as it is."""
@@ -211,9 +234,14 @@ class Planner:
 
     # plans
 
-    def methods(self, module: Module) -> Iterator[Method]:
+    def methods(self, module: Module) -> list[Method]:
         """The functions of a module's classes that may be worth rewriting."""
-        attributes = self.attributes(module)
+        key = type(module), self.attributes(module)
+        if key not in self._methods:
+            self._methods[key] = list(self._find_methods(module, key[1]))
+        return self._methods[key]
+
+    def _find_methods(self, module: Module, attributes: frozenset[str]) -> Iterator[Method]:
         defined: dict[str, list[Method]] = {}
         for kind in own_classes(module):
             for name, value in vars(kind).items():
@@ -418,7 +446,7 @@ def _looks_at_itself(scope: Scope) -> bool:
 
 def _compared_classes(scope: Scope) -> Iterator[ast.expr]:
     """Where a function compares an object's very class, ``type(x)`` or ``x.__class__``."""
-    for node in ast.walk(scope.node):
+    for node in walk(scope.node):
         for operand in (node.left, *node.comparators) if isinstance(node, ast.Compare) else ():
             if (isinstance(operand, ast.Attribute) and operand.attr == "__class__") or (
                 isinstance(operand, ast.Call) and len(operand.args) == 1 and scope.one(operand.func) is type
@@ -448,10 +476,3 @@ def _reached(defined: dict[str, list[Method]]) -> set[str]:
             for inner in (method.function, *wrapped_in(method.function)):
                 waiting += names_in(inner.__code__) & defined.keys()
     return reached
-
-
-def _holds(module: Module) -> bool:
-    """Whether a child is an activation or a container of some."""
-    if isinstance(module, (torch.nn.ModuleList, torch.nn.ModuleDict)):
-        return any(_holds(child) for child in module.children())
-    return sites.activation(module) is not None

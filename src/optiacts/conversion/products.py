@@ -6,6 +6,7 @@ It may if nobody else sees its output, and if nothing in between could change it
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from optiacts.conversion.callees import Scope
 from optiacts.conversion.clamps import clamps_in
 from optiacts.conversion.sites import Model, Product, Site, Sites
 from optiacts.conversion.source import Function, Position, position
+from optiacts.conversion.syntax import names, walk
 
 _PRODUCTS = (torch.mul, torch.multiply, torch.ops.aten.mul, torch.ops.aten.mul.Tensor)
 
@@ -38,7 +40,7 @@ def find_products(scope: Scope, sites: Sites, model: Model) -> None:
             sites.products[at] = Product(at, Site(at, "sigmoid", alone=False), "glu")
     if not sites.acts:
         return
-    for node in ast.walk(scope.node):
+    for node in walk(scope.node):
         if isinstance(node, ast.expr) and any(_within(position(node), at) for at in written):
             continue  # x * sigmoid(x) is an activation, and no product with one
         for factor, up, form in _factors(scope, node):
@@ -94,9 +96,9 @@ def _factors(scope: Scope, node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr, 
 
 def factors_of(call: ast.Call) -> list[ast.expr]:
     """The two arguments of ``torch.mul``, in order; none if they are given otherwise."""
-    names = [k.arg for k in call.keywords]
+    keys = [k.arg for k in call.keywords]
     given = [*call.args, *(k.value for k in call.keywords)]
-    return given if len(given) == 2 and names == ["input", "other"][len(call.args) :] else []
+    return given if len(given) == 2 and keys == ["input", "other"][len(call.args) :] else []
 
 
 Waiting = dict[tuple[str, Position], tuple[Any, ast.expr, list[ast.AST]]]
@@ -111,10 +113,10 @@ def waiting_in(scope: Scope, sources: Mapping[Position, Any]) -> Waiting:
     found: Waiting = {}
     if not sources:
         return found
-    if any(isinstance(n, ast.Name) and n.id in ("locals", "vars", "eval", "exec") for n in ast.walk(scope.node)):
+    if any(n.id in ("locals", "vars", "eval", "exec") for n in names(scope.node)):
         return found
     declared = {
-        name for n in ast.walk(scope.node) if isinstance(n, (ast.Global, ast.Nonlocal)) for name in n.names
+        name for n in walk(scope.node) if isinstance(n, (ast.Global, ast.Nonlocal)) for name in n.names
     } | _captured(scope.node)
     for block in _blocks(scope.node):
         for number, statement in enumerate(block):
@@ -134,7 +136,7 @@ def waiting_in(scope: Scope, sources: Mapping[Position, Any]) -> Waiting:
 def _only_use(function: Function, block: list[ast.stmt], number: int, name: str) -> tuple[int, Position] | None:
     """Where in ``block`` the value bound in statement ``number`` is used, if it is used there alone."""
     for where in range(number + 1, len(block)):
-        uses = [n for n in ast.walk(block[where]) if isinstance(n, ast.Name) and n.id == name]
+        uses = [n for n in names(block[where]) if n.id == name]
         if not uses:
             if isinstance(block[where], (ast.Try, ast.With, ast.AsyncWith)):
                 return None
@@ -152,7 +154,7 @@ def _only_use(function: Function, block: list[ast.stmt], number: int, name: str)
             return None
         if not rebinds:
             before = _harmless_before(function, block, number, name)
-            everywhere = [n for n in ast.walk(function) if isinstance(n, ast.Name) and n.id == name]
+            everywhere = [n for n in names(function) if n.id == name]
             others = [n for n in everywhere if isinstance(n.ctx, ast.Load) and position(n) not in before]
             if len(others) != 1 or _augmented(function, name):
                 return None
@@ -168,43 +170,41 @@ def _harmless_before(function: Function, block: list[ast.stmt], number: int, nam
     Outside of loops these are all before; in a loop those since the variable was bound in the same block.
     """
     looping = any(
-        isinstance(node, (ast.For, ast.AsyncFor, ast.While)) and block[number] in ast.walk(node)
-        for node in ast.walk(function)
+        isinstance(node, (ast.For, ast.AsyncFor, ast.While)) and block[number] in walk(node)
+        for node in walk(function)
     )
     bound = [
         k
         for k in range(number)
         if isinstance(block[k], (ast.Assign, ast.AnnAssign))
         for target in getattr(block[k], "targets", [getattr(block[k], "target", None)])
-        if name in {n.id for n in ast.walk(target) if isinstance(n, ast.Name)}
+        if name in {n.id for n in names(target)}
     ]
     if looping:
         places: list[ast.AST] = list(block[bound[-1] + 1 : number + 1]) if bound else []
-        reads = [n for place in places for n in ast.walk(place)]
+        reads = [n for place in places for n in names(place)]
     else:
         end = position(block[number])[2:]
-        reads = [n for n in ast.walk(function) if isinstance(n, ast.Name) and position(n)[2:] <= end]
-    return {position(n) for n in reads if isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Load)}
+        reads = [n for n in names(function) if position(n)[2:] <= end]
+    return {position(n) for n in reads if n.id == name and isinstance(n.ctx, ast.Load)}
 
 
 def _augmented(function: Function, name: str) -> bool:
     return any(
         isinstance(n, ast.AugAssign) and isinstance(n.target, ast.Name) and n.target.id == name
-        for n in ast.walk(function)
+        for n in walk(function)
     )
 
 
 def _in_try(function: Function, name: str) -> bool:
     """Whether a handler could meet the variable before it is bound again."""
     return any(
-        isinstance(n, ast.Name) and n.id == name
-        for statement in ast.walk(function)
-        if isinstance(statement, ast.Try)
-        for n in ast.walk(statement)
+        n.id == name for statement in walk(function) if isinstance(statement, ast.Try) for n in names(statement)
     )
 
 
-def _captured(function: Function) -> set[str]:
+@functools.lru_cache(maxsize=1 << 10)
+def _captured(function: Function) -> frozenset[str]:
     """Names that functions inside the function read."""
     inner = (
         ast.Lambda,
@@ -215,21 +215,15 @@ def _captured(function: Function) -> set[str]:
         ast.DictComp,
         ast.GeneratorExp,
     )
-    return {
-        name.id
-        for node in ast.walk(function)
-        if isinstance(node, inner) and node is not function
-        for name in ast.walk(node)
-        if isinstance(name, ast.Name)
-    }
+    return frozenset(
+        name.id for node in walk(function) if isinstance(node, inner) and node is not function for name in names(node)
+    )
 
 
-def _blocks(function: Function) -> Iterator[list[ast.stmt]]:
-    for node in ast.walk(function):
-        for name in ("body", "orelse", "finalbody"):
-            block = getattr(node, name, None)
-            if isinstance(block, list) and block and isinstance(block[0], ast.stmt):
-                yield block
+@functools.lru_cache(maxsize=1 << 10)
+def _blocks(function: Function) -> tuple[list[ast.stmt], ...]:
+    every = (getattr(node, name, None) for node in walk(function) for name in ("body", "orelse", "finalbody"))
+    return tuple(block for block in every if isinstance(block, list) and block and isinstance(block[0], ast.stmt))
 
 
 def stays(scope: Scope, gate: list[ast.expr], between: list[ast.AST], model: Model) -> bool:
@@ -237,23 +231,23 @@ def stays(scope: Scope, gate: list[ast.expr], between: list[ast.AST], model: Mod
 
     What a call has just returned is nobody else's; a variable, and what is a view of it, could be changed.
     """
-    names = {_variable(expression) for expression in gate} - {""}
-    names = {other for name in names for other in _aliases(scope, name)}
-    if not names:
+    direct = {_variable(expression) for expression in gate} - {""}
+    shared = {other for name in direct for other in _aliases(scope, name)}
+    if not shared:
         return True
-    if any(_escapes(scope, name) for name in names):
+    if any(_escapes(scope, name) for name in shared):
         return False
-    for node in (n for part in between for n in ast.walk(part)):
-        if isinstance(node, ast.AugAssign) and _variable(node.target) in names:
+    for node in (n for part in between for n in walk(part)):
+        if isinstance(node, ast.AugAssign) and _variable(node.target) in shared:
             return False
-        if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load) and _variable(node) in names:
+        if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load) and _variable(node) in shared:
             return False
         if isinstance(node, ast.Call):
             method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
-            if method.endswith("_") and isinstance(node.func, ast.Attribute) and _variable(node.func.value) in names:
+            if method.endswith("_") and isinstance(node.func, ast.Attribute) and _variable(node.func.value) in shared:
                 return False
             for number, argument in enumerate([*node.args, *(k.value for k in node.keywords)]):
-                if _variable(argument) in names and not model.harmless(scope, node, number):
+                if _variable(argument) in shared and not model.harmless(scope, node, number):
                     return False
     return True
 
@@ -263,9 +257,9 @@ def _escapes(scope: Scope, name: str) -> bool:
     return any(
         isinstance(node, ast.Assign)
         and any(isinstance(target, (ast.Attribute, ast.Subscript)) for target in node.targets)
-        and name in {n.id for n in ast.walk(node.value) if isinstance(n, ast.Name)}
+        and name in {n.id for n in names(node.value)}
         and not isinstance(node.value, ast.Call)
-        for node in ast.walk(scope.node)
+        for node in walk(scope.node)
     )
 
 

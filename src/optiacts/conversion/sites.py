@@ -26,6 +26,7 @@ from optiacts.conversion.recognition import (
 )
 from optiacts.conversion.source import Position, position, replaced
 from optiacts.conversion.spelled import FUNCTIONS, torch_curve
+from optiacts.conversion.syntax import walk
 from optiacts.norm_calls import norm_name
 
 _CURVED = frozenset(("sigmoid", "tanh", "erf", "erfc", "exp", "expit", "softplus", "logsigmoid", "ndtr"))
@@ -167,7 +168,7 @@ def kept_once(name: str) -> bool:
 def returned_by(scope: Scope, sites: Sites) -> Site | None:
     """The activation whose output a function returns as it is."""
     body = scope.node.body if isinstance(scope.node, ast.Lambda) else None
-    ends = [body] if body is not None else [n.value for n in ast.walk(scope.node) if isinstance(n, ast.Return)]
+    ends = [body] if body is not None else [n.value for n in walk(scope.node) if isinstance(n, ast.Return)]
     found = (sites.acts.get(position(end)) for end in ends if end is not None)
     return next((act for act in found if act is not None and not act.returning), None)
 
@@ -333,7 +334,7 @@ def _one_variable(scope: Scope, node: ast.expr, squared: bool) -> tuple[str, dic
     More than once, for what computes from it once is a call; or its ReLU ``squared``. The numbers are parameters of
     the function, with their default values.
     """
-    nodes = list(ast.walk(node))
+    nodes = list(walk(node))
     words = [n.id for n in nodes if isinstance(n, ast.Name)]
     if not squared and _CURVED.isdisjoint([*words, *(n.attr for n in nodes if isinstance(n, ast.Attribute))]):
         return "", {}
@@ -353,5 +354,5 @@ def _number_parameters(scope: Scope) -> dict[str, float]:
     numbers = {p.name: p.default for p in parameters if type(p.default) in (int, float)}
     if not numbers:
         return {}
-    stored = {n.id for n in ast.walk(scope.node) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
+    stored = {n.id for n in walk(scope.node) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
     return {name: value for name, value in numbers.items() if name not in stored}

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from optiacts.conversion.syntax import walk, walked
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 Position = tuple[int, int, int, int]  # line and column of an expression's start and end: its name in every parse
 
@@ -52,7 +54,7 @@ class Statement:
 
     @functools.cached_property
     def functions(self) -> list[Function]:
-        return [node for node in ast.walk(self.tree) if isinstance(node, Function)]
+        return [node for node in walked(self.tree) if isinstance(node, Function)]
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - statements live as long as their file is cached
     def codes(self, flags: int) -> dict[tuple[str, int], list[types.CodeType]]:
@@ -73,7 +75,7 @@ class Source:
     @functools.cached_property
     def calls(self) -> tuple[ast.Call, ...]:
         """Every call in the function."""
-        return tuple(node for node in ast.walk(self.node) if isinstance(node, ast.Call))
+        return tuple(node for node in walk(self.node) if isinstance(node, ast.Call))
 
     @functools.cached_property
     def bound(self) -> frozenset[str]:
@@ -84,7 +86,7 @@ class Source:
     def imported(self) -> dict[str, tuple[str, str]]:
         """Names that the function itself imports: the module and the name in it."""
         found: dict[str, tuple[str, str]] = {}
-        for node in ast.walk(self.node):
+        for node in walk(self.node):
             if isinstance(node, ast.ImportFrom):
                 module = "." * node.level + (node.module or "")
                 found |= {alias.asname or alias.name: (module, alias.name) for alias in node.names}
@@ -294,8 +296,8 @@ class _Wrap(ast.NodeTransformer):
 
 def _bound_names(function: ast.AST) -> Iterator[str]:
     """Every name that the function, or one inside it, binds."""
-    declared = {n for node in ast.walk(function) if isinstance(node, ast.Global) for n in node.names}
-    for node in ast.walk(function):
+    declared = {n for node in walk(function) if isinstance(node, ast.Global) for n in node.names}
+    for node in walk(function):
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load) and node.id not in declared:
             yield node.id
         elif isinstance(node, ast.arg):
@@ -312,7 +314,7 @@ def _bound_names(function: ast.AST) -> Iterator[str]:
 
 def _assignments(function: ast.AST) -> Iterator[tuple[str, ast.expr]]:
     """Names with the expressions that they are bound to, or to an element of."""
-    for node in ast.walk(function):
+    for node in walk(function):
         if isinstance(node, ast.Assign):
             for target in node.targets:
                 yield from _paired(target, node.value)
