@@ -1,12 +1,13 @@
 """Chains under torch.compile: what is held, gradients against float64, statistics, and weights that spoil the output.
 
-They compile with the partitioner and decompositions of Inductor and none of its kernels, which would take long.
+But for one they compile with the partitioner and decompositions of Inductor and none of its kernels, which take long.
 """
 
 from __future__ import annotations
 
 import copy
 import gc
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,12 +19,15 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.decomposition import select_decomp_table
 
 import optiacts
+from optiacts.ops.chain import chain_backward, chain_forward
+from optiacts.ops.chain_compiled import chain_gradients, chain_pack
 
 C, SHAPE = 16, (4, 16, 8, 8)
 NORMS: dict[str, Any] = {
     "BatchNorm": lambda: nn.BatchNorm2d(C),
     "GroupNorm": lambda: nn.GroupNorm(4, C),
 }
+CHECKS = ("test_schema", "test_faketensor")
 MOST = {torch.float32: 6e-6, torch.bfloat16: 2e-2}
 compiled_by = aot_autograd(
     fw_compiler=nop,
@@ -143,3 +147,66 @@ def test_weights_changed_unseen_are_an_error_and_then_right() -> None:
     optiacts.revert(plain)
     for one, true in zip(gradients(compiled, x, block)[1], gradients(plain, x, plain)[1], strict=True):
         assert (one - true).norm() <= 1e-5 * true.norm() + 1e-4 * (true.norm() < 1e-2)
+
+
+ORDERS = {"planes": torch.contiguous_format, "channels last": torch.channels_last}
+
+
+@pytest.mark.parametrize("statistics", ["batch", "rows", "given"])
+@pytest.mark.parametrize("shape", [(4, 16, 5, 3), (3, 16, 1, 1), (2, 9, 7, 2)], ids=str)
+def test_bits_tell_the_order_that_they_are_packed_in(shape: tuple[int, ...], statistics: str) -> None:
+    """Whatever orders a compiler gives to the input of the activation, its output and the gradient."""
+    channels = shape[1]
+    torch.manual_seed(0)
+    z, grad = torch.randn(shape), torch.randn(shape)
+    rstd = torch.rand((shape[0], 1) if statistics == "rows" else (channels,)) + 0.5
+    scale, shift = 1 + 0.2 * torch.rand(channels), 0.3 * torch.randn(channels)
+    y, bits = chain_forward(z, "silu", 0, False)
+    fixed = (rstd, scale, shift)
+    rows = (t.flatten(2) for t in (grad, y))
+    due = chain_backward(*rows, bits, *fixed, None, None, None, "silu", statistics, True, False, z.dtype)
+    for of_z, of_y, of_grad in itertools.product(ORDERS.values(), repeat=3):
+        packed = chain_pack(z.contiguous(memory_format=of_z), "silu", 0)
+        laid = y.contiguous(memory_format=of_y)
+        arguments = (
+            grad.contiguous(memory_format=of_grad),
+            laid,
+            packed,
+            *fixed,
+            "silu",
+            statistics,
+            True,
+            0,
+            z.dtype,
+        )
+        found = chain_gradients(*arguments)
+        assert found[0].stride() == torch.empty_like(laid).stride()
+        for one, true in zip(found, due, strict=True):
+            assert (one - true.view(one.shape)).norm() <= 2e-6 * true.norm()
+    # one more byte than the bits, or than those of the order that takes more
+    assert packed.numel() <= 1 + max(bits.numel(), -(-channels // 8) * z.numel() // channels)
+
+
+@pytest.mark.parametrize("dims", [0, 2])
+def test_the_ops_do_what_they_tell_compilers(dims: int) -> None:
+    z = torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last)
+    bits = chain_pack(z, "silu", dims)
+    channels = 16 if dims else 8
+    rstd = torch.ones(16 if dims else 2, 1)
+    arguments = (z, z, bits, rstd, torch.ones(channels), None, "silu", "rows", True, dims, torch.float32)
+    torch.library.opcheck(chain_pack, (z, "silu", dims), test_utils=CHECKS)
+    torch.library.opcheck(chain_gradients, arguments, test_utils=CHECKS)
+    for place, wrong, said in ((1, z[:1], "one shape"), (2, bits[1:], "bits must be uint8 of shape")):
+        with pytest.raises(ValueError, match=said):
+            chain_gradients(*arguments[:place], wrong, *arguments[place + 1 :])
+
+
+def test_inductors_order_of_memory_is_not_ours() -> None:
+    """It lays out convolutions with channels last, which were planes when the block was traced."""
+    plain = made("BatchNorm")
+    block, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
+    optiacts.convert(block)
+    x = torch.randn(SHAPE)
+    found = gradients(torch.compile(block, fullgraph=True), x, block)[1]
+    for one, true in zip(found, gradients(exact, x.double(), exact)[1], strict=True):
+        assert (one.double() - true).norm() <= MOST[x.dtype] * true.norm() + 1e-4 * (true.norm() < 1e-2)

@@ -238,6 +238,9 @@ class ChainBackend(Protocol):
     def forward(self, z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """The activation's own output, and the packed side bits of ``rows(z)``."""
 
+    def side_bits(self, rows: Tensor, curve: Curve) -> Tensor:
+        """The packed side bits of the activation's input alone."""
+
     def excess(self, z: Tensor, furthest: float) -> Tensor:
         """The sum of the squares of how far elements lie left of ``-furthest``."""
 

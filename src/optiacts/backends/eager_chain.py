@@ -25,11 +25,11 @@ def forward(z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[
     return curve.forward(z), side_bits(rows(z), curve)
 
 
-def side_bits(z: Tensor, curve: Curve) -> Tensor:
+def side_bits(rows: Tensor, curve: Curve) -> Tensor:
     """The packed side bits of the activation's input."""
     if not curve.decoder.side_bits:
-        return z.new_empty(packed_shape(z.shape, 0), dtype=torch.uint8)
-    return pack(curve.left(z))
+        return rows.new_empty(packed_shape(rows.shape, 0), dtype=torch.uint8)
+    return pack(curve.left(rows))
 
 
 def excess(z: Tensor, furthest: float) -> Tensor:

@@ -37,9 +37,12 @@ _KEPT = 1 << 20  # elements that a thread keeps decoded: 8 MiB
 
 def forward(z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """The activation's own output, and the packed side bits of ``rows(z)``."""
-    if not curve.decoder.side_bits:
-        return eager_chain.forward(z, curve, rows)
-    return curve.forward(z), native.side_bits(rows(z), curve)
+    return curve.forward(z), side_bits(rows(z), curve)
+
+
+def side_bits(rows: Tensor, curve: Curve) -> Tensor:
+    """The packed side bits of the activation's input."""
+    return native.side_bits(rows, curve) if curve.decoder.side_bits else eager_chain.side_bits(rows, curve)
 
 
 def excess(z: Tensor, furthest: float) -> Tensor:
@@ -92,8 +95,8 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
         _STATISTICS.index(saved.statistics), saved.centered, last, threads,
     )  # fmt: skip
     library().optiacts_chain_backward(ctypes.addressof(arguments))
-    found = sums.to(torch.float32)
-    by_shift, by_scale = found.view(2, channels) if last else found.view(channels, 2).t().contiguous()
+    # each of its own: results of an op share no storage
+    by_shift, by_scale = (part.float() for part in (sums.view(2, channels) if last else sums.view(channels, 2).t()))
     return dx, by_scale, by_shift
 
 

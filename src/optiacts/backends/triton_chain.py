@@ -24,15 +24,20 @@ def forward(z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[
     from optiacts.backends.triton import launch
 
     laid = rows(z)
-    if not curve.decoder.side_bits:
-        return eager_chain.forward(z, curve, rows)
-    if not launch.fused(curve, z.dtype, z.device):
-        return curve.forward(z), launch.pack(laid, curve)
+    if not curve.decoder.side_bits or not launch.fused(curve, z.dtype, z.device):
+        return curve.forward(z), side_bits(laid, curve)
     y = torch.empty_like(z)
     laid_y = rows(y)
     if laid.data_ptr() != z.data_ptr() or laid_y.data_ptr() != y.data_ptr():  # copies
         return curve.forward(z), launch.pack(laid, curve)
     return y, launch.forward(laid, laid_y, curve)
+
+
+def side_bits(rows: Tensor, curve: Curve) -> Tensor:
+    """The packed side bits of the activation's input."""
+    from optiacts.backends.triton import launch
+
+    return launch.pack(rows, curve) if curve.decoder.side_bits else eager_chain.side_bits(rows, curve)
 
 
 def excess(z: Tensor, furthest: float) -> Tensor:
@@ -52,4 +57,4 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
     return chain_launch.backward(grad, saved, dtype)
 
 
-__all__ = ["chain_backward", "excess", "forward", "name", "serves"]
+__all__ = ["chain_backward", "excess", "forward", "name", "serves", "side_bits"]

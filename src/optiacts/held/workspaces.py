@@ -10,6 +10,7 @@ _ONEDNN = (
     "oneDNN copies input, weight and output into layouts that it chooses by the instruction set; in channels_last "
     "the weight alone"
 )
+_DECODED = "each thread of the CPU kernel keeps what it decoded, up to 8 MiB"
 UNKNOWN_ON_CUDA = {
     "convolution": _CUDNN,
     "convolution_backward": _CUDNN,
@@ -24,7 +25,8 @@ UNKNOWN_ON_CUDA = {
 UNKNOWN_ON_CPU = {
     "convolution": _ONEDNN,
     "convolution_backward": _ONEDNN,
-    "chain_backward": "each thread of the CPU kernel keeps what it decoded, up to 8 MiB",
+    "chain_backward": _DECODED,
+    "chain_gradients": _DECODED,
 }
 """Ops by name whose workspace cannot be told from their arguments, and why."""
 

@@ -1,24 +1,34 @@
-"""Chains under ``torch.compile``: a forward that the compiler sees and fuses, and the opaque op as backward.
+"""Chains under ``torch.compile``: a forward that the compiler sees and fuses, and opaque ops for bits and backward.
 
     optiacts::chain_factors(Tensor? weight, Tensor? bias, str curve, ScalarType dtype)
         -> (Tensor scale, Tensor shift, Tensor one)
+    optiacts::chain_pack(Tensor z, str curve, int dims) -> Tensor bits
+    optiacts::chain_gradients(Tensor grad, Tensor y, Tensor bits, Tensor rstd, Tensor? scale, Tensor? shift,
+        str curve, str statistics, bool centered, int dims, ScalarType dtype)
+        -> (Tensor grad_x, Tensor grad_scale, Tensor grad_shift)
 
-The norm and the activation are traced as they are, so that they stay one kernel, which makes the side bits as bytes
-besides; an op packs them. The backward takes y, the bits and rstd, which are all that the compiler may keep: it does
-not look into an op, and so finds no use for the norm's input.
+The norm and the activation are traced as they are, so that they stay one kernel. The backward takes y, the bits and
+rstd, which are all that the compiler may keep: it does not look into an op, and so finds no use for the norm's input.
 
 ``chain_factors`` is the weight and the bias as they are now, and the guard, as ``norm_factors`` is for norms: see
 ops/norm_compiled.py. Nothing is rescued: a norm with a bad channel is marked, and its graph is PyTorch's.
+
+On a CPU ``chain_pack`` packs the bits of z in the order of its memory, and tells that order in one more byte. For
+Inductor gives convolutions and what stands around them another order than they were traced with, and an op that
+insists on that one is surrounded by copies, which take longer than the op. ``chain_gradients`` reads the byte. A host
+does not wait for a GPU to read it: there the order is that of the trace, and the kernel that makes y makes the bits
+as bytes besides, which an op packs.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from optiacts import curves
+from optiacts import backends, curves
 from optiacts._torch import known_to_compilers
 from optiacts.chains import Chain, SavedChain
 from optiacts.norms import arithmetic
@@ -72,6 +82,117 @@ chain_factors = library.declare(
 )
 
 
+def _layouts(shape: torch.Size, kind: Chain) -> dict[bool, tuple[int, int, int]]:
+    """The shape of the rows of a tensor in each order that it may be packed in: whether channels are last."""
+    if kind.dims:
+        channels = math.prod(shape[len(shape) - kind.dims :])
+        return {True: (math.prod(shape[: len(shape) - kind.dims]), 1, channels)}
+    samples, channels, positions = shape[0], shape[1], math.prod(shape[2:])
+    channels_last = {True: (samples, positions, channels)}
+    return channels_last if positions == 1 else {False: (samples, channels, positions)} | channels_last
+
+
+def _bytes(shape: torch.Size, curve: str, dims: int) -> int:
+    """As many as the side bits take in any order, and one that tells it."""
+    planes, layouts = curves.get(curve).decoder.side_bits, _layouts(shape, _chain_of(curve, dims))
+    return max(math.prod(packed_shape(rows, planes)) for rows in layouts.values()) + 1
+
+
+def _fake_pack(z: Tensor, curve: str, dims: int) -> Tensor:
+    return z.new_empty(_bytes(z.shape, curve, dims), dtype=torch.uint8)
+
+
+def _pack(z: Tensor, curve: str, dims: int) -> Tensor:
+    kind, of = _chain_of(curve, dims), curves.get(curve)
+    last = kind.last(z) or False not in _layouts(z.shape, kind)
+    packed = backends.select_chain(z, of).side_bits(kind.rows(z, last), of).flatten()
+    bits = _fake_pack(z, curve, dims)
+    bits[: packed.numel()] = packed
+    bits[packed.numel() :] = last
+    return bits
+
+
+def _chain_of(curve: str, dims: int, statistics: str = "rows", centered: bool = True) -> Chain:
+    return Chain("", curve, statistics, 0.0, dims, centered=centered)
+
+
+def _gradients(
+    grad: Tensor,
+    y: Tensor,
+    bits: Tensor,
+    rstd: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    curve: str,
+    statistics: str,
+    centered: bool,
+    dims: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    kind, last = _chain_of(curve, dims, statistics, centered), bool(bits[-1])
+    shape = packed_shape(_layouts(y.shape, kind)[last], curves.get(curve).decoder.side_bits)
+    packed = bits[: math.prod(shape)].view(shape)
+    saved = SavedChain(
+        kind.rows(y, last), packed, rstd, scale, shift, None, None, None, curve, statistics, centered, last
+    )
+    dx, by_scale, by_shift = library.call(chain_backward, kind.rows(grad, last), *saved, dtype)
+    dx = kind.restored(dx, y, last)
+    if dx.stride() != y.stride():  # the order that was told to the compiler
+        dx = torch.empty_like(y, dtype=dtype).copy_(dx)
+    return dx, by_scale, by_shift
+
+
+def _fake_gradients(grad: Tensor, y: Tensor, bits: Tensor, rstd: Tensor, *more: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, dims, dtype = more
+    by_channel = rstd.new_empty(math.prod(y.shape[y.ndim - dims :]) if dims else y.shape[1])
+    return torch.empty_like(y, dtype=dtype), by_channel, torch.empty_like(by_channel)
+
+
+def _check_gradients(grad: Tensor, y: Tensor, bits: Tensor, *more: Any) -> None:
+    """``chain_backward`` checks the rest."""
+    *_, curve, _, _, dims, _ = more
+    if y.ndim < max(2, dims) or grad.shape != y.shape:
+        raise ValueError(f"grad and y must have one shape; got {[*grad.shape]} and {[*y.shape]}")
+    wanted = _bytes(y.shape, curve, dims)
+    if bits.dtype != torch.uint8 or bits.shape != (wanted,):
+        raise ValueError(f"bits must be uint8 of shape {[wanted]}; got {bits.dtype} of shape {[*bits.shape]}")
+
+
+chain_pack = library.declare(
+    "chain_pack(Tensor z, str curve, int dims) -> Tensor",
+    _pack,
+    fake=_fake_pack,
+    sharding=lambda *arguments: (),
+    any_layout=True,
+)
+chain_gradients = library.declare(
+    "chain_gradients(Tensor grad, Tensor y, Tensor bits, Tensor rstd, Tensor? scale, Tensor? shift, str curve, "
+    "str statistics, bool centered, int dims, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
+    _gradients,
+    check=_check_gradients,
+    fake=_fake_gradients,
+    sharding=lambda *arguments: (),
+    any_layout=True,
+)
+
+
+def _rstd(x: Tensor, kind: Chain) -> Tensor:
+    """In the very operations into which compilers take the norms apart: they find the two to be one."""
+    x = x.to(arithmetic(x.dtype))
+    if kind.dims:
+        over: Any = tuple(range(x.ndim - kind.dims, x.ndim))
+    elif kind.statistics == "batch":
+        over = (0, *range(2, x.ndim))
+    else:
+        x, over = x.reshape(x.shape[0], kind.groups, x.shape[1] // kind.groups, -1), (2, 3)
+    if kind.centered:
+        variance = torch.var_mean(x, over, correction=0, keepdim=True)[0]
+    else:
+        variance = x.square().mean(over, keepdim=True)
+    rstd = (variance + kind.eps).rsqrt()
+    return rstd.reshape(-1) if kind.statistics == "batch" else rstd.reshape(-1, kind.groups)
+
+
 @known_to_compilers
 def _has_bits(curve: str) -> bool:
     return bool(curves.get(curve).decoder.side_bits)
@@ -82,12 +203,16 @@ def _threshold(curve: str, dtype: torch.dtype) -> float:
     return curves.get(curve).threshold(dtype)
 
 
-def _right(rows: Tensor, threshold: float) -> Tensor:
-    """Which elements (bool) are not left of the threshold, as bytes made of floats.
+def _bits_from_bytes(rows: Tensor, curve: str) -> Tensor:
+    """The packed side bits, from bytes that the compiler writes beside the activation."""
+    if not _has_bits(curve):
+        return rows.new_empty(packed_shape(rows.shape, 0), dtype=torch.uint8)
+    return dropout_pack(~(rows < _threshold(curve, rows.dtype)), [])
 
-    To store a comparison itself takes Inductor ten times as long as the norm and the activation, on a CPU.
-    """
-    return torch.where(rows < threshold, 0.0, 1.0).to(torch.uint8).view(torch.bool)
+
+def _told(tensor: Tensor) -> bool:
+    """Whether a byte behind the bits tells their order."""
+    return tensor.device.type == "cpu"
 
 
 # The Function
@@ -113,12 +238,8 @@ class OptiActsCompiledChain(torch.autograd.Function):
             factors = chain_factors(weight, bias, kind.curve, y.dtype)
             scale, shift = None if weight is None else factors[0], None if bias is None else factors[1]
             y = y * factors[2]
-        rows = kind.rows(z, last)
-        if _has_bits(kind.curve):
-            bits = dropout_pack(_right(rows, _threshold(kind.curve, z.dtype)), [])
-        else:
-            bits = z.new_empty(packed_shape(rows.shape, 0), dtype=torch.uint8)
-        rstd = kind.taken(kind.rows(x, last), last)[1] if rstd is None else rstd
+        bits = chain_pack(z, kind.curve, kind.dims) if _told(z) else _bits_from_bytes(kind.rows(z, last), kind.curve)
+        rstd = _rstd(x, kind) if rstd is None else rstd
         ctx.kind, ctx.last, ctx.dtype = kind, last, x.dtype
         ctx.weight = None if weight is None else (weight.shape, weight.dtype)
         ctx.bias = None if bias is None else (bias.shape, bias.dtype)
@@ -129,13 +250,16 @@ class OptiActsCompiledChain(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         kind, last = ctx.kind, ctx.last
         y, bits, rstd, scale, shift = ctx.saved_tensors
-        saved = SavedChain(
-            *(kind.rows(y, last), bits, rstd, scale, shift, None, None, None),
-            *(kind.curve, kind.statistics, kind.centered, last),
-        )
-        dx, by_scale, by_shift = chain_backward(kind.rows(grad, last), *saved, ctx.dtype)
+        what = kind.curve, kind.statistics, kind.centered
+        if _told(y):
+            dx, *sums = chain_gradients(grad, y, bits, rstd, scale, shift, *what, kind.dims, ctx.dtype)
+        else:
+            saved = SavedChain(kind.rows(y, last), bits, rstd, scale, shift, None, None, None, *what, last)
+            dx, *sums = chain_backward(kind.rows(grad, last), *saved, ctx.dtype)
+            dx = kind.restored(dx, y, last)
+        by_scale, by_shift = sums
         return (
-            kind.restored(dx, y, last),
+            dx,
             None if ctx.weight is None else by_scale.view(ctx.weight[0]).to(ctx.weight[1]),
             None if ctx.bias is None else by_shift.view(ctx.bias[0]).to(ctx.bias[1]),
             *(None, None, None),

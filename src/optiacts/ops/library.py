@@ -35,6 +35,7 @@ def declare(
     sharding: Sharding,
     check: Callable[..., None] | None = None,
     vmap: Callable[..., Any] | None = None,
+    any_layout: bool = False,
 ) -> Any:
     """Defines the op ``optiacts::<schema>`` and returns it.
 
@@ -44,10 +45,12 @@ def declare(
         sharding: how its tensors may be distributed, besides being whole everywhere: see ``Sharding``.
         check: raises on arguments that must not reach a kernel, real or fake. Takes the arguments of the op.
         vmap: the op on batched tensors, as ``torch.library.register_vmap`` wants it.
+        any_layout: what it computes does not hang on how its tensors lie in memory, which a compiler may choose.
     """
+    layout = torch.Tag.flexible_layout if any_layout else torch.Tag.needs_fixed_stride_order
     name = schema.partition("(")[0]
     kernel, fake = _checked(check, kernel), _checked(check, fake)
-    _library.define(schema, tags=(torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag))
+    _library.define(schema, tags=(layout, torch.Tag.pt2_compliant_tag))
     torch.library.impl(_library, name, "CompositeExplicitAutograd")(kernel)
     torch.library.register_fake(f"optiacts::{name}", fake, lib=_library)
     if vmap is not None:
