@@ -1,6 +1,7 @@
 """A norm and the activation after it as one step: PyTorch's result to the bit, exact gradients, saved bytes."""
 
 import copy
+import gc
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -479,3 +481,17 @@ def test_steep_and_flat_closed_forms_are_refused() -> None:
     for name in ("elu(alpha=0.01)", "leaky_relu(negative_slope=0.0005)", "selu"):
         with pytest.raises(ValueError, match="does not tell its input everywhere"):
             optiacts.norm_activation(torch.randn(2, C, 4, 4), nn.BatchNorm2d(C), name)
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(4, 16), nn.LayerNorm(8), nn.BatchNorm1d(16)], ids=str)
+def test_hooks_of_others_leave_nothing_behind(norm: nn.Module) -> None:
+    """The norm's own graph is thrown away, also where others keep what is saved."""
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone):
+        x = torch.randn(2, 16, 8, requires_grad=True)
+        optiacts.norm_activation(x * 1, norm, "silu").sum().backward()
+        between = x * 1
+        y = optiacts.norm_activation(between, norm, "silu")
+    storage = StorageWeakRef(between.untyped_storage())
+    del between, y
+    gc.collect()
+    assert storage.expired()

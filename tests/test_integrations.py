@@ -290,6 +290,7 @@ class TestTorchtitan:
         assert {op.name() for op in optiacts.checkpoint_ops()} == {
             "optiacts::activation_forward",
             "optiacts::gated_forward",
+            "optiacts::chain_forward",
         }
 
     def test_every_override_is_registered(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,11 @@ from optiacts import ops
 def checkpoint_ops() -> frozenset[Any]:
     """The ops whose results backward needs: an activation's output and side bits, a gated product's with its slot.
 
-    For whatever takes a set of ops to save. Names for configuration files are ``op.name()``:
-    ``"optiacts::activation_forward"`` and ``"optiacts::gated_forward"``.
+    An activation behind a norm, differentiated together with it, is one too. For whatever takes a set of ops to save.
+    Names for configuration files are ``op.name()``: ``"optiacts::activation_forward"``, ``"optiacts::gated_forward"``
+    and ``"optiacts::chain_forward"``.
     """
-    return frozenset((ops.activation_forward, ops.gated_forward))
+    return frozenset((ops.activation_forward, ops.gated_forward, ops.chain_forward))
 
 
 def checkpoint_policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
@@ -24,8 +25,9 @@ def checkpoint_policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> Check
         contexts = functools.partial(create_selective_checkpoint_contexts, optiacts.checkpoint_policy)
         h = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False, context_fn=contexts)
 
-    Kept besides the inputs of the checkpointed function: of each activation its output and at most one bit per
-    element, of each gated product its output, its slot and two bits, which the layer after it shares.
+    Kept besides the inputs of the checkpointed function: of each activation, be it alone or behind a norm, its output
+    and at most one bit per element, of each gated product its output, its slot and two bits, which the layer after it
+    shares.
     """
     if op in _KEPT:
         return CheckpointPolicy.MUST_SAVE

@@ -166,7 +166,8 @@ def _run(x: Tensor, kind: Chain, forward: Callable[[Tensor], Tensor], given: Sta
         with torch.no_grad():
             z = forward(x.detach())
         return ops.Normed(z, *(given or (None, None)))
-    nobody = torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
+    # detached: a node that keeps a result of its own as it is keeps itself
+    nobody = torch.autograd.graph.saved_tensors_hooks(Tensor.detach, _itself)
     with torch.enable_grad(), nobody if saved_tensors_hooks() is not None else contextlib.nullcontext():
         z = forward(x.detach().requires_grad_())
         known = given if kind.statistics == "given" else statistics_of(z)

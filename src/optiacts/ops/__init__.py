@@ -10,6 +10,7 @@ In the schemas, ``curve`` is a curve's name.
 from __future__ import annotations
 
 from optiacts.ops.activation import activation_backward, activation_forward, activation_forward_
+from optiacts.ops.chain import chain_forward
 from optiacts.ops.dropout import dropout_pack, dropout_scale
 from optiacts.ops.gated import gated_backward, gated_backward_fused, gated_forward
 
@@ -17,6 +18,7 @@ __all__ = [
     "activation_backward",
     "activation_forward",
     "activation_forward_",
+    "chain_forward",
     "dropout_pack",
     "dropout_scale",
     "gated_backward",
