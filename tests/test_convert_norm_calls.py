@@ -81,6 +81,31 @@ class LayerNormAct(nn.LayerNorm):
         return self.act(self.drop(x)).movedim(-1, 1)  # type: ignore[no-any-return]
 
 
+def other_layer_norm(x: Tensor, shape: list[int], weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x, shape, weight, bias, eps)
+
+
+class LayerNormAct2d(nn.LayerNorm):
+    """As image models write it: over channels that are dimension 1 again before the activation."""
+
+    fast = False
+
+    def __init__(self) -> None:
+        super().__init__(C)
+        self.drop, self.act = nn.Identity(), nn.SiLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        if self.fast:
+            x = other_layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        else:
+            x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        x = x.permute(0, 3, 1, 2)
+        x = self.drop(x)
+        x = self.act(x)
+        return x
+
+
 class InstanceNormAct(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -119,6 +144,7 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "BatchNorm, no running statistics": lambda: BatchNormAct(C, track_running_stats=False),
     "GroupNorm": GroupNormAct,
     "LayerNorm": LayerNormAct,
+    "LayerNorm, permuted": LayerNormAct2d,
     "InstanceNorm": InstanceNormAct,
     "inherited forward": lambda: Inherited(C),
     "seen through": SeenThrough,
@@ -285,3 +311,19 @@ def test_compiled() -> None:
     assert all(map(torch.equal, converted.buffers(), block.buffers()))
     held = optiacts.saved_memory(lambda x: compiled(x * 1), x).bytes
     assert held <= x.nbytes * 33 // 32 + 16 * 8 * C
+
+
+def test_permuted_norms_that_stay_apart_are_permuted_too() -> None:
+    plain, block = built("LayerNorm, permuted")
+    x = torch.randn(2, C, 3, 5)
+    found = []
+    for each in (plain, block):
+        with torch.no_grad():
+            each.weight.zero_()  # type: ignore[union-attr, operator]
+        own = x.clone().requires_grad_()
+        y = each(own * 1)
+        assert not is_chain(y)
+        found.append((y, *torch.autograd.grad(y.square().sum(), [own, *each.parameters()])))
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.stride() == theirs.stride()
+        torch.testing.assert_close(ours, theirs)

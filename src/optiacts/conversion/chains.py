@@ -3,8 +3,8 @@
 A norm is a call of a norm module, of such a module's own forward (``super().forward(x)``), or of PyTorch's function.
 Either that call is the activation's argument, or it is bound to a variable whose next use, on every path through the
 function, is that argument. Modules in between that return what they are given (``nn.Identity``) are seen through:
-``self.act(self.drop(self.norm(x)))``. What else stands between the two must call nothing: the norm runs when the
-activation does.
+``self.act(self.drop(self.norm(x)))``. So is a ``permute`` of the norm's output, which is made of the activation's
+instead. What else stands between the two must call nothing: the norm runs when the activation does.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def find_chains(scope: Scope, sites: Sites) -> None:
         elif not _uses(scope, outer, walk):
             continue
         links = tuple(sites.acts[at] for at in sorted(walk.found))
-        every = tuple(sorted({position(node) for node in (*passes, *walk.passes)}))
+        every = tuple(sorted({(position(node), _how(node)) for node in (*passes, *walk.passes)}))
         sites.chains[position(call)] = Link(position(call), norms[id(call)], links, every)
 
 
@@ -66,18 +66,33 @@ def norms_of(scope: Scope, call: ast.Call) -> tuple[Any, ...]:
 
 
 Takers = dict[int, Position]  # activations by their argument, by the identity of its node
-Passing = dict[int, ast.Call]  # calls that return their argument, by that argument
+Passing = dict[int, ast.Call]  # calls that return their argument, perhaps permuted, by that argument
 
 
 def _passing(scope: Scope) -> Passing:
-    """The calls of modules that return what they are given."""
+    """The calls of modules that return what they are given, and of ``permute``."""
     found: Passing = {}
     for call in scope.calls:
-        if len(call.args) == 1 and not call.keywords and not isinstance(call.args[0], ast.Starred):
+        moved = _permuted(call)
+        if moved is not None:
+            found[id(moved)] = call
+        elif len(call.args) == 1 and not call.keywords and not isinstance(call.args[0], ast.Starred):
             callees = scope.objects(call.func)
             if callees and all(map(is_identity, callees)):
                 found[id(call.args[0])] = call
     return found
+
+
+def _permuted(call: ast.Call) -> ast.expr | None:
+    """What a call permutes, by numbers that stand there; None if it is no such call."""
+    if not isinstance(call.func, ast.Attribute) or call.func.attr != "permute" or call.keywords:
+        return None
+    return call.func.value if all(isinstance(a, ast.Constant) for a in call.args) else None
+
+
+def _how(call: ast.Call) -> str:
+    """The name of what takes the place of a call in between."""
+    return "through" if _permuted(call) is None else "permuted"
 
 
 def _see_through(acts: Takers, passing: Passing) -> None:

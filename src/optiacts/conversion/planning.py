@@ -328,7 +328,7 @@ class _Planning:
             waits = any(actions.get(act.at, "call") not in ("call", "begin_dropped") for act in link.acts)
             if not waits and self._take(scope, at, link, where):
                 actions[at] = "begin_norm"
-                actions |= dict.fromkeys(link.passes, "through")
+                actions |= dict(link.passes)
                 for act in link.acts:
                     use(act, actions.get(act.at, "call"))
                 self._planner.chained |= {id(module) for module in (owner, *link.norms, *link.modules)}

@@ -127,6 +127,8 @@ class _Edit(ast.NodeTransformer):
     def _replaced(self, node: Any, helper: str) -> ast.AST:
         if helper == "class_of":
             return _call(helper, node.args[0] if isinstance(node, ast.Call) else node.value)
+        if helper == "permuted":
+            return _call(helper, node.func.value, *node.args)
         if helper == "clamp_method":
             called = _call(helper, node.func.value, ast.Constant(node.func.attr), *node.args)
             called.keywords = node.keywords

@@ -66,13 +66,19 @@ class PendingProduct(NamedTuple):
 
 
 class PendingNorm(NamedTuple):
-    """A norm that waits for the activation after it."""
+    """A norm that waits for the activation after it. ``permutations`` are what its output is to be permuted by."""
 
     callee: Any
     input: Tensor
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     version: int
+    permutations: tuple[tuple[int, ...], ...] = ()
+
+    def permuted(self, result: Any) -> Any:
+        for order in self.permutations:
+            result = result.permute(*order)
+        return result
 
 
 class PendingChain(NamedTuple):
@@ -128,6 +134,9 @@ def helpers(
             return callee(x)
         return x if is_identity(callee) and not watched(callee) else callee(_settled(x))
 
+    def permuted(x: Any, /, *order: Any) -> Any:
+        return x._replace(permutations=(*x.permutations, order)) if type(x) is PendingNorm else x.permute(*order)
+
     def _chained(pending: PendingNorm, callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found = activated(known, callee, (pending.input, *args), kwargs)
         if found is not None and not why_not_chained(found.curve):
@@ -136,12 +145,12 @@ def helpers(
             given = pending.args, pending.kwargs
             result = functional_chain.chained_or_none(norm, x, *given, found.curve, wanted=False)
             if result is not None:
-                return made_by(result, place)
+                return pending.permuted(made_by(result, place))
         return call(callee, _settled(pending), *args, **kwargs)
 
     def _settled(pending: PendingNorm) -> Any:
         _unmoved(pending)
-        return pending.callee(pending.input, *pending.args, **pending.kwargs)
+        return pending.permuted(pending.callee(pending.input, *pending.args, **pending.kwargs))
 
     def _unmoved(pending: PendingNorm) -> None:
         if _version(pending.input) != pending.version:
@@ -250,6 +259,7 @@ NAMES = (
     "begin_dropped",
     "begin_norm",
     "through",
+    "permuted",
     "evaluate",
     "begin_evaluate",
     "clamp",

@@ -97,13 +97,13 @@ class Drop:
 class Link:
     """A call of one of ``norms``, whose output goes to one of the activations ``acts`` and nowhere else.
 
-    ``passes`` are calls of modules in between that return their argument.
+    ``passes`` are calls in between that return their argument, perhaps permuted, and what takes their place.
     """
 
     at: Position
     norms: tuple[Any, ...]
     acts: tuple[Site, ...]
-    passes: tuple[Position, ...] = ()
+    passes: tuple[tuple[Position, str], ...] = ()
 
     @property
     def what(self) -> str:
