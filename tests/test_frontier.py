@@ -139,8 +139,8 @@ def found(loss: float = 1.0, gradient: float = 1.0, held: int = 2**20) -> Found:
 def judged(method: Method, own: Found, model: str = "BERT") -> Row:
     base = found(1.001 if MODELS[model].random else 1.0)
     given = {EAGER: found(), AGAIN: found(), PLAIN_COMPILED: base, method: own}
-    seconds = {each: [1.0, 1.1] for each in given}
-    return rows(MODELS[model], DRY, given, seconds)[-1]  # type: ignore[arg-type]
+    times = {each: [turns.Step(1.0, 1.0), turns.Step(1.1, 1.1)] for each in given}
+    return rows(MODELS[model], DRY, given, times)[-1]  # type: ignore[arg-type]
 
 
 def test_a_wrong_loss_or_gradient_does_not_pass() -> None:

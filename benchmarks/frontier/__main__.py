@@ -21,7 +21,7 @@ from benchmarks.frontier.contender import Contender, Found, Setting
 from benchmarks.frontier.methods import EAGER, Method, methods
 from benchmarks.frontier.models import MODELS, Model
 from benchmarks.frontier.rows import Row, device_name, read, rows, write
-from benchmarks.frontier.turns import FailedError, measured, started
+from benchmarks.frontier.turns import FailedError, Step, measured, started
 from benchmarks.frontier.verdict import sentences
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def run(model: Model, setting: Setting, chosen: list[Method], seconds: float, ro
         if EAGER not in {remote.method for remote in remotes}:
             raise FailedError(f"PyTorch itself did not run: {ready[0][2]}")
         print(f"  {len(remotes)} methods ready after {time.monotonic() - began:.0f} s; their turns", flush=True)
-        times = measured(remotes, seconds, rounds)
+        times = measured(remotes, EAGER, seconds, rounds)
     finally:
         for remote in remotes:
             remote.close()
@@ -58,18 +58,19 @@ def dry_run(model: Model, setting: Setting, chosen: list[Method]) -> list[Row]:
 
     threads = torch.get_num_threads()
     found: dict[Method, Found | FailedError] = {}
-    times = {}
+    times: dict[Method, list[Step]] = {}
     for method in chosen:
         torch._dynamo.reset()
         contender = Contender(model, method, setting)
         found[method] = contender.found()
-        times[method] = [contender.step()]
+        took = contender.step()
+        times[method] = [Step(took, times[EAGER][0].seconds if EAGER in times else took)]
     torch.set_num_threads(threads)
     return _rows(model, setting, found, times)
 
 
 def _rows(
-    model: Model, setting: Setting, found: dict[Method, Found | FailedError], times: dict[Method, list[float]]
+    model: Model, setting: Setting, found: dict[Method, Found | FailedError], times: dict[Method, list[Step]]
 ) -> list[Row]:
     made = rows(model, setting, found, times)
     for sentence in sentences(made):

@@ -18,7 +18,7 @@ import optiacts
 from benchmarks.frontier.contender import Found, Setting, apart
 from benchmarks.frontier.methods import AGAIN, EAGER, PUBLISHED, Method
 from benchmarks.frontier.models import Model
-from benchmarks.frontier.turns import FailedError
+from benchmarks.frontier.turns import FailedError, Step
 from benchmarks.timing import bound
 
 WRONG, INCOMPARABLE = "wrong gradient", "other masks in each run: its gradient cannot be judged"
@@ -28,7 +28,7 @@ _ROUNDING = {torch.float32: (1e-5, 1e-3), torch.bfloat16: (2e-2, 0.1)}
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one model. Ratios are to eager PyTorch in the same round; memory is MiB beyond the weights."""
+    """One method on one model. Ratios are to eager PyTorch's steps around each; memory is MiB beyond the weights."""
 
     model: str
     size: str
@@ -57,29 +57,33 @@ class Row:
         return not self.status and self.method != AGAIN.name
 
 
-Seconds = dict[Method, list[float]]
+Times = dict[Method, list[Step]]
 
 
-def rows(model: Model, setting: Setting, found: dict[Method, Found | FailedError], seconds: Seconds) -> list[Row]:
+def rows(model: Model, setting: Setting, found: dict[Method, Found | FailedError], times: Times) -> list[Row]:
     """One for each of ``found``; AssertionError where a loss is not what it must be."""
     made_with = _made_with(model, setting)
-    base = seconds[EAGER]
-    again = [other / one for one, other in zip(base, seconds[AGAIN], strict=True)] if AGAIN in seconds else []
+    again = _ratios(times[AGAIN]) if AGAIN in times else []
+    rounds = min(map(len, times.values()))  # PyTorch's own steps are more
     noise = max(bound(again), bound([1 / ratio for ratio in again])) - 1 if again else 0.0
     result = []
     for method, what in found.items():
         row: dict[str, Any] = {field.name: None for field in dataclasses.fields(Row)} | made_with
-        row |= {"method": method.name, "family": method.family, "status": "", "noise": noise, "rounds": len(base)}
+        row |= {"method": method.name, "family": method.family, "status": "", "noise": noise, "rounds": rounds}
         if isinstance(what, FailedError):
             row["status"] = str(what)
         else:
             row |= {"held": what.held / 2**20, "peak": what.peak / 2**20, "loss": what.loss}
             row["gradient_apart"], row["status"] = _judged(model, method, found, setting)
-            if method in seconds:
-                ratios = [own / one for own, one in zip(seconds[method], base, strict=True)]
-                row |= {"milliseconds": median(seconds[method]) * 1e3, "time": median(ratios), "bound": bound(ratios)}
+            if method in times:
+                ratios, milliseconds = _ratios(times[method]), median(step.seconds for step in times[method]) * 1e3
+                row |= {"milliseconds": milliseconds, "time": median(ratios), "bound": bound(ratios)}
         result.append(Row(**row))
     return result
+
+
+def _ratios(steps: list[Step]) -> list[float]:
+    return [step.seconds / step.beside for step in steps]
 
 
 def _judged(

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch._inductor.config
@@ -18,6 +18,8 @@ import torch._inductor.config
 from benchmarks.frontier.contender import Contender, Found, Setting
 from benchmarks.frontier.methods import Method
 from benchmarks.frontier.models import Model
+
+TOGETHER = 3  # steps between two of the base
 
 
 class FailedError(RuntimeError):
@@ -95,14 +97,34 @@ def started(
         return list(pool.map(start, chosen))
 
 
-def measured(remotes: list[Remote], seconds: float, least: int) -> dict[Method, list[float]]:
-    """The seconds of their steps, in turns A B C ... C B A, for so many seconds in all and ``least`` rounds."""
-    times: dict[Method, list[float]] = {remote.method: [] for remote in remotes}
+class Step(NamedTuple):
+    """The seconds of a step, and those of the base's steps around it."""
+
+    seconds: float
+    beside: float
+
+
+def measured(remotes: list[Remote], base: Method, seconds: float, least: int) -> dict[Method, list[Step]]:
+    """Steps in turns A B C ... C B A, for so many seconds in all and ``least`` rounds.
+
+    The base has a turn before every few of them and behind the last: a machine is slower in one minute than in the
+    next, so what is compared must lie within seconds.
+    """
+    times: dict[Method, list[Step]] = {remote.method: [] for remote in remotes}
+    own = next(remote for remote in remotes if remote.method == base)
+    others = [remote for remote in remotes if remote is not own]
     end = time.monotonic() + seconds
     rounds = 0
     while rounds < least or time.monotonic() < end:
-        for remote in remotes[:: -1 if rounds % 2 else 1]:
-            times[remote.method].append(remote.step())
+        turn = others[:: -1 if rounds % 2 else 1]
+        before = own.step()
+        for first in range(0, max(1, len(turn)), TOGETHER):
+            found = [(remote.method, remote.step()) for remote in turn[first : first + TOGETHER]]
+            after = own.step()
+            times[base].append(Step(after, after))
+            for method, took in found:
+                times[method].append(Step(took, (before + after) / 2))
+            before = after
         rounds += 1
     return times
 

@@ -98,14 +98,15 @@ class Keeping(contextlib.AbstractContextManager["Keeping"]):
         self._hooks.__exit__(*error)
 
     def _pack(self, tensor: Tensor) -> Any:
-        if self._outer is None:
+        if self._outer is not None:
+            packed = self._outer[0](tensor)
+        elif self.kept is None:
             packed = tensor.detach()  # a saved output holds its own node, and would never go
         else:
-            packed = self._outer[0](tensor)
-        if self.kept is not None:
-            return packed
-        self.kept = Kept(packed, _itself if self._outer is None else self._outer[1])
-        return self.kept
+            packed = tensor
+        if self.kept is None:
+            self.kept = packed = Kept(packed, _itself if self._outer is None else self._outer[1])
+        return packed
 
     def _unpack(self, packed: Any) -> Tensor:
         if isinstance(packed, Kept):
