@@ -19,6 +19,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.decomposition import select_decomp_table
 
 import optiacts
+from optiacts.ops import chain_compiled
 from optiacts.ops.chain import chain_backward, chain_forward
 from optiacts.ops.chain_compiled import chain_gradients, chain_pack
 
@@ -210,3 +211,21 @@ def test_inductors_order_of_memory_is_not_ours() -> None:
     found = gradients(torch.compile(block, fullgraph=True), x, block)[1]
     for one, true in zip(found, gradients(exact, x.double(), exact)[1], strict=True):
         assert (one.double() - true).norm() <= MOST[x.dtype] * true.norm() + 1e-4 * (true.norm() < 1e-2)
+
+
+@pytest.mark.parametrize("name", ["BatchNorm", "GroupNorm"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_way_of_devices_that_wait_gives_the_same_gradients(
+    name: str, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU no byte tells the order of the bits: it is that of the trace. The same ops, run here."""
+    block = made(name)
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)).to(memory_format=memory_format)
+    optiacts.convert(block)
+    found = []
+    for told in (chain_compiled._told, lambda tensor: False):
+        monkeypatch.setattr(chain_compiled, "_told", told)
+        torch._dynamo.reset()
+        found.append(gradients(torch.compile(block, fullgraph=True, backend="aot_eager"), x, block)[1])
+    for due, untold in zip(*found, strict=True):
+        torch.testing.assert_close(untold, due, rtol=1e-6, atol=1e-5)

@@ -281,15 +281,33 @@ def _gradients(
             ctx.known.note(ctx.lost, maker)
             poison = poison | ctx.lost
         rstd = rstd.masked_fill(poison, torch.nan)
-    rows = kind.rows(y, last)
-    saved = SavedChain(
-        rows, bits, rstd, scale, shift, mean, columns, rescued, kind.curve, kind.statistics, kind.centered, last
-    )
-    dx, by_scale, by_shift = library.call(chain_backward, kind.rows(grad, last), *saved, ctx.dtype)
+    told = bits, rstd, scale, shift, mean, columns, rescued
+    dx, by_scale, by_shift = gradients_from(kind, last, ctx.dtype, grad, y, *told)
     by_scale = by_scale if poison is None else by_scale.masked_fill(poison, torch.nan)
     weight, bias = ctx.like
     return (
-        kind.restored(dx, y, last) if ctx.needs_input_grad[0] else None,
+        dx if ctx.needs_input_grad[0] else None,
         by_scale.view(weight[0]).to(weight[1]) if ctx.needs_input_grad[1] else None,
         by_shift.view(bias[0]).to(bias[1]) if ctx.needs_input_grad[2] else None,
     )
+
+
+def gradients_from(
+    kind: Chain,
+    last: bool,
+    dtype: torch.dtype,
+    grad: Tensor,
+    y: Tensor,
+    bits: Tensor,
+    rstd: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    mean: Tensor | None = None,
+    columns: Tensor | None = None,
+    rescued: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, in ``dtype``, of scale and of shift; bits as ``Chain.rows`` makes them."""
+    what = kind.curve, kind.statistics, kind.centered, last
+    saved = SavedChain(kind.rows(y, last), bits, rstd, scale, shift, mean, columns, rescued, *what)
+    dx, by_scale, by_shift = library.call(chain_backward, kind.rows(grad, last), *saved, dtype)
+    return kind.restored(dx, y, last), by_scale, by_shift

@@ -30,10 +30,10 @@ from torch import Tensor
 
 from optiacts import backends, curves
 from optiacts._torch import known_to_compilers
-from optiacts.chains import Chain, SavedChain
+from optiacts.chains import Chain
 from optiacts.norms import arithmetic
 from optiacts.ops import library
-from optiacts.ops.chain import Normed, chain_backward
+from optiacts.ops.chain import Normed, gradients_from
 from optiacts.ops.dropout import dropout_pack
 from optiacts.ops.norm_graphs import check
 from optiacts.packing import packed_shape
@@ -132,11 +132,7 @@ def _gradients(
     kind, last = _chain_of(curve, dims, statistics, centered), bool(bits[-1])
     shape = packed_shape(_layouts(y.shape, kind)[last], curves.get(curve).decoder.side_bits)
     packed = bits[: math.prod(shape)].view(shape)
-    saved = SavedChain(
-        kind.rows(y, last), packed, rstd, scale, shift, None, None, None, curve, statistics, centered, last
-    )
-    dx, by_scale, by_shift = library.call(chain_backward, kind.rows(grad, last), *saved, dtype)
-    dx = kind.restored(dx, y, last)
+    dx, by_scale, by_shift = gradients_from(kind, last, dtype, grad, y, packed, rstd, scale, shift)
     if dx.stride() != y.stride():  # the order that was told to the compiler
         dx = torch.empty_like(y, dtype=dtype).copy_(dx)
     return dx, by_scale, by_shift
@@ -250,13 +246,11 @@ class OptiActsCompiledChain(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         kind, last = ctx.kind, ctx.last
         y, bits, rstd, scale, shift = ctx.saved_tensors
-        what = kind.curve, kind.statistics, kind.centered
         if _told(y):
-            dx, *sums = chain_gradients(grad, y, bits, rstd, scale, shift, *what, kind.dims, ctx.dtype)
+            what = kind.curve, kind.statistics, kind.centered, kind.dims
+            dx, *sums = chain_gradients(grad, y, bits, rstd, scale, shift, *what, ctx.dtype)
         else:
-            saved = SavedChain(kind.rows(y, last), bits, rstd, scale, shift, None, None, None, *what, last)
-            dx, *sums = chain_backward(kind.rows(grad, last), *saved, ctx.dtype)
-            dx = kind.restored(dx, y, last)
+            dx, *sums = gradients_from(kind, last, ctx.dtype, grad, y, bits, rstd, scale, shift)
         by_scale, by_shift = sums
         return (
             dx,

@@ -11,12 +11,23 @@ from torch import Tensor
 from optiacts.backends import eager
 from optiacts.backends.triton.decode import valley
 from optiacts.backends.triton.gated_kernels import gated_backward_kernel, gated_forward_kernel
-from optiacts.backends.triton.launch import LARGEST, Tiling, forward_constants, fused, slope_constants, tile
+from optiacts.backends.triton.launch import (
+    LARGEST,
+    Tiling,
+    forward_constants,
+    fused,
+    programs_for,
+    slope_constants,
+    tile,
+    tiled,
+)
 from optiacts.backends.triton.start import Constants, start
 from optiacts.curves import Curve, get
 from optiacts.decoders.valley import borders
 from optiacts.layouts import by_rows
 from optiacts.packing import packed_shape
+
+_SHARE = 2  # of a usual tile, one part: with twice the tensors, a whole one would spill registers
 
 
 def gated_forward(gate: Tensor, up: Tensor, curve: Curve) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,8 +72,8 @@ def gated_backward(
 
 
 def gated_tile(unit: int, element_size: int) -> dict[str, Any]:
-    """Half a usual tile: with twice the tensors, a whole one would spill registers."""
-    return tile(unit, element_size, share=2)
+    """Half a usual tile."""
+    return tile(unit, element_size, _SHARE)
 
 
 def gated_forward_constants(curve: Curve, dtype: torch.dtype, ours: bool, *vendor: str) -> dict[str, Any]:
@@ -86,18 +97,12 @@ def gated_backward_constants(curve: Curve, dtype: torch.dtype, *vendor: str) -> 
 
 @functools.cache
 def _forward_launch(curve: str, dtype: torch.dtype, ours: bool, tiling: Tiling) -> Constants:
-    return Constants(_tile(tiling) | gated_forward_constants(get(curve), dtype, ours))
+    return Constants(tiled(tiling, _SHARE) | gated_forward_constants(get(curve), dtype, ours))
 
 
 @functools.cache
 def _backward_launch(curve: str, dtype: torch.dtype, tiling: Tiling) -> Constants:
-    return Constants(_tile(tiling) | gated_backward_constants(get(curve), dtype))
-
-
-@functools.cache
-def _tile(tiling: Tiling) -> dict[str, Any]:
-    unit, element_size, padded = tiling
-    return gated_tile(unit, element_size) | {"PADDED": padded}
+    return Constants(tiled(tiling, _SHARE) | gated_backward_constants(get(curve), dtype))
 
 
 def _tiling(h: Tensor, bits: Tensor) -> tuple[tuple[int], tuple[int, int, int], Tiling]:
@@ -107,4 +112,4 @@ def _tiling(h: Tensor, bits: Tensor) -> tuple[tuple[int], tuple[int, int, int], 
     per_row = -(-columns // unit)
     units = h.numel() // columns * per_row
     tiling = unit, h.element_size(), columns % unit != 0
-    return (-(-units // _tile(tiling)["UNITS"]),), (units, columns, per_row), tiling
+    return (programs_for(units, tiling, _SHARE),), (units, columns, per_row), tiling

@@ -102,7 +102,7 @@ def scale_kept(x: Tensor, dropped: Tensor, scale: float) -> Tensor:
     out = torch.empty_like(x)
     if x.numel():
         programs, sizes, tiling = _tiling(x, dropped)
-        start(scale_kept_kernel, x.device, programs, (x, dropped, out, *sizes, scale), _tile_alone(tiling))
+        start(scale_kept_kernel, x.device, programs, (x, dropped, out, *sizes, scale), tiled(tiling))
     return out
 
 
@@ -118,7 +118,7 @@ def _tiling(x: Tensor, bits: Tensor) -> tuple[tuple[int], tuple[int, int, int], 
     unit = 32 if wide else 8
     units = elements // unit if wide else bits.numel()
     tiling = unit, x.element_size(), padded
-    return (_programs(units, tiling),), (units, columns, (columns + 7) // 8), tiling
+    return (programs_for(units, tiling),), (units, columns, (columns + 7) // 8), tiling
 
 
 def _tiling_without_bits(x: Tensor) -> tuple[tuple[int], tuple[int, int, int], Tiling]:
@@ -127,32 +127,34 @@ def _tiling_without_bits(x: Tensor) -> tuple[tuple[int], tuple[int, int, int], T
     unit = 32 if elements % 32 == 0 else 8
     units = -(-elements // unit)
     tiling = unit, x.element_size(), elements % unit != 0
-    return (_programs(units, tiling),), (units, elements, units), tiling
+    return (programs_for(units, tiling),), (units, elements, units), tiling
 
 
-def _programs(units: int, tiling: Tiling) -> int:
-    return -(-units // (BYTES_PER_PROGRAM // (tiling[0] * tiling[1])))
+def programs_for(units: int, tiling: Tiling, share: int = 1) -> int:
+    """How many programs take so many units."""
+    return -(-units // tiled(tiling, share)["UNITS"])
 
 
 @functools.cache
-def _tile_alone(tiling: Tiling) -> Constants:
+def tiled(tiling: Tiling, share: int = 1) -> Constants:
+    """The constants of a launch that tell its tile: see ``tile``."""
     unit, element_size, padded = tiling
-    return Constants(tile(unit, element_size) | {"PADDED": padded})
+    return Constants(tile(unit, element_size, share) | {"PADDED": padded})
 
 
 @functools.cache
 def _packing(tiling: Tiling) -> Constants:
-    return Constants(_tile_alone(tiling) | {"VALUE": None, "THRESHOLD": 0.5})
+    return Constants(tiled(tiling) | {"VALUE": None, "THRESHOLD": 0.5})
 
 
 @functools.cache
 def _forward_launch(curve: str, dtype: torch.dtype, fused: bool, tiling: Tiling) -> Constants:
-    return Constants(_tile_alone(tiling) | forward_constants(get(curve), dtype, fused))
+    return Constants(tiled(tiling) | forward_constants(get(curve), dtype, fused))
 
 
 @functools.cache
 def _backward_launch(curve: str, dtype: torch.dtype, tiling: Tiling) -> Constants:
-    return Constants(_tile_alone(tiling) | backward_constants(get(curve), dtype))
+    return Constants(tiled(tiling) | backward_constants(get(curve), dtype))
 
 
 def forward_constants(curve: Curve, dtype: torch.dtype, fused: bool, vendor: str = VENDOR) -> dict[str, Any]:
