@@ -39,7 +39,7 @@ def compile_kernel(kernel: str, name: str, dtype: torch.dtype, columns: int, tar
     norm, biased = NORMS[name]
     bits = norm.remainder and dtype.itemsize == 2
     if kernel == "statistics":
-        constants = norm_launch.statistics_constants(norm, dtype, True, biased)
+        constants = norm_launch.statistics_constants(norm, dtype, False, True, biased)
         absent = set() if biased else {"shift_pointer"}
     else:
         constants = norm_launch.backward_constants(norm.centered, dtype, True, False, True, biased, False, bits)

@@ -263,27 +263,25 @@ def test_equal_layers_share_a_graph_and_are_looked_at_together() -> None:
     for layer in layers:
         assert gradients_are_exact(layer, layer, "LlamaRMSNorm")
     assert len(counter.graphs) == 2
-    late = block("LlamaRMSNorm")  # nobody has looked at it
+    late = block("LlamaRMSNorm")  # nobody has looked at it, so it is traced itself
     kill(late, 5)
     late.compile(backend=counter, fullgraph=True)
-    with pytest.raises(optiacts.UnseenChangeError):
-        late(sample())
     assert gradients_are_exact(late, late, "LlamaRMSNorm")
-    assert len(counter.graphs) == 2
+    assert len(counter.graphs) == 3
 
 
 def test_many_changes_cost_few_compilations(monkeypatch: pytest.MonkeyPatch) -> None:
     """After so many norms that are alike went bad one after another, all keep their input."""
     monkeypatch.setattr("optiacts.ops.norm_graphs._MOST_MARKS", 1)
-    norms, counter = [optiacts.RMSNorm(WIDTH) for _ in range(4)], Counter()
-    model = nn.Sequential(*norms)
+    norms, counter = [optiacts.RMSNorm(24) for _ in range(4)], Counter()
+    model, x = nn.Sequential(*norms), torch.randn(5, 24, requires_grad=True)
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     step = torch.optim.SGD(model.parameters(), lr=0.0)
     for norm in norms:
-        compiled(sample()).sum().backward()
+        compiled(x).sum().backward()
         norm.weight.data[0] = 0.0
         step.step()
-    compiled(sample()).sum().backward()
+    compiled(x).sum().backward()
     assert len(counter.graphs) == 3
 
 

@@ -18,7 +18,7 @@ from optiacts import curves
 from optiacts._torch import once
 from optiacts.decoders.inverse import inverse
 from optiacts.decoders.preimage import furthest_in_closed_form
-from optiacts.norms import arithmetic, flat
+from optiacts.norms import Bounds, arithmetic, flat
 
 # The largest |bias| / |weight| at which y still tells x̂ well enough: docs/chains.md has the measured errors.
 _MOST_BIAS = {4: 4.0, 8: 4.0, 2: 2.0}  # by the bytes of an element
@@ -86,6 +86,12 @@ class Chain:
         most, spread = _MOST_BIAS[dtype.itemsize], _spread(self.curve, dtype)
         largest = furthest_told(self.curve, dtype) / (spread + most)
         return _SMALLEST_NORMALS * torch.finfo(dtype).tiny, largest, most
+
+    def bounds(self, dtype: torch.dtype, channels: int) -> Bounds:
+        """What ``bad`` goes by."""
+        smallest, _, most = self.limits(dtype)
+        spread, furthest = _spread(self.curve, dtype), furthest_told(self.curve, dtype)
+        return Bounds(smallest, most, spread, 1.0, furthest)
 
     def most_rescued(self, channels: int) -> int:
         """How many channels may be rescued; with more bad ones norm and activation go their own ways."""

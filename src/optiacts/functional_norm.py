@@ -104,12 +104,10 @@ def layer_norm_and_statistics(
     x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """``torch.nn.functional.layer_norm``, with its mean and rstd where they come for nothing: a pass less over x."""
-    narrow = x.element_size() <= 2
-    if sharding.rows_of(x) or torch.is_autocast_enabled(x.device.type) or (narrow and x.device.type != "cpu"):
+    if sharding.rows_of(x) or torch.is_autocast_enabled(x.device.type):
         return functional.layer_norm(x, normalized_shape, weight, bias, eps)
-    if (
-        narrow
-    ):  # CPUs compute with the parameters in float32 anyway, and only then tell statistics that are not rounded
+    if x.element_size() <= 2 and x.device.type == "cpu":
+        # computed with the parameters in float32 anyway, and only then CPUs tell statistics that are not rounded
         weight, bias = (None if given is None else given.float() for given in (weight, bias))
     return torch.native_layer_norm(x, normalized_shape, weight, bias, eps)  # the op that layer_norm calls
 

@@ -104,12 +104,31 @@ class Norm:
         largest = limits.max / 2 / channels**0.5  # |x̂| is at most the root of the channels
         return _SMALLEST_NORMALS * limits.tiny, largest, most
 
+    def bounds(self, dtype: torch.dtype, channels: int) -> Bounds:
+        """What ``bad`` goes by."""
+        smallest, largest, most = self.limits(dtype, channels)
+        return Bounds(smallest, most, spread=1.0, reach=0.0, furthest=largest)
+
     def most_rescued(self, channels: int) -> int:
         """How many channels may be rescued; with more bad ones the norm keeps its input."""
         return channels // _RESCUED_SHARE
 
 
 Statistics = tuple[Tensor, Tensor]  # the mean and rstd of each row, ``(..., 1)``
+
+
+class Bounds(NamedTuple):
+    """When a channel is bad, in numbers that a kernel can be given.
+
+    Where size < smallest, away > most * size or spread * size + reach * away > furthest; size is |scale|, or 1, and
+    away is |shift|, or 0.
+    """
+
+    smallest: float
+    most: float
+    spread: float
+    reach: float
+    furthest: float
 
 
 class Saved(NamedTuple):

@@ -88,19 +88,23 @@ def test_chains_are_exact(
 ) -> None:
     """The errors of dx, dw and db over PyTorch's own, both against float64: see docs/chains.md.
 
-    At most 2.0 (dx, bfloat16) and 3.5 (float16) times; in float32 no more than 5e-6.
+    At most 2.0 (dx, bfloat16) and 3.5 (float16) times; in float32 no more than 5e-6. Of a gradient that is the input,
+    but for noise, 3.1 and 5.5 times: on a GPU PyTorch's own error is then smaller than on a CPU, ours is the same.
     """
 
     def kernels(tensor: Tensor, _: object) -> object:  # in the interpreter in place of the CPU's
         return eager_chain if tensor.dtype is torch.float64 else triton_chain
 
     monkeypatch.setattr(backends, "select_chain", kernels)
-    most = {torch.bfloat16: 2.0, torch.float16: 3.5, torch.float32: 0.0}[dtype]
+    usual = {torch.bfloat16: 2.0, torch.float16: 3.5, torch.float32: 0.0}[dtype]
+    correlated = usual if INTERPRETED else {torch.bfloat16: 3.1, torch.float16: 5.5, torch.float32: 0.0}[dtype]
     given = [Data(batch=2, correlation=1.0)] if INTERPRETED else [Data(), Data(correlation=1.0), Data(batch=1)]
-    worst = 0.0
+    worst = {"usual": 0.0, "correlated": 0.0}
     for data in given:
+        most, label = (correlated, "correlated") if data.correlation else (usual, "usual")
         found = errors(norm, name, data, dtype, DEVICE.type, size=6 if INTERPRETED else 24)
-        worst = max(worst, found.ours[0] / found.pytorch[0] if most else found.ours[0])
+        worst[label] = max(worst[label], found.ours[0] / found.pytorch[0] if most else found.ours[0])
         for number, (ours, theirs) in enumerate(zip(found.ours, found.pytorch, strict=True)):
             assert ours <= max(most * theirs * (1.1 if number else 1.0), 5e-6), (data, found.ours, found.pytorch)
-    record_property("dx", worst)
+    for label, ratio in worst.items():
+        record_property(f"dx, {label}", ratio)

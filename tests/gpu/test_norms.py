@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import optiacts
-from optiacts.backends import eager_norm, triton_norm
+from optiacts.backends import eager_norm, trials_norm, triton_norm
 from optiacts.norms import Norm, Saved
 
 from .common import DEVICE, DTYPES, INTERPRETED, Record, named, needs_gpu, relative
@@ -35,11 +35,15 @@ def test_kernels(dtype: torch.dtype, centered: bool, shape: tuple[int, ...], rec
     expected = eager_norm.norm_statistics(x, y, scale, shift, kind)
     found = triton_norm.norm_statistics(x, y, scale, shift, kind)
     errors = {"rstd": relative(found[1], expected[1])}
-    assert (found[2] is None) == (expected[2] is None)
-    if found[2] is not None:
-        beyond = _beyond_the_quarter(x, y, scale, shift, kind, found[2])
-        record_property("bits", beyond)
-        assert beyond <= 4.0
+    known = triton_norm.norm_statistics(x, y, scale, shift, kind, (mean, rstd))
+    assert known[0] is mean
+    assert known[1] is rstd
+    for (*_, bits), label in ((found, "bits"), (known, "bits of known statistics")):
+        assert (bits is None) == (expected[2] is None)
+        if bits is not None:
+            beyond = _beyond_the_quarter(x, y, scale, shift, kind, bits)
+            record_property(label, beyond)
+            assert beyond <= 4.0
     columns = torch.tensor([3, 11], device=DEVICE)
     for output, rescued in ((True, None), (True, columns), (False, None)):
         needed = mean if centered and (rescued is not None or not output) else None
@@ -53,6 +57,13 @@ def test_kernels(dtype: torch.dtype, centered: bool, shape: tuple[int, ...], rec
     for label, error in errors.items():
         record_property(label, error)
         assert error <= 2e-6, label
+
+
+@pytest.mark.parametrize("given", [(True, True, False, False), (True, False, True, True), (False, True, False, True)])
+def test_guard(given: tuple[bool, ...]) -> None:
+    """What is poisoned, against the eager backend: of a scale, a shift, rescued channels, something lost."""
+    wrong = [claim.what for claim in trials_norm.guarded(triton_norm, given, DEVICE) if not bool(claim.holds)]
+    assert not wrong
 
 
 def _beyond_the_quarter(x: Tensor, y: Tensor, scale: Tensor, shift: Tensor, kind: Norm, bits: Tensor) -> float:

@@ -168,8 +168,13 @@ class NormBackend(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """mean and rstd of x, which may be ``known``, and the remainder bits of y if it has some."""
 
-    def norm_backward(self, grad: Tensor, saved: Saved, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradients of x, in ``dtype``, of scale and of shift."""
+    def norm_backward(
+        self, grad: Tensor, saved: Saved, dtype: torch.dtype, of_factors: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of x, in ``dtype``, of scale and of shift, in ``of_factors`` or the precision of arithmetic.
+
+        The last is anything if there is a scale and no shift.
+        """
 
 
 def select_norm_statistics(x: Tensor, y: Tensor, norm: Norm) -> NormBackend:
@@ -228,6 +233,27 @@ def any_bad(scale: Tensor | None, shift: Tensor | None, norm: Norm | Chain, dtyp
         lambda kernels: trials_norm.any_bad(kernels, given.device),
     )
     return bool(kernels.any_bad(scale, shift, norm, dtype))
+
+
+def select_guard(kind: Any, *given: Tensor | None) -> Any:
+    """The fastest backend that guards norms or chains like ``kind``: see ``eager_norm.guarded``.
+
+    ``given``: scale, shift, the rescued channels and what is lost, as far as they are there.
+    """
+    factor = given[0] if given[0] is not None else given[1]
+    assert factor is not None
+    if factor.device.type == "cpu" or factor.dtype is not torch.float32 or not hasattr(kind, "bounds"):
+        return eager_norm
+    there = tuple(tensor is not None for tensor in given)
+    key = ("guard", factor.device, there)
+    return chosen.get(key) or choose(
+        key,
+        "guards of weights",
+        factor,
+        _NORMS,
+        lambda fast, _: fast is triton,
+        lambda kernels: trials_norm.guarded(kernels, there, factor.device),
+    )
 
 
 class ChainBackend(Protocol):
@@ -295,6 +321,7 @@ __all__ = [
     "select_chain_backward",
     "select_for_dropout",
     "select_gated",
+    "select_guard",
     "select_norm_backward",
     "select_norm_statistics",
 ]

@@ -25,6 +25,9 @@ def prove_all(device: torch.device) -> None:
                 backends.select_gated(x, curve, scaled)
         if not why_not_chained(name):
             _chains(name, dtype, device)
+    factor, number = torch.empty(1, device=device), torch.empty((), device=device)
+    for shift, rescued, lost in itertools.product((factor, None), (factor, None), (number, None)):
+        backends.select_guard(Norm(True, 1e-5), factor, shift, rescued, lost)
     for dtype in DTYPES:
         backends.select_for_dropout(torch.empty(1, dtype=dtype, device=device))
         for width in WIDTHS:

@@ -68,15 +68,41 @@ def any_bad(scale: Tensor | None, shift: Tensor | None, norm: Norm | Chain, dtyp
     return bad is not None and bool(bad.any())
 
 
-def norm_backward(grad: Tensor, saved: Saved, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """dx in ``dtype`` and of the shape of ``grad``; dw and db in the precision of the arithmetic."""
+def guarded(
+    scale: Tensor | None,
+    shift: Tensor | None,
+    rescued: Tensor | None,
+    norm: Norm | Chain,
+    dtype: torch.dtype,
+    poisoned: Tensor,
+    lost: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """``scale`` and ``shift``, of which one is given: of NaN if a channel is bad that is not rescued.
+
+    So they are if ``lost`` (bool, a number) holds. Either is noted in ``poisoned`` (bool, a number). They are new
+    tensors, or, from a kernel, those given, which are contiguous and nobody else's.
+    """
+    bad = norm.bad(scale, shift, dtype)
+    assert bad is not None
+    poison = (bad if rescued is None else bad.index_fill(0, rescued, False)).any()
+    poison = poison if lost is None else poison | lost
+    poisoned.logical_or_(poison)  # in place: what a CUDA graph replays goes there
+    scale, shift = (None if factor is None else factor.masked_fill(poison, torch.nan) for factor in (scale, shift))
+    return scale, shift
+
+
+def norm_backward(
+    grad: Tensor, saved: Saved, dtype: torch.dtype, of_factors: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx in ``dtype``, of the shape of ``grad``; dw and db in ``of_factors``, or the precision of the arithmetic."""
     if saved.output:
         x_hat = normalised(saved)
     else:
         x_hat = saved.kept.to(saved.rstd.dtype)
         x_hat = (x_hat if saved.mean is None else x_hat - saved.mean) * saved.rstd
     dx, by_scale, by_shift = gradients(grad.to(saved.rstd.dtype), x_hat, saved.rstd, saved.scale, saved.centered)
-    return dx.to(dtype), by_scale, by_shift
+    of_factors = of_factors or by_scale.dtype
+    return dx.to(dtype), by_scale.to(of_factors), by_shift.to(of_factors)
 
 
 def normalised(saved: Saved) -> Tensor:

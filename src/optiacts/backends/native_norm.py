@@ -63,13 +63,15 @@ def norm_statistics(
     return mean, rstd, bits
 
 
-def norm_backward(grad: Tensor, saved: Saved, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def norm_backward(
+    grad: Tensor, saved: Saved, dtype: torch.dtype, of_factors: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """All three gradients in one pass over ``grad`` and what was kept; see ``eager_norm.norm_backward``."""
     kept, mean, rstd, scale, shift, columns, rescued, bits, centered, output = saved
     formats = [grad.dtype, kept.dtype, dtype] if rescued is None else [grad.dtype, kept.dtype, dtype, rescued.dtype]
     fits = native.dtypes.issuperset(formats) and (bits is None or kept.element_size() == 2)
     if not fits or not kept.numel() or not _single(mean, rstd, scale, shift):
-        return eager_norm.norm_backward(grad, saved, dtype)
+        return eager_norm.norm_backward(grad, saved, dtype, of_factors)
     rows, cols = native.rows_and_columns(kept)
     row = (*kept.shape[:-1], 1)
     _expect_shape("rstd", rstd, row)
@@ -102,7 +104,9 @@ def norm_backward(grad: Tensor, saved: Saved, dtype: torch.dtype) -> tuple[Tenso
     )  # fmt: skip
     if refused:
         raise IndexError(f"columns must lie in 0 to {cols - 1}; got {columns}")
-    return dx, by_scale, by_shift
+    if of_factors in (None, torch.float32):
+        return dx, by_scale, by_shift
+    return dx, by_scale.to(of_factors), by_shift.to(of_factors)
 
 
 def any_bad(scale: Tensor | None, shift: Tensor | None, norm: Norm | Chain, dtype: torch.dtype) -> bool:

@@ -83,10 +83,10 @@ def _apart(work: Callable[[], T]) -> T:
 @contextlib.contextmanager
 def _waiting_allowed(device: torch.device) -> Iterator[None]:
     """Whoever looks for waits in a training step does not mean this one."""
-    if device.type != "cuda":
+    mode = torch.cuda.get_sync_debug_mode() if device.type == "cuda" else 0
+    if mode == 0:  # setting it makes PyTorch warn
         yield
         return
-    mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("default")
     try:
         yield

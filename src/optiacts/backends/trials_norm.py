@@ -7,6 +7,7 @@ of an odd length in it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from optiacts.backends import eager_norm
 from optiacts.backends.proof import Claim
 from optiacts.backends.trials import normal
+from optiacts.chains import Chain
 from optiacts.norms import Norm, Saved
 
 SUMS = 2e-6  # 16 float32 roundings of either backend: of pairs of pairs, as long as the longest rows are
@@ -52,11 +54,13 @@ def backward(
             None if of.shift is None else shift, chosen, rescued, bits, of.centered, of.output,
         )  # fmt: skip
         grad = normal(tuple(x.shape), device, 5).to(grad_dtype)
-        ours, theirs = (b.norm_backward(grad, saved, dtype) for b in (kernels, eager_norm))
         rounding = torch.finfo(dtype).eps if dtype.itemsize == 2 else 0.0
-        yield Claim(f"gradients of inputs of {width}", near(ours[0], theirs[0], SUMS + rounding))
-        yield Claim(f"gradients of weights of {width}", near(ours[1], theirs[1], SUMS))
-        yield Claim(f"gradients of biases of {width}", near(ours[2], theirs[2], SUMS))
+        for of_factors, once in ((None, 0.0), (dtype, rounding)):
+            ours, theirs = (b.norm_backward(grad, saved, dtype, of_factors) for b in (kernels, eager_norm))
+            yield Claim(f"gradients of inputs of {width}", near(ours[0], theirs[0], SUMS + rounding))
+            yield Claim(f"gradients of weights of {width}", near(ours[1], theirs[1], SUMS + once))
+            if of.shift is not None or of.scale is None:
+                yield Claim(f"gradients of biases of {width}", near(ours[2], theirs[2], SUMS + once))
 
 
 def any_bad(kernels: Any, device: torch.device) -> Iterator[Claim]:
@@ -70,6 +74,32 @@ def any_bad(kernels: Any, device: torch.device) -> Iterator[Claim]:
             for shift in (None, 0.1 * fine, 9 * scale):
                 ours, theirs = (b.any_bad(scale, shift, norm, torch.float32) for b in (kernels, eager_norm))
                 yield Claim(f"which weights of {width} are bad", torch.tensor(ours == theirs, device=device))
+
+
+def guarded(kernels: Any, given: tuple[bool, ...], device: torch.device) -> Iterator[Claim]:
+    """What is poisoned, and by what: a weight or a bias that an output does not tell, unless rescued; what is lost.
+
+    ``given``: whether there are a scale, a shift, rescued channels, something lost.
+    """
+    kinds: tuple[Norm | Chain, ...] = (Norm(True, 1e-5), Chain("BatchNorm", "silu", "batch", 1e-5))
+    some = torch.tensor([False, True], device=device)
+    for width, place in ((37, 36), (5000, 4321)):
+        fine, of = 1 + 0.1 * normal((width,), device, 6), torch.tensor([3, place], device=device)
+        for number in (1.0, 0.0, 1e-39, 30.0, 1e38, torch.nan):
+            other = fine.clone()
+            other[place] = number
+            for norm, (scale, shift), lost in itertools.product(kinds, ((other, 0.1 * fine), (fine, other)), some):
+                found = []
+                for backend in (kernels, eager_norm):
+                    copies = scale.clone(), shift.clone(), of, lost
+                    arguments = [t if there else None for t, there in zip(copies, given, strict=True)]
+                    poisoned = torch.zeros((), dtype=torch.bool, device=device)
+                    factors = backend.guarded(*arguments[:3], norm, torch.float32, poisoned, arguments[3])
+                    found.append((poisoned, [factor for factor in factors if factor is not None]))
+                (ours, mine), (theirs, due) = found
+                yield Claim(f"what is bad of {width} channels", ours == theirs)
+                for a, b in zip(mine, due, strict=True):
+                    yield Claim(f"factors of {width} channels", ((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def near(ours: Tensor, theirs: Tensor, allowed: float) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from optiacts.chains import Chain
 from optiacts.norms import Norm, Saved, Statistics
 
 name = "triton"
@@ -24,14 +25,34 @@ def norm_statistics(
     norm: Norm,
     known: Statistics | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """mean and rstd of x, and the remainder bits of y if it has some. Its one pass over x makes all three."""
+    """mean and rstd of x, which may be ``known``, and the remainder bits of y if it has some, in one pass over x."""
     from optiacts.backends.triton import norm_launch
 
-    return norm_launch.statistics(x, y, scale, shift, norm)
+    return norm_launch.statistics(x, y, scale, shift, norm, known)
 
 
-def norm_backward(grad: Tensor, saved: Saved, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, in ``dtype``, of scale and of shift."""
+def norm_backward(
+    grad: Tensor, saved: Saved, dtype: torch.dtype, of_factors: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, in ``dtype``, of scale and of shift, in ``of_factors`` or float32.
+
+    With a scale and no shift nothing is the last.
+    """
     from optiacts.backends.triton import norm_launch
 
-    return norm_launch.backward(grad, saved, dtype)
+    return norm_launch.backward(grad, saved, dtype, of_factors or torch.float32)
+
+
+def guarded(
+    scale: Tensor | None,
+    shift: Tensor | None,
+    rescued: Tensor | None,
+    norm: Norm | Chain,
+    dtype: torch.dtype,
+    poisoned: Tensor,
+    lost: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """See ``eager_norm.guarded``: all of it in one launch."""
+    from optiacts.backends.triton import guard_launch
+
+    return guard_launch.guarded(scale, shift, rescued, norm, dtype, poisoned, lost)

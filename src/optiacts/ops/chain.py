@@ -273,17 +273,10 @@ def _gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     kind: Chain = ctx.kind
     last: bool = ctx.last
-    poison = None
     if ctx.known is not None:
-        maker = getattr(ctx, "maker", None)
-        poison = guard(ctx.known, scale, shift, columns, maker)
-        if ctx.lost is not None:
-            ctx.known.note(ctx.lost, maker)
-            poison = poison | ctx.lost
-        rstd = rstd.masked_fill(poison, torch.nan)
+        scale, shift = guard(ctx.known, scale, shift, columns, getattr(ctx, "maker", None), ctx.lost)
     told = bits, rstd, scale, shift, mean, columns, rescued
     dx, by_scale, by_shift = gradients_from(kind, last, ctx.dtype, grad, y, *told)
-    by_scale = by_scale if poison is None else by_scale.masked_fill(poison, torch.nan)
     weight, bias = ctx.like
     return (
         dx if ctx.needs_input_grad[0] else None,

@@ -55,10 +55,8 @@ def _factors(
     like = weight if weight is not None else bias
     assert like is not None
     factors = kind.scale(weight, copy=True), kind.shift(bias, copy=True)
-    poison = check(kind, weight, bias, *factors, dtype)
-    scale, shift = (like.new_empty(0, dtype=torch.float32) if factor is None else factor for factor in factors)
-    if poison is not None:
-        scale, shift = (factor.masked_fill(poison, torch.nan) for factor in (scale, shift))
+    found = check(kind, weight, bias, *factors, dtype)
+    scale, shift = (like.new_empty(0, dtype=torch.float32) if factor is None else factor for factor in found)
     return scale, shift, like.new_ones((), dtype=dtype)
 
 

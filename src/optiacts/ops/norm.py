@@ -3,11 +3,12 @@
     optiacts::norm_statistics(Tensor x, Tensor y, Tensor? scale, Tensor? shift, float eps, bool centered,
         bool remainder) -> (Tensor mean, Tensor rstd, Tensor bits)
     optiacts::norm_backward(Tensor grad, Tensor kept, Tensor? mean, Tensor rstd, Tensor? scale, Tensor? shift,
-        Tensor? columns, Tensor? rescued, Tensor? bits, bool centered, bool output, ScalarType dtype)
-        -> (Tensor grad_x, Tensor grad_scale, Tensor grad_shift)
+        Tensor? columns, Tensor? rescued, Tensor? bits, bool centered, bool output, ScalarType dtype,
+        ScalarType? of_factors=None) -> (Tensor grad_x, Tensor grad_scale, Tensor grad_shift)
 
 Tensors are (..., channels), mean and rstd (..., 1), scale and shift (channels,); see
-``optiacts.backends.eager_norm``. grad_x is of ``dtype``, the other two are in the precision of the arithmetic.
+``optiacts.backends.eager_norm``. grad_x is of ``dtype``, the other two of ``of_factors`` or, if that is None, in the
+precision of the arithmetic.
 
 The Function calls the norm's own forward and saves, in *output mode*, its output; the weight and the bias as they are
 now, since whoever changes them unseen must not change the gradient; rstd; the remainder bits; and the columns of the
@@ -91,16 +92,18 @@ def _fake_remainder(x: Tensor, y: Tensor, *_: Tensor | None) -> Tensor:
     return x.new_empty(packed_shape(y.shape, 2), dtype=torch.uint8)
 
 
-def _backward(grad: Tensor, *saved_and_dtype: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *fields, dtype = saved_and_dtype
-    saved = Saved(*fields)
-    return backends.select_norm_backward(grad, saved, dtype).norm_backward(grad, saved, dtype)
+_FIELDS = len(Saved._fields)
 
 
-def _fake_backward(grad: Tensor, *saved_and_dtype: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *fields, dtype = saved_and_dtype
-    saved = Saved(*fields)
-    by_channel = saved.rstd.new_empty(saved.kept.shape[-1:])
+def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    saved, (dtype, *of_factors) = Saved(*arguments[:_FIELDS]), arguments[_FIELDS:]
+    return backends.select_norm_backward(grad, saved, dtype).norm_backward(grad, saved, dtype, *of_factors)
+
+
+def _fake_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    saved, (dtype, *of_factors) = Saved(*arguments[:_FIELDS]), arguments[_FIELDS:]
+    of = (*of_factors, None)[0] or saved.rstd.dtype
+    by_channel = saved.rstd.new_empty(saved.kept.shape[-1:], dtype=of)
     return grad.new_empty(grad.shape, dtype=dtype), by_channel, torch.empty_like(by_channel)
 
 
@@ -130,8 +133,8 @@ norm_remainder = library.declare(  # of a 16-bit y, where mean and rstd are know
 )
 norm_backward = library.declare(
     "norm_backward(Tensor grad, Tensor kept, Tensor? mean, Tensor rstd, Tensor? scale, Tensor? shift, "
-    "Tensor? columns, Tensor? rescued, Tensor? bits, bool centered, bool output, ScalarType dtype)"
-    " -> (Tensor, Tensor, Tensor)",
+    "Tensor? columns, Tensor? rescued, Tensor? bits, bool centered, bool output, ScalarType dtype, "
+    "ScalarType? of_factors=None) -> (Tensor, Tensor, Tensor)",
     _backward,
     check=_check_saved,
     fake=_fake_backward,
@@ -244,13 +247,12 @@ def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> Gradients:
     kind: Norm = ctx.kind
     kept, weight, bias, mean, rstd, *more = _saved(ctx)
     scale, shift, columns, rescued, bits = more or (kind.scale(weight), kind.shift(bias), None, None, None)
-    poison = None
     if ctx.known is not None:
-        poison = guard(ctx.known, scale, shift, columns, getattr(ctx, "maker", None))
-        rstd = rstd.masked_fill(poison, torch.nan)
+        scale, shift = guard(ctx.known, scale, shift, columns, getattr(ctx, "maker", None))
     saved = Saved(kind.rows(kept), mean, rstd, scale, shift, columns, rescued, bits, kind.centered, ctx.output)
-    dx, by_scale, by_shift = library.call(norm_backward, kind.rows(grad), *saved, ctx.dtype)
-    by_scale = by_scale if poison is None else by_scale.masked_fill(poison, torch.nan)
+    same = weight is not None and (bias is None or bias.dtype is weight.dtype)
+    of_factors = weight.dtype if same else None
+    dx, by_scale, by_shift = library.call(norm_backward, kind.rows(grad), *saved, ctx.dtype, of_factors)
     return (
         kind.restored(dx, grad) if ctx.needs_input_grad[0] else None,
         _as(weight, by_scale) if ctx.needs_input_grad[1] else None,
@@ -276,15 +278,15 @@ def _differentiable_gradients(
     kept, weight, bias, mean, rstd, *more = _saved(ctx)
     if not ctx.output:
         return _recomputed(ctx, grad, by_rstd, kept, weight, bias)
-    then, columns, rescued, bits = more[:2], *more[2:]
+    then, columns, rescued, bits = (more[0], more[1]), *more[2:]
     rows, scale, shift = kind.rows(kept), kind.scale(weight), kind.shift(bias)
     x_hat = eager_norm.normalised(
         Saved(rows, mean, rstd, scale, shift, columns, rescued, bits, kind.centered, output=True)
     )
-    poison = changed(ctx.known, [(scale, then[0]), (shift, then[1])], getattr(ctx, "maker", None))
+    maker = getattr(ctx, "maker", None)
     if ctx.known is not None:
-        guarded = guard(ctx.known, then[0], then[1], columns, getattr(ctx, "maker", None))
-        poison = guarded if poison is None else poison | guarded
+        then = guard(ctx.known, then[0], then[1], columns, maker)  # of NaN, which the parameters are not
+    poison = changed(ctx.known, [(scale, then[0]), (shift, then[1])], maker)
     if poison is not None:
         rstd, x_hat = rstd.masked_fill(poison, torch.nan), x_hat.masked_fill(poison, torch.nan)
     count = rows.shape[-1]

@@ -82,13 +82,28 @@ def look(
     return Channels(True, known.rescued, known) if known.keep_output else Channels(False)
 
 
-def guard(known: Known, scale: Tensor | None, shift: Tensor | None, rescued: Tensor | None, maker: Any) -> Tensor:
-    """In backward: whether (bool) a channel is bad that was not rescued. It is noted, to be told later."""
-    bad = known.kind.bad(scale, shift, known.dtype)
-    assert bad is not None
-    poison = (bad if rescued is None else bad.index_fill(0, rescued, False)).any()
-    known.note(poison, maker)
-    return poison
+def guard(
+    known: Known,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    rescued: Tensor | None,
+    maker: Any,
+    lost: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """In backward: ``scale`` and ``shift``, of NaN where a channel is bad that was not rescued, or ``lost`` holds.
+
+    That is noted, to be told later. They may be overwritten: they are the backward's own.
+    """
+    factor = scale if scale is not None else shift
+    assert factor is not None
+    if known.poisoned is None:
+        known.poisoned = factor.new_zeros((), dtype=torch.bool)
+    known.maker = maker or known.maker
+    kernels = backends.select_guard(known.kind, scale, shift, rescued, lost)
+    found: tuple[Tensor | None, Tensor | None] = kernels.guarded(
+        scale, shift, rescued, known.kind, known.dtype, known.poisoned, lost
+    )
+    return found
 
 
 def changed(known: Known | None, pairs: list[tuple[Tensor | None, Tensor | None]], maker: Any) -> Tensor | None:

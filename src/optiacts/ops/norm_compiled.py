@@ -45,10 +45,7 @@ def _factors(
     assert like is not None
     # copies: results of an op share no storage with what it was given
     factors = kind.scale(weight, copy=True), kind.shift(bias, copy=True)
-    poison = check(kind, weight, bias, *factors, dtype)
-    scale, shift = _given_or_empty(like, *factors)
-    if poison is not None:
-        scale, shift = (factor.masked_fill(poison, torch.nan) for factor in (scale, shift))
+    scale, shift = _given_or_empty(like, *check(kind, weight, bias, *factors, dtype))
     return scale, shift, like.new_ones((), dtype=dtype)
 
 

@@ -30,6 +30,7 @@ from optiacts.ops.norm_channels import (
     UnseenChangeError,
     all_known,
     collect,
+    guard,
     remembered,
     versions_of,
     waits,
@@ -37,7 +38,9 @@ from optiacts.ops.norm_channels import (
 )
 from optiacts.overwritten import Maker
 
-MARK = "optiacts_bad_channels"  # on the weight, or the bias where there is no weight
+# On the weight, or the bias where there is no weight. It is there, and false, from when a graph is traced: that an
+# attribute is missing compilers do not guard in PyTorch 2.11.
+MARK = "optiacts_bad_channels"
 _MOST_MARKS = 4  # of norms that are alike, each of which compiles anew; the next one marks them all
 
 
@@ -72,7 +75,7 @@ def may_rely(kind: Norm | Chain, weight: Tensor | None, bias: Tensor | None, dty
         return False
     remainder, curve = (False, kind.curve) if isinstance(kind, Chain) else (bool(kind.remainder), "")
     _look(weight, bias, 1.0 if kind.offset else 0.0, remainder, curve, dtype)
-    return not hasattr(given, MARK)
+    return not getattr(given, MARK, False)
 
 
 @known_to_compilers
@@ -122,6 +125,8 @@ def _with_marks(kind: Norm | Chain, weight: Tensor | None, bias: Tensor | None, 
         known.graphs = Marks((kind.offset, *_alike(weight, bias)))
         like = weight if weight is not None else bias
         assert like is not None
+        if not hasattr(like, MARK):  # another kind of norm may have marked it
+            setattr(like, MARK, False)
         known.poisoned = torch.zeros((), dtype=torch.bool, device=like.device)  # where captured graphs write to
     return known
 
@@ -147,16 +152,18 @@ class Marks:
 
     def mark(self, known: Known) -> None:
         self.marked = True
-        parameter = known.first()
-        if parameter is not None:
-            setattr(parameter, MARK, True)
+        self.write(known)
 
     def forget(self, known: Known) -> None:
         self.marked = False
         _marked_late.pop(self.alike, None)
+        self.write(known)
+
+    def write(self, known: Known) -> None:
+        """Puts the mark where traced code asks for it."""
         parameter = known.first()
-        if parameter is not None and hasattr(parameter, MARK):
-            delattr(parameter, MARK)
+        if parameter is not None:
+            setattr(parameter, MARK, self.marked)
 
 
 _marked_late: defaultdict[tuple[Any, ...], int] = defaultdict(int)
@@ -192,10 +199,10 @@ def check(
     scale: Tensor | None,
     shift: Tensor | None,
     dtype: torch.dtype,
-) -> Tensor | None:
-    """In a compiled graph: whether (bool) a channel is bad; None if there surely is none.
+) -> tuple[Tensor | None, Tensor | None]:
+    """In a compiled graph: ``scale`` and ``shift``, of NaN if a channel is bad.
 
-    It is noted, to be told after the next optimizer step.
+    That is noted, to be told after the next optimizer step.
 
     Raises:
         UnseenChangeError: on a CPU, at once, before anything is computed from it.
@@ -205,11 +212,7 @@ def check(
     if waits(factor.device):
         if not is_capturing(factor.device):
             collect()
-        bad = kind.bad(scale, shift, dtype)
-        assert bad is not None
-        poison = bad.any()
-        _known_by_address(kind, weight, bias, dtype).note(poison, None)
-        return poison
+        return guard(_known_by_address(kind, weight, bias, dtype), scale, shift, None, None)
     if backends.any_bad(scale, shift, kind, dtype):
         known = _known_by_address(kind, weight, bias, dtype)
         known.look()
@@ -219,7 +222,7 @@ def check(
             "no longer tells its input. Nothing was computed. Call the model again, which compiles it anew, or call "
             "optiacts.norm_weights_changed() after such a change."
         )
-    return None
+    return scale, shift
 
 
 def _known_by_address(kind: Norm | Chain, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Known:

@@ -82,10 +82,10 @@ class OptiActsPReLU(torch.autograd.Function):
             return grad * torch.where(y <= 0, slopes, 1.0), None, None
         by_input, products = torch.ops.aten._prelu_kernel_backward(grad, y, slopes)
         wide = torch.promote_types(y.dtype, torch.float32)
-        by_weight = products.sum(dropped, dtype=wide).reshape(then.shape) / then.to(wide)
+        slope: Any = then
         if ctx.known is not None:
-            poison = norm_channels.guard(ctx.known, then, None, None, None)
-            by_weight = torch.where(poison, torch.nan, by_weight)
+            slope, _ = norm_channels.guard(ctx.known, then, None, None, None)
+        by_weight = products.sum(dropped, dtype=wide).reshape(then.shape) / slope.to(wide)
         return by_input, by_weight.to(then.dtype), None
 
 

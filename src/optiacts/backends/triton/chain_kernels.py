@@ -133,7 +133,7 @@ def chain_kernel(
             by_shift = tl.sum(tl.sum(by_shift, axis=2), axis=1)[:, None, None]
             by_scale = tl.sum(tl.sum(by_scale, axis=2), axis=1)[:, None, None]
         part = sums_pointer + line * splits + split
-        next_part = samples.to(tl.int64) * channels * splits
+        next_part = tl.full((), samples, tl.int64) * channels * splits  # 1 is no tensor, but a constant
         tl.store(part, by_shift, mask=exists)
         tl.store(part + next_part, by_scale, mask=exists)
         if STATISTICS == "rows":
@@ -202,7 +202,7 @@ def whole_rows_kernel(
         by_scale += tl.sum(g * x_hat, axis=0)[None, :, :]
     part = sums_pointer + column.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     tl.store(part, by_shift, mask=exists)
-    tl.store(part + columns.to(tl.int64) * tl.num_programs(0), by_scale, mask=exists)
+    tl.store(part + tl.full((), columns, tl.int64) * tl.num_programs(0), by_scale, mask=exists)
 
 
 @triton.jit

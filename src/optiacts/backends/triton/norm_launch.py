@@ -9,56 +9,67 @@ import torch
 import triton
 from torch import Tensor
 
-from optiacts.backends.triton.norm_kernels import backward_kernel, statistics_kernel
+from optiacts.backends.triton.norm_kernels import backward_kernel, statistics_kernel, sum_kernel
 from optiacts.backends.triton.start import Constants, start
-from optiacts.norms import Norm, Saved
+from optiacts.norms import Norm, Saved, Statistics
 from optiacts.packing import packed_shape
 
 # Of a 16-bit dtype: the bits of its mantissa, and the exponent (of a float32) at which its units stop shrinking. For
 # bfloat16 that is a little early, so that a unit is a normal float32.
 _UNITS = {torch.bfloat16: (7, 8), torch.float16: (10, 113)}
+_SUMMING = Constants({"PARTS": 32, "COLUMNS": 64, "num_warps": 4})
 ELEMENTS = 1024  # of a tile, if a row is not longer
 ELEMENTS_PER_WARP = 256  # 8 per thread: 16 bytes of a 16-bit dtype; with 16 half as many warps fit on a processor
 WARPS_PER_PROCESSOR = 16  # of the backward, one part of dw and db per program: more parts are more to write and sum
 
 
 def statistics(
-    x: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None, norm: Norm
+    x: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None, norm: Norm, known: Statistics | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """mean and rstd of the rows of x, and the remainder bits of y if it has some."""
+    """mean and rstd of the rows of x, which may be ``known``, and the remainder bits of y if it has some."""
     x, y = x.contiguous(), y.contiguous()
     remainder = norm.remainder and y.element_size() == 2
-    rstd = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
-    mean = torch.empty_like(rstd) if norm.centered else rstd.new_zeros(())
+    if known is None:
+        rstd = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+        mean = torch.empty_like(rstd) if norm.centered else rstd.new_empty(())
+    else:
+        mean, rstd = (each.contiguous() for each in known)
     bits = x.new_empty(packed_shape(y.shape, 2), dtype=torch.uint8) if remainder else None
-    if x.numel() == 0:
+    if x.numel() == 0 or (known is not None and bits is None):
         return mean, rstd, bits
     rows, columns = rstd.numel(), x.shape[-1]
-    constants = _statistics_launch(norm, y.dtype, scale is not None, shift is not None, columns)
+    constants = _statistics_launch(norm, y.dtype, known is not None, scale is not None, shift is not None, columns)
     arguments = (x, y, scale, shift, mean, rstd, bits, rows, columns, norm.eps)
     start(statistics_kernel, x.device, (-(-rows // constants["ROWS"]),), arguments, constants)
     return mean, rstd, bits
 
 
-def backward(grad: Tensor, saved: Saved, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, in ``dtype``, of scale and of shift."""
+def backward(
+    grad: Tensor, saved: Saved, dtype: torch.dtype, of_factors: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, in ``dtype``, of scale and of shift, in ``of_factors``: see ``triton_norm``."""
     kept, mean, rstd, scale, shift, columns, rescued, bits, centered, output = saved
     grad, kept = grad.contiguous(), kept.contiguous()
     rows, width = rstd.numel(), kept.shape[-1]
     grad_x = grad.new_empty(grad.shape, dtype=dtype)
+    shifted = shift is not None or scale is None
     if grad.numel() == 0:
-        return grad_x, rstd.new_zeros(width), rstd.new_zeros(width)
+        by_scale, by_shift = rstd.new_zeros((2, width), dtype=of_factors)
+        return grad_x, by_scale, by_shift
     numbers = slots(columns, width, grad.device)
     there = tuple(t is not None for t in (mean, scale, shift, numbers, bits))
     constants = _backward_launch(centered, kept.dtype, output, there, width)
     programs = max(1, WARPS_PER_PROCESSOR // constants["num_warps"]) * processors(grad.device)
     programs = min(-(-rows // constants["ROWS"]), programs)
-    parts = rstd.new_empty((2, programs, width))
+    parts = rstd.new_empty((1 + shifted, programs, width))
     rescued = None if rescued is None else rescued.contiguous()
-    given = (grad, kept, mean, rstd, scale, shift, numbers, rescued, bits, grad_x, parts[0], parts[1])
+    given = (grad, kept, mean, rstd, scale, shift, numbers, rescued, bits, grad_x, parts[0], parts[-1])
     arguments = (*given, rows, width, 0 if columns is None else len(columns))
     start(backward_kernel, grad.device, (programs,), arguments, constants)
-    by_scale, by_shift = parts.sum(1)
+    sums = torch.empty((2, width), dtype=of_factors, device=grad.device)
+    grid = (-(-width // _SUMMING["COLUMNS"]), 1 + shifted)
+    start(sum_kernel, grad.device, grid, (parts, sums, programs, width), _SUMMING)
+    by_scale, by_shift = sums.unbind()
     return grad_x, by_scale, by_shift
 
 
@@ -71,8 +82,10 @@ def slots(columns: Tensor | None, width: int, device: torch.device) -> Tensor | 
 
 
 @functools.cache
-def _statistics_launch(norm: Norm, dtype: torch.dtype, scaled: bool, shifted: bool, columns: int) -> Constants:
-    return Constants(statistics_constants(norm, dtype, scaled, shifted) | tile(columns))
+def _statistics_launch(
+    norm: Norm, dtype: torch.dtype, known: bool, scaled: bool, shifted: bool, columns: int
+) -> Constants:
+    return Constants(statistics_constants(norm, dtype, known, scaled, shifted) | tile(columns))
 
 
 @functools.cache
@@ -82,9 +95,9 @@ def _backward_launch(
     return Constants(backward_constants(centered, dtype, output, *there) | tile(columns))
 
 
-def statistics_constants(norm: Norm, dtype: torch.dtype, scaled: bool, shifted: bool) -> dict[str, Any]:
+def statistics_constants(norm: Norm, dtype: torch.dtype, known: bool, scaled: bool, shifted: bool) -> dict[str, Any]:
     """The constants of the statistics of a norm with a ``dtype`` output."""
-    flags = {"CENTERED": norm.centered, "REMAINDER": norm.remainder and dtype in _UNITS}
+    flags = {"KNOWN": known, "CENTERED": norm.centered, "REMAINDER": norm.remainder and dtype in _UNITS}
     return flags | {"SCALED": scaled, "SHIFTED": shifted} | _units(dtype)
 
 
@@ -107,7 +120,7 @@ def tile(columns: int) -> dict[str, Any]:
     """The tile of a program: whole rows, several if they are short."""
     padded = max(triton.next_power_of_2(columns), 16)
     rows = max(1, ELEMENTS // padded)
-    return {"ROWS": rows, "COLUMNS": padded, "num_warps": min(32, max(1, rows * padded // ELEMENTS_PER_WARP))}
+    return {"ROWS": rows, "OCTETS": padded // 8, "num_warps": min(32, max(1, rows * padded // ELEMENTS_PER_WARP))}
 
 
 def _units(dtype: torch.dtype) -> dict[str, int]:

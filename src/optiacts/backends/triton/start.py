@@ -13,7 +13,9 @@ import contextlib
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
+from triton.runtime import driver
 
 from optiacts.backends.triton.elementary import VENDOR
 
@@ -29,10 +31,12 @@ class Constants(dict[str, Any]):
 
 
 class _Compiled(NamedTuple):
-    """A compiled kernel, of which kernel it is, and the constants that follow its arguments."""
+    """A compiled kernel: of which kernel it is, what starts it, and the constants that follow its arguments."""
 
     kernel: Any
     binary: Any
+    run: Any
+    what: tuple[Any, Any]  # the loaded function, and what the launcher wants to know of it
     last: tuple[Any, ...]
 
 
@@ -44,26 +48,52 @@ def start(
         if VENDOR != "cuda":
             kernel[programs](*arguments, **constants)
             return
-        key = (device.index, *map(_kind, arguments))
+        key, given = _told(device, arguments)
         found = constants.compiled.get(key)
         if found is None or found.kernel is not kernel:
             found = _compiled(kernel, programs, arguments, constants)
             if len(constants.compiled) >= _MOST:
                 constants.compiled.clear()
             constants.compiled[key] = found
-        found.binary[(*programs, 1, 1)[:3]](*arguments, *found.last)
+        grid = (*programs, 1, 1)[:3]
+        if _watched():
+            found.binary[grid](*given, *found.last)
+            return
+        stream = driver.active.get_current_stream(device.index)
+        found.run(*grid, stream, *found.what, *_UNWATCHED, *given, *found.last)
+
+
+def _told(device: torch.device, arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Any]]:
+    """What a compiled kernel depends on, and more; and the arguments, with addresses in place of tensors.
+
+    Of a tensor the driver would be asked what lies at its address. 1 and 1.0 are equal, but not to a compiler.
+    """
+    key: list[Any] = [device.index]
+    given = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            address = argument.data_ptr()
+            given.append(address)
+            key += argument.dtype, address % 16 == 0
+        else:
+            given.append(argument)
+            key += argument.__class__, argument
+    return tuple(key), given
 
 
 def _compiled(kernel: Any, programs: tuple[int, ...], arguments: tuple[Any, ...], constants: Constants) -> _Compiled:
     binary = kernel.warmup(*arguments, grid=programs, **constants)
-    return _Compiled(kernel, binary, tuple(constants[name] for name in kernel.arg_names[len(arguments) :]))
+    last = tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
+    return _Compiled(kernel, binary, binary.run, (binary.function, binary.packed_metadata), last)
 
 
-def _kind(argument: Any) -> Any:
-    """What a compiled kernel depends on, and more: 1 and 1.0 are equal, but not to a compiler."""
-    if isinstance(argument, Tensor):
-        return argument.dtype, argument.data_ptr() % 16 == 0
-    return argument.__class__, argument
+_UNWATCHED = (None, None, None)  # what hooks are told, and the hooks before and after a launch
+
+
+def _watched() -> bool:
+    """Whether a profiler has hooks on launches."""
+    hooks = triton.knobs.runtime.launch_enter_hook, triton.knobs.runtime.launch_exit_hook
+    return any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
