@@ -33,7 +33,7 @@ def statistics(
         rstd = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
         mean = torch.empty_like(rstd) if norm.centered else rstd.new_empty(())
     else:
-        mean, rstd = (each.contiguous() for each in known)
+        mean, rstd = known[0].contiguous(), known[1].contiguous()
     bits = x.new_empty(packed_shape(y.shape, 2), dtype=torch.uint8) if remainder else None
     if x.numel() == 0 or (known is not None and bits is None):
         return mean, rstd, bits
@@ -57,7 +57,7 @@ def backward(
         by_scale, by_shift = rstd.new_zeros((2, width), dtype=of_factors)
         return grad_x, by_scale, by_shift
     numbers = slots(columns, width, grad.device)
-    there = tuple(t is not None for t in (mean, scale, shift, numbers, bits))
+    there = (mean is not None, scale is not None, shift is not None, numbers is not None, bits is not None)
     constants = _backward_launch(centered, kept.dtype, output, there, width)
     programs = max(1, WARPS_PER_PROCESSOR // constants["num_warps"]) * processors(grad.device)
     programs = min(-(-rows // constants["ROWS"]), programs)

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from torch import Tensor
 from triton.runtime import driver
 
 from optiacts.backends.triton.elementary import VENDOR
@@ -43,42 +42,52 @@ class _Compiled(NamedTuple):
 def start(
     kernel: Any, device: torch.device, programs: tuple[int, ...], arguments: tuple[Any, ...], constants: Constants
 ) -> None:
-    """``kernel[programs](*arguments, **constants)`` on ``device`` and its current stream."""
-    with on_device(device):
-        if VENDOR != "cuda":
-            kernel[programs](*arguments, **constants)
-            return
-        key, given = _told(device, arguments)
-        found = constants.compiled.get(key)
-        if found is None or found.kernel is not kernel:
-            found = _compiled(kernel, programs, arguments, constants)
-            if len(constants.compiled) >= _MOST:
-                constants.compiled.clear()
-            constants.compiled[key] = found
-        grid = (*programs, 1, 1)[:3]
-        if _watched():
-            found.binary[grid](*given, *found.last)
-            return
-        stream = driver.active.get_current_stream(device.index)
-        found.run(*grid, stream, *found.what, *_UNWATCHED, *given, *found.last)
+    """``kernel[programs](*arguments, **constants)`` on ``device`` and its current stream.
 
-
-def _told(device: torch.device, arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Any]]:
-    """What a compiled kernel depends on, and more; and the arguments, with addresses in place of tensors.
-
-    Of a tensor the driver would be asked what lies at its address. 1 and 1.0 are equal, but not to a compiler.
+    The arguments are tensors or None, and after them numbers or None, as the names of the kernel's say.
     """
-    key: list[Any] = [device.index]
-    given = []
-    for argument in arguments:
-        if isinstance(argument, Tensor):
-            address = argument.data_ptr()
-            given.append(address)
-            key += argument.dtype, address % 16 == 0
+    if VENDOR == "cuda" and device.index == torch.cuda.current_device():
+        _start(kernel, device.index, programs, arguments, constants)
+        return
+    with on_device(device):
+        if VENDOR == "cuda":
+            _start(kernel, device.index, programs, arguments, constants)
         else:
-            given.append(argument)
-            key += argument.__class__, argument
-    return tuple(key), given
+            kernel[programs](*arguments, **constants)
+
+
+def _start(
+    kernel: Any, index: int | None, programs: tuple[int, ...], arguments: tuple[Any, ...], constants: Constants
+) -> None:
+    # every call of Python counts here: some thousand launches make a training step
+    pointers = _pointers.get(kernel.fn) or _count_pointers(kernel)
+    tensors, numbers = arguments[:pointers], arguments[pointers:]
+    addresses = [None if t is None else t.data_ptr() for t in tensors]  # of a tensor the driver would be asked
+    dtypes = [None if t is None else t.dtype for t in tensors]
+    aligned = [a is None or a % 16 == 0 for a in addresses]
+    classes = [n.__class__ for n in numbers]  # 1 and 1.0 are equal, but not to a compiler
+    key = (index, *dtypes, *aligned, *classes, *numbers)
+    found = constants.compiled.get(key)
+    if found is None or found.kernel is not kernel:
+        found = _compiled(kernel, programs, arguments, constants)
+        if len(constants.compiled) >= _MOST:
+            constants.compiled.clear()
+        constants.compiled[key] = found
+    grid = (*programs, 1, 1)[:3]
+    if _watched():
+        found.binary[grid](*addresses, *numbers, *found.last)
+        return
+    stream = driver.active.get_current_stream(index)
+    found.run(*grid, stream, *found.what, *_UNWATCHED, *addresses, *numbers, *found.last)
+
+
+_pointers: dict[Any, int] = {}  # how many of a kernel's arguments are tensors
+
+
+def _count_pointers(kernel: Any) -> int:
+    count = sum(name.endswith("_pointer") for name in kernel.arg_names)
+    _pointers[kernel.fn] = count
+    return count
 
 
 def _compiled(kernel: Any, programs: tuple[int, ...], arguments: tuple[Any, ...], constants: Constants) -> _Compiled:
@@ -88,12 +97,16 @@ def _compiled(kernel: Any, programs: tuple[int, ...], arguments: tuple[Any, ...]
 
 
 _UNWATCHED = (None, None, None)  # what hooks are told, and the hooks before and after a launch
+_runtime = triton.knobs.runtime
 
 
 def _watched() -> bool:
     """Whether a profiler has hooks on launches."""
-    hooks = triton.knobs.runtime.launch_enter_hook, triton.knobs.runtime.launch_exit_hook
-    return any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
+    before, after = _runtime.launch_enter_hook, _runtime.launch_exit_hook
+    return bool(
+        (before is not None and getattr(before, "calls", True))
+        or (after is not None and getattr(after, "calls", True))
+    )
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
