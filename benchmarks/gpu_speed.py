@@ -338,9 +338,7 @@ def _seconds(device: torch.device, call: Callable[[], Any]) -> float:
         call()
         return time.perf_counter() - begin
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda._sleep(
-        200_000
-    )  # keeps the GPU busy while the host queues the call, so that only the GPU's time counts
+    torch.cuda._sleep(2_000_000)  # a millisecond, in which the host queues the call: only the GPU's time counts
     start.record()
     call()
     end.record()

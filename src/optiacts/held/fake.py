@@ -6,6 +6,7 @@ import copy
 import logging
 import sys
 import threading
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -128,6 +129,8 @@ class LikeCuda(TorchFunctionMode):
             return _dropout(*args, **kwargs)
         if func is functional.scaled_dot_product_attention:
             return _attention(*args, **kwargs)
+        if func is functional.multi_head_attention_forward:
+            return _of_several_heads(*args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -180,6 +183,15 @@ def _attention(
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
+
+
+# What a function calls is not seen by a mode that sees the function: here it calls the two above.
+_of_several_heads = types.FunctionType(
+    functional.multi_head_attention_forward.__code__,
+    vars(functional)
+    | {"has_torch_function": lambda tensors: False, "dropout": _dropout, "scaled_dot_product_attention": _attention},
+    argdefs=functional.multi_head_attention_forward.__defaults__,
+)
 
 
 def flash_attention(

@@ -10,7 +10,6 @@ import functools
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from optiacts.backends.triton.chain_kernels import chain_kernel, excess_kernel, whole_rows_kernel
@@ -51,25 +50,16 @@ def backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple[Tenso
         return grad_x, *_whole_rows(given, samples, channels, rescues, constants)
     if last and not in_rows:
         samples, positions = 1, samples * positions
-    tiling = tile(channels, positions, y.element_size(), last)
-    step = tiling["OUTER"] if last else tiling["UNITS"] * tiling["UNIT"]
-    if last:
-        programs = samples * triton.cdiv(channels, tiling["UNITS"] * tiling["UNIT"])
-    else:
-        programs = triton.cdiv(samples * channels, tiling["OUTER"])
-    steps = triton.cdiv(positions, step)
-    splits = min(steps, triton.cdiv(PROGRAMS_PER_PROCESSOR * processors(grad.device), programs))
-    span = triton.cdiv(steps, splits) * step
-    splits = triton.cdiv(positions, span)
+    tiling, programs, splits, span = _plan(
+        samples, channels, positions, y.element_size(), last, processors(grad.device)
+    )
     groups = rstd.shape[1] if in_rows else 1
     sums = rstd.new_empty((4 if in_rows else 2, samples, channels, splits))
     sizes = (samples, channels, positions, groups, rescues, span)
     elements = positions * (channels // groups if in_rows else samples)
 
     def run(together: Tensor | None, adds: bool, writes: bool) -> None:
-        constants = _launch(
-            saved.curve, y.dtype, saved.centered, saved.statistics, last, tuple(tiling.items()), adds, writes
-        )
+        constants = _launch(saved.curve, y.dtype, saved.centered, saved.statistics, last, tiling, adds, writes)
         arguments = (*given, sums, together, *sizes, 1 / elements)
         start(chain_kernel, grad.device, (programs, splits), arguments, constants)
 
@@ -82,12 +72,33 @@ def backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple[Tenso
     return grad_x, by_scale, by_shift
 
 
+@functools.cache
+def _plan(
+    samples: int, channels: int, positions: int, element_size: int, last: bool, processors: int
+) -> tuple[tuple[tuple[str, int], ...], int, int, int]:
+    """The tile; how many programs there are, how many parts each one's positions are cut into, and of what length."""
+    tiling = tile(channels, positions, element_size, last)
+    step = tiling["OUTER"] if last else tiling["UNITS"] * tiling["UNIT"]
+    if last:
+        programs = samples * _up(channels, tiling["UNITS"] * tiling["UNIT"])
+    else:
+        programs = _up(samples * channels, tiling["OUTER"])
+    steps = _up(positions, step)
+    span = _up(steps, min(steps, _up(PROGRAMS_PER_PROCESSOR * processors, programs))) * step
+    return tuple(tiling.items()), programs, _up(positions, span), span
+
+
+def _up(number: int, divisor: int) -> int:
+    """Triton's own ``cdiv`` and ``next_power_of_2`` take the host longer than a launch."""
+    return -(-number // divisor)
+
+
 def excess(z: Tensor, furthest: float) -> Tensor:
     """The sum of the squares of how far elements lie left of ``-furthest``."""
     dense = z.is_contiguous() or (z.ndim == 4 and z.is_contiguous(memory_format=torch.channels_last))
     z = z if dense else z.contiguous()
     block = BYTES_PER_PROGRAM // z.element_size()
-    programs = max(1, min(triton.cdiv(z.numel(), block), PROGRAMS_PER_PROCESSOR * processors(z.device)))
+    programs = max(1, min(_up(z.numel(), block), PROGRAMS_PER_PROCESSOR * processors(z.device)))
     sums = torch.empty(programs, dtype=torch.float32, device=z.device)
     start(excess_kernel, z.device, (programs,), (z, sums, z.numel(), furthest), _excess_launch(block))
     return sums.sum()
@@ -98,7 +109,7 @@ def _whole_rows(
 ) -> tuple[Tensor, Tensor]:
     grad = given[0]
     programs = max(1, WARPS_PER_PROCESSOR // constants["num_warps"]) * processors(grad.device)
-    programs = min(triton.cdiv(rows, constants["OUTER"]), programs)
+    programs = min(_up(rows, constants["OUTER"]), programs)
     sums = torch.empty((2, columns, programs), dtype=torch.float32, device=grad.device)
     start(whole_rows_kernel, grad.device, (programs,), (*given, sums, rows, columns, rescues), constants)
     by_shift, by_scale = sums.sum(2)
@@ -134,14 +145,14 @@ def tile(channels: int, positions: int, element_size: int, last: bool) -> dict[s
     """The tile of a program: see chain_kernels.py."""
     elements, width = BYTES_PER_PROGRAM // element_size, channels if last else positions
     unit = _unit(width)
-    units = min(triton.next_power_of_2(triton.cdiv(width, unit)), (WIDEST if last else elements) // unit)
+    units = min(1 << (_up(width, unit) - 1).bit_length(), (WIDEST if last else elements) // unit)
     return {"UNIT": unit, "UNITS": units, "OUTER": elements // (units * unit), "num_warps": WARPS}
 
 
 def rows_tile(columns: int) -> dict[str, Any]:
     """The tile of a program that takes whole rows, several if they are short."""
     unit = _unit(columns)
-    units = triton.next_power_of_2(triton.cdiv(columns, unit))
+    units = 1 << (_up(columns, unit) - 1).bit_length()
     outer = max(1, 1024 // (units * unit))
     warps = min(32, max(1, outer * units * unit // ELEMENTS_PER_WARP))
     return {"UNIT": unit, "UNITS": units, "OUTER": outer, "num_warps": warps}
