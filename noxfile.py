@@ -20,7 +20,7 @@ nox.options.default_venv_backend = "uv|virtualenv"  # uv unpacks PyTorch once fo
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 FLOOR = "2.8.0"  # as in pyproject.toml
 NEWEST = "newest"  # whatever pip finds
-TORCHES = (FLOOR, "2.13.0", NEWEST)
+TORCHES = (FLOOR, "2.11.0", "2.13.0", NEWEST)  # 2.11.0 is what has run on GPUs
 UNRELEASED = {("3.14", FLOOR)}  # older than that Python
 
 CORE = "everywhere first_use forward functional gated_autograd gradients memory ops torch_facts transforms".split()

@@ -216,3 +216,25 @@ def test_several_views() -> None:
     x = torch.randn(4, requires_grad=True) * 1
     assert _torch.is_one_of_several_views(x.chunk(2)[0]) and _torch.is_one_of_several_views(x.unbind()[1])
     assert not _torch.is_one_of_several_views(x[1:]) and not _torch.is_one_of_several_views(x.view(2, 2))
+
+
+class Marked(torch.nn.Module):
+    """Asks for an attribute of its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((4,), 2.0))
+        self.weight.mark = False  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight if self.weight.mark else x * self.weight  # type: ignore[attr-defined]
+
+
+def test_compilers_guard_an_attribute_of_a_parameter() -> None:
+    """By this compiled norms are told that a weight went bad. That one is missing PyTorch 2.11 does not guard."""
+    module, x, found = Marked(), torch.full((4,), 3.0), []
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    for mark in (False, True, False):
+        module.weight.mark = mark  # type: ignore[attr-defined]
+        found.append(compiled(x)[0].item())
+    assert found == [6.0, 5.0, 6.0]
