@@ -78,21 +78,29 @@ def call(op: Any, first: Tensor, second: Any, *more: Any) -> Any:
     A compiler, a profiler or a dispatch mode (fake tensors, selective checkpointing, ...) wants to see it. So does
     whatever puts a key of its own on a tensor: a subclass, a transform, a vmap old or new, a meta device.
     """
-    if is_plain(first) and not (isinstance(second, Tensor) and not is_plain(second)):
+    if _nobody_looks_on() and _has_plain_keys(first) and (not isinstance(second, Tensor) or _has_plain_keys(second)):
         return _KERNELS[op](first, second, *more)
     return op(first, second, *more)
 
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether nobody can want to see an op on ``tensor``."""
-    if torch.compiler.is_compiling() or mode_count() or profiled():
-        return False
+    return _nobody_looks_on() and _has_plain_keys(tensor)
+
+
+def _nobody_looks_on() -> bool:
+    return not (torch.compiler.is_compiling() or mode_count() or profiled())
+
+
+def _has_plain_keys(tensor: Tensor) -> bool:
     return bool(dispatch_keys(tensor).raw_repr() == _plain_keys(tensor.is_cuda))
 
 
 def unseen(*tensors: Tensor) -> bool:
     """Whether nobody can want to see what is done with ``tensors``, torch.func and forward mode among them."""
-    return all(map(is_plain, tensors)) and not transforms_active() and not forward_mode()
+    return (
+        _nobody_looks_on() and all(map(_has_plain_keys, tensors)) and not transforms_active() and not forward_mode()
+    )
 
 
 def untouched(ctx: Any, grad: Tensor) -> bool:
