@@ -107,7 +107,7 @@ BAD = [
     (("yolov8s-like", "--image-size", "100"), "--image-size must be a multiple of 32; got 100"),
     (("yolov8s-like", "--seq", "64"), "--seq means nothing to yolov8s-like, a convolutional net"),
     (("yolov8m-like", "--set", "heads=3"), "--set heads=...: yolov8m-like has no such entry, but depth, width,"),
-    (("yolov8m-like", "--set", "width=0"), "the model cannot be built from its entries"),
+    (("yolov8m-like", "--set", "width=0"), "width, most_channels and classes must be above 0; got 0, 768 and 80"),
     (("other.json",), "the inputs of diffusers' UNet2DModel are not known here"),
     (("report_models:own_defaults", "--image-size", "64"), "--image-size was given, but the function has no param"),
     (("vit-base", "--tokens", "64"), "--tokens means nothing to a model of images"),

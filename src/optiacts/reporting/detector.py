@@ -88,10 +88,16 @@ class Detector(nn.Module):
         width: times the channels.
         most_channels: before they are multiplied.
         classes: to tell apart.
+
+    ``ValueError`` for numbers that leave a layer without channels.
     """
 
     def __init__(self, depth: float, width: float, most_channels: int, classes: int) -> None:
         super().__init__()
+        if min(width, most_channels, classes) <= 0:
+            raise ValueError(
+                f"width, most_channels and classes must be above 0; got {width}, {most_channels} and {classes}"
+            )
         stem, low, small, middle, large = (_scaled(c, width, most_channels) for c in (64, 128, 256, 512, 1024))
         few, many = (max(round(count * depth), 1) for count in (3, 6))
         self.stem = nn.Sequential(Unit(3, stem, 3, 2), Unit(stem, low, 3, 2), Split(low, low, few, True))
