@@ -64,8 +64,8 @@ typedef struct {
 
 enum { OPTIACTS_PREIMAGE_PIECES = 8 };
 
-/* A curve's slope and input: src/optiacts/decoders/preimage.py, with the same y_min. In 16-bit dtypes two tables of
- * 2 * 65536 floats stand in its place, of the slope and of the input. */
+/* A curve's slope and input: src/optiacts/decoders/preimage.py, with the same y_min. In 16-bit dtypes a table of
+ * 2 * 65536 pairs of floats stands in its place, of the slope and the input of a pattern. */
 typedef struct {
     optiacts_curve curve;
     float per_output; /* 1 / y_min */
@@ -92,7 +92,7 @@ typedef struct {
 typedef struct {
     const void *grad, *y;      /* of `dtype` */
     const uint8_t* bits;
-    const void* decoder;       /* optiacts_chain_curve, or the tables; or optiacts_chain_closed, for which there are no bits */
+    const void* decoder;       /* optiacts_chain_curve, or the table; or optiacts_chain_closed, for which there are no bits */
     const float *rstd, *mean;  /* of each group of each sample, or of each channel; mean may be null */
     const float *scale, *shift; /* of each channel */
     const int64_t* rescue;     /* of each channel its number among the rescued ones, or -1; null if none is */

@@ -173,8 +173,8 @@ def _decoder(curve: str, dtype: torch.dtype) -> _Decoder:
         closed = _Closed(slope / depth, slope, -1 / depth, 1 - smallest_share(dtype), reach)
         return _Decoder(ctypes.addressof(closed), closed, closed=True)
     if dtype is not torch.float32:
-        tables = torch.cat([decode_table(curve, dtype), preimage_table(curve, dtype)])
-        return _Decoder(tables.data_ptr(), tables)
+        pairs = torch.stack([decode_table(curve, dtype), preimage_table(curve, dtype)], dim=-1)
+        return _Decoder(pairs.data_ptr(), pairs)
     c = preimage_coefficients(known)
     rows = tuple((ctypes.c_float * (2 * PIECES))(*row) for row in c.polynomials)
     both = lines_struct(lines_with_input(curve))
