@@ -209,6 +209,10 @@ OPTIACTS_API void optiacts_dropped_gated_backward(int dtype, const void* grad, c
 /* The sum of the squares of how far elements lie below `threshold`. */
 OPTIACTS_API double optiacts_excess(int dtype, const void* x, int64_t count, float threshold, int threads);
 
+/* SiLU in place of its input, of whose bits each tells whether it was below `threshold`. */
+OPTIACTS_API void optiacts_silu(int dtype, void* z, uint8_t* bits, int64_t rows, int64_t cols, float threshold,
+                                int threads);
+
 /* The gradients of a chain. */
 OPTIACTS_API void optiacts_chain_backward(const optiacts_chain* chain);
 

@@ -109,6 +109,17 @@ inline Floats signed_by(const uint8_t* bytes, float size) {
 #endif
 }
 
+// The nearest whole numbers, even ones of two that are as near.
+inline Ints nearest(Floats v) {
+#if defined(__AVX512F__)
+    return same_bits<Ints>(_mm512_cvtps_epi32(v));
+#elif defined(__AVX2__)
+    return same_bits<Ints>(_mm256_cvtps_epi32(v));
+#else
+    return same_bits<Ints>(v + 0x1.8p23f) - 0x4b400000;  // of numbers below 2^22
+#endif
+}
+
 inline Floats square_root(Floats v) {
 #if defined(__AVX512F__)
     return _mm512_sqrt_ps(v);

@@ -103,6 +103,7 @@ def _declare(library: ctypes.CDLL) -> None:
             *[size, size, address, count],
         ],
         "optiacts_chain_backward": [address],
+        "optiacts_silu": [count, address, address, size, size, number, count],
         "optiacts_excess": [count, address, size, number, count],
         "optiacts_pack_dropped": [address, address, size, size, count],
         "optiacts_scale_kept": [count, *3 * [address], size, size, number, count],

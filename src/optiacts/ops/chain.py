@@ -59,7 +59,7 @@ def factors(weight: Tensor | None, bias: Tensor | None, kind: Chain) -> Factors:
 
 def chain(x: Tensor, given: Factors, kind: Chain, normed: Normed, channels: Channels) -> Tensor:
     """The activation of ``normed.z``, which is the norm ``kind`` of x, with what the backward of both needs."""
-    weight, bias, *factors = given
+    weight, bias, scale, shift = given
     z, mean, rstd = normed
     last = kind.last(z)
     if rstd is None:
@@ -69,7 +69,7 @@ def chain(x: Tensor, given: Factors, kind: Chain, normed: Normed, channels: Chan
     keep = lost is not None and not unseen and (waits(z.device) or bool(lost))
     if z.element_size() < x.element_size() or keep:  # channels were judged by the dtype of x
         columns, lost = torch.arange(z.numel() // _positions(kind, z), device=z.device), None
-    told = _Told(kind, last, z, mean, rstd, *factors, columns, channels.known, lost)
+    told = _Told(kind, last, z, mean, rstd, scale, shift, columns, channels.known, lost)
     if kind.dims or not may_be_scaled(z):
         result: Tensor = run(OptiActsChain, x, weight, bias, told)
         return result
@@ -245,15 +245,14 @@ class OptiActsChain(torch.autograd.Function):
 def _activated(z: Tensor, kind: Chain, last: bool) -> tuple[Tensor, Tensor]:
     """The activation's output, and its side bits. It takes the place of z where nobody else can see it.
 
-    That spares memory which is new to the caches, and, on many systems, which has to be cleared first. On other devices
-    one kernel may do both.
+    That spares memory which is new to the caches and, often, has to be cleared first. On other devices one kernel may
+    do both.
     """
     if waits(z.device) or not library.is_plain(z) or not is_alone(z):
         y, bits = library.call(chain_forward, z, kind.curve, kind.dims, last)
         return y, bits
     curve = curves.get(kind.curve)
-    bits = backends.select_chain(z, curve).side_bits(kind.rows(z, last), curve)
-    return curve.forward_(z), bits
+    return backends.select_chain(z, curve).forward_(z, curve, lambda tensor: kind.rows(tensor, last))
 
 
 class OptiActsChainGradient(torch.autograd.Function):
