@@ -28,7 +28,7 @@ struct Chain {
     const ChainKernels &of, &of_rescued, &of_result;
     const int64_t* rescue;   // of each channel its number among the rescued ones, or -1
     const bool keeps_g;      // whether grad_x is of float32
-    double* const sums;      // of g and of g * x_hat, of each channel: pairs, or, if `last`, all of the first ones first
+    double* const sums;      // of g and of g * x_hat, of each channel: pairs, or, if `last`, those of g first
     float* const inverse;    // 1 / scale of each channel
     float* const workspace;  // what is left of it
 
@@ -284,7 +284,8 @@ void optiacts_silu(int dtype, void* z, uint8_t* bits, int64_t rows, int64_t cols
     const ChainKernels& of = kernels(dtype);
     parallel_ranges(rows, 1, threads, [=, &of](int64_t row, int64_t end) {
         for (; row < end; ++row)
-            of.silu(static_cast<char*>(z) + row * cols * of.element_size, bits + row * ((cols + 7) / 8), cols, threshold);
+            of.silu(static_cast<char*>(z) + row * cols * of.element_size, bits + row * ((cols + 7) / 8), cols,
+                    threshold);
     });
 }
 

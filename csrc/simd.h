@@ -210,7 +210,7 @@ struct Rows {
 };
 inline Rows rows_of_four(const float* table, Ints i) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
-    alignas(32) uint32_t at[LANES];  // by way of memory: taking a number out of a vector is two instructions, loading it none
+    alignas(32) uint32_t at[LANES];  // by way of memory: taking a number out of a vector is two instructions
     store(at, i);
     const auto pair = [=, &at](int low, int high) {
         const __m256 first = _mm256_castps128_ps256(_mm_loadu_ps(table + at[low]));
