@@ -1,7 +1,8 @@
 // The C interface of chains: chooses the instruction set, and shares the work out to threads.
 //
 // A row is decoded into g = grad * f'(z) and x_hat, added up, and once the sums of all that is normalised together are
-// known, written as grad_x. Where all of it fits into a thread's scratch memory it is decoded once, else twice.
+// known, written as grad_x. Where all of it fits into a thread's scratch memory it is decoded once, else twice. A
+// grad_x of float32 has room for g until then.
 
 #include "chain_kernels.h"
 #include "optiacts.h"
@@ -25,12 +26,34 @@ enum { ROWS, BATCH, GIVEN };          // what is normalised together: optiacts.h
 struct Chain {
     const optiacts_chain& given;
     const ChainKernels &of, &of_rescued, &of_result;
-    const int64_t* rescue;  // of each channel its number among the rescued ones, or -1
-    const float* inverse;   // of each channel
+    const int64_t* rescue;   // of each channel its number among the rescued ones, or -1
+    const bool keeps_g;      // whether grad_x is of float32
+    double* const sums;      // of g and of g * x_hat, of each channel: pairs, or, if `last`, those of g first
+    float* const inverse;    // 1 / scale of each channel
+    float* const workspace;  // what is left of it
 
     explicit Chain(const optiacts_chain& chain)
         : given(chain), of(kernels(chain.dtype + (chain.closed ? CLOSED : 0))), of_rescued(kernels(chain.rescued_dtype)),
-          of_result(kernels(chain.result_dtype)), rescue(chain.rescue), inverse(chain.inverse) {}
+          of_result(kernels(chain.result_dtype)), rescue(chain.rescue),
+          keeps_g(chain.result_dtype == OPTIACTS_FLOAT32), sums(chain.workspace),
+          inverse(reinterpret_cast<float*>(sums + 2 * chain.channels)), workspace(inverse + 2 * chain.channels) {
+        for (int64_t i = 0; i < chain.channels; ++i) inverse[i] = 1 / chain.scale[i];
+    }
+    // What each channel's sums come to.
+    void tell() const {
+        const int64_t step = given.last ? 1 : 2, other = given.last ? given.channels : 1;
+        for (int64_t i = 0; i < given.channels; ++i)
+            given.by_shift[i] = float(sums[i * step]), given.by_scale[i] = float(sums[i * step + other]);
+    }
+    // Where a row is decoded to, the `number`-th of `rows` that are kept, or, if `rows` is 0, of some that are not.
+    struct Decoded {
+        float *g, *x_hat;
+    };
+    Decoded place(int64_t row, int64_t cols, float* scratch, int64_t number, int64_t rows) const {
+        if (!rows) return {scratch + cols, scratch};
+        float* const x_hat = scratch + number * cols;
+        return {keeps_g ? static_cast<float*>(given.grad_x) + row * cols : x_hat + rows * cols, x_hat};
+    }
 
     template <class Byte>
     Byte* at(Byte* tensor, int64_t row, int64_t cols, int64_t size) const {
@@ -65,36 +88,38 @@ void decode(const Chain& c, int64_t sample, int64_t channel, float* g, float* x_
 
 // Some channels of some samples, which are normalised together: sums[0] is that of w g, sums[1] of w g x_hat.
 void together(const Chain& c, int64_t first_sample, int64_t last_sample, int64_t first_channel, int64_t last_channel,
-              double* by_channel, float* scratch) {
+              float* scratch) {
     const optiacts_chain& t = c.given;
-    const int64_t size = t.positions, samples = last_sample - first_sample;
-    const int64_t all = samples * (last_channel - first_channel) * size;
-    const bool fits = all <= t.scratch && t.statistics != GIVEN;
-    const int64_t step = fits ? size : 0, behind = fits ? all : size;
-    double sums[2] = {};
-    float* g = scratch;
-    if (t.statistics != GIVEN) {
+    const int64_t size = t.positions, rows = (last_sample - first_sample) * (last_channel - first_channel);
+    const int64_t all = rows * size;
+    const bool given = t.statistics == GIVEN, fits = all <= t.scratch && !given;
+    const auto each_row = [&](auto body) {
+        int64_t number = 0;
         for (int64_t sample = first_sample; sample < last_sample; ++sample)
-            for (int64_t channel = first_channel; channel < last_channel; ++channel, g += step) {
-                decode(c, sample, channel, g, g + behind);
-                double own[2] = {};
-                c.of.add(g, g + behind, own, size);
-                by_channel[2 * channel] += own[0], by_channel[2 * channel + 1] += own[1];
-                sums[0] += t.scale[channel] * own[0], sums[1] += t.scale[channel] * own[1];
+            for (int64_t channel = first_channel; channel < last_channel; ++channel, ++number) {
+                const auto [g, x_hat] =
+                    c.place(sample * t.channels + channel, size, scratch, number, fits ? rows : 0);
+                body(sample, channel, g, x_hat);
             }
-    }
+    };
+    double sums[2] = {};
+    if (!given)
+        each_row([&](int64_t sample, int64_t channel, float* g, float* x_hat) {
+            decode(c, sample, channel, g, x_hat);
+            double own[2] = {};
+            c.of.add(g, x_hat, own, size);
+            for (int i = 0; i < 2; ++i) c.sums[2 * channel + i] += own[i], sums[i] += t.scale[channel] * own[i];
+        });
     const double mean = t.centered ? sums[0] / double(all) : 0, product = sums[1] / double(all);
-    g = scratch;
-    for (int64_t sample = first_sample; sample < last_sample; ++sample)
-        for (int64_t channel = first_channel; channel < last_channel; ++channel, g += step) {
-            if (!fits) decode(c, sample, channel, g, g + behind);
-            if (t.statistics == GIVEN) c.of.add(g, g + behind, by_channel + 2 * channel, size);
-            const float rstd = t.rstd[c.statistic(sample, channel)];
-            char* const out = c.at(static_cast<char*>(t.grad_x), sample * t.channels + channel, size,
-                                   c.of_result.element_size);
-            c.of_result.gradient(g, t.statistics == GIVEN ? nullptr : g + behind, t.scale[channel] * rstd, float(mean) * rstd, float(product) * rstd,
-                                 out, size);
-        }
+    each_row([&](int64_t sample, int64_t channel, float* g, float* x_hat) {
+        if (!fits) decode(c, sample, channel, g, x_hat);
+        if (given) c.of.add(g, x_hat, c.sums + 2 * channel, size);
+        const float rstd = t.rstd[c.statistic(sample, channel)];
+        char* const out =
+            c.at(static_cast<char*>(t.grad_x), sample * t.channels + channel, size, c.of_result.element_size);
+        c.of_result.gradient(g, given ? nullptr : x_hat, t.scale[channel] * rstd, float(mean) * rstd,
+                             float(product) * rstd, out, size);
+    });
 }
 
 void positions_last(const Chain& c) {
@@ -103,15 +128,15 @@ void positions_last(const Chain& c) {
     const int64_t each = channels / groups;
     // the threads share out the groups, so that each channel's sums are one thread's
     parallel_ranges(groups, 1, t.threads, [&](int64_t group, int64_t end) {
-        float* const scratch = t.workspace + 2 * t.room * (group * t.threads / groups);
+        float* const scratch = c.workspace + t.room * (group * t.threads / groups);
         for (; group < end; ++group) {
             const int64_t first = group * each;
-            for (int64_t i = 2 * first; i < 2 * (first + each); ++i) t.sums[i] = 0;
+            for (int64_t i = 2 * first; i < 2 * (first + each); ++i) c.sums[i] = 0;
             if (shared)
-                together(c, 0, t.samples, first, first + each, t.sums, scratch);
+                together(c, 0, t.samples, first, first + each, scratch);
             else
                 for (int64_t sample = 0; sample < t.samples; ++sample)
-                    together(c, sample, sample + 1, first, first + each, t.sums, scratch);
+                    together(c, sample, sample + 1, first, first + each, scratch);
         }
     });
 }
@@ -152,43 +177,40 @@ void constants(const Chain& c, int64_t sample, const double* sums, int64_t count
     }
 }
 
-// Decodes some rows, one after the other, and adds them to `sums`; `g` has room for all of them if `step` is not 0.
-void add_rows(const Chain& c, int64_t first, int64_t end, double* sums, float* by_channel, float* g, int64_t step,
-              int64_t behind) {
+// Decodes some rows, one after the other, and adds them to `sums`.
+void add_rows(const Chain& c, int64_t first, int64_t end, double* sums, float* by_channel, float* scratch,
+              bool keep) {
     const optiacts_chain& t = c.given;
-    for (int64_t row = first; row < end; ++row, g += step) {
-        decode_channels(c, row / t.positions, row % t.positions, g, g + behind);
-        c.of.add_channels(g, g + behind, by_channel, by_channel + t.channels, t.channels);
+    for (int64_t row = first; row < end; ++row) {
+        const auto [g, x_hat] = c.place(row, t.channels, scratch, row - first, keep ? end - first : 0);
+        decode_channels(c, row / t.positions, row % t.positions, g, x_hat);
+        c.of.add_channels(g, x_hat, by_channel, by_channel + t.channels, t.channels);
         if ((row - first) % ROWS_PER_SUM == ROWS_PER_SUM - 1 || row + 1 == end)
             c.of.settle(by_channel, sums, 2 * t.channels);
     }
 }
 
-void write_rows(const Chain& c, int64_t first, int64_t end, const float* factor, float* g, int64_t step,
-                int64_t behind) {
+void write_rows(const Chain& c, int64_t first, int64_t end, const float* factor, float* scratch, bool kept) {
     const optiacts_chain& t = c.given;
     const int64_t channels = t.channels;
-    for (int64_t row = first; row < end; ++row, g += step) {
-        if (!step) decode_channels(c, row / t.positions, row % t.positions, g, g + behind);
+    for (int64_t row = first; row < end; ++row) {
+        const auto [g, x_hat] = c.place(row, channels, scratch, row - first, kept ? end - first : 0);
+        if (!kept) decode_channels(c, row / t.positions, row % t.positions, g, x_hat);
         c.of_result.gradient_channels(
-            g, t.statistics == GIVEN ? nullptr : g + behind, factor, factor + channels, factor + 2 * channels,
+            g, t.statistics == GIVEN ? nullptr : x_hat, factor, factor + channels, factor + 2 * channels,
             c.at(static_cast<char*>(t.grad_x), row, channels, c.of_result.element_size), channels);
     }
 }
 
-// Where some rows are kept decoded between the sums and the gradient, or, with a step of 0, are not.
-struct Kept {
-    int64_t step, behind;
-    Kept(const optiacts_chain& t, int64_t rows)
-        : step(rows * t.channels <= t.scratch ? t.channels : 0), behind(step ? rows * t.channels : t.channels) {}
-};
+// Whether some rows are kept decoded between the sums and the gradient.
+bool fit(const optiacts_chain& t, int64_t rows) { return rows * t.channels <= t.scratch; }
 
 void channels_last(const Chain& c) {
     const optiacts_chain& t = c.given;
     const int64_t channels = t.channels, parts = t.threads, rows = t.samples * t.positions;
     // of each part: its totals, as doubles; the floats that go into them; the constants; then room to decode into
-    const int64_t part_size = 2 * t.room + 16 * channels;
-    const auto part_of = [&](int64_t part) { return t.workspace + part * part_size; };
+    const int64_t part_size = t.room + 16 * channels;
+    const auto part_of = [&](int64_t part) { return c.workspace + part * part_size; };
     const auto totals_of = [&](int64_t part) { return reinterpret_cast<double*>(part_of(part)); };
     for (int64_t part = 0; part < parts; ++part)
         for (int64_t i = 0; i < 8 * channels; ++i) totals_of(part)[i] = 0;
@@ -199,14 +221,14 @@ void channels_last(const Chain& c) {
             float* const by_channel = reinterpret_cast<float*>(own + 2 * channels);
             float *const factor = by_channel + 2 * channels, *const scratch = part_of(part) + 16 * channels;
             if (t.statistics == ROWS) {
-                const Kept kept(t, t.positions);
+                const bool keep = fit(t, t.positions);
                 for (int64_t sample = t.samples * part / parts; sample < t.samples * (part + 1) / parts; ++sample) {
                     const int64_t first = sample * t.positions, end = first + t.positions;
                     for (int64_t i = 0; i < 2 * channels; ++i) own[i] = 0;
-                    add_rows(c, first, end, own, by_channel, scratch, kept.step, kept.behind);
+                    add_rows(c, first, end, own, by_channel, scratch, keep);
                     for (int64_t i = 0; i < 2 * channels; ++i) totals[i] += own[i];
                     constants(c, sample, own, t.positions, factor);
-                    write_rows(c, first, end, factor, scratch, kept.step, kept.behind);
+                    write_rows(c, first, end, factor, scratch, keep);
                 }
                 continue;
             }
@@ -214,28 +236,26 @@ void channels_last(const Chain& c) {
             if (t.statistics == GIVEN) {
                 constants(c, 0, totals, 1, factor);
                 for (int64_t row = first; row < end; ++row) {
-                    add_rows(c, row, row + 1, totals, by_channel, scratch, channels, channels);
-                    write_rows(c, row, row + 1, factor, scratch, channels, channels);
+                    add_rows(c, row, row + 1, totals, by_channel, scratch, true);
+                    write_rows(c, row, row + 1, factor, scratch, true);
                 }
             } else {
-                const Kept kept(t, end - first);
-                add_rows(c, first, end, totals, by_channel, scratch, kept.step, kept.behind);
+                add_rows(c, first, end, totals, by_channel, scratch, fit(t, end - first));
             }
         }
     });
     for (int64_t i = 0; i < 2 * channels; ++i) {
         double sum = 0;
         for (int64_t part = 0; part < parts; ++part) sum += totals_of(part)[i];
-        t.sums[i] = sum;
+        c.sums[i] = sum;
     }
     if (t.statistics != BATCH) return;
     parallel_ranges(parts, 1, t.threads, [&](int64_t part, int64_t last) {
         for (; part < last; ++part) {
             float* const factor = part_of(part) + 10 * channels;
             const int64_t first = rows * part / parts, end = rows * (part + 1) / parts;
-            const Kept kept(t, end - first);
-            constants(c, 0, t.sums, rows, factor);
-            write_rows(c, first, end, factor, part_of(part) + 16 * channels, kept.step, kept.behind);
+            constants(c, 0, c.sums, rows, factor);
+            write_rows(c, first, end, factor, part_of(part) + 16 * channels, fit(t, end - first));
         }
     });
 }
@@ -260,10 +280,20 @@ double optiacts_excess(int dtype, const void* x, int64_t count, float threshold,
     return total;
 }
 
+void optiacts_silu(int dtype, void* z, uint8_t* bits, int64_t rows, int64_t cols, float threshold, int threads) {
+    const ChainKernels& of = kernels(dtype);
+    parallel_ranges(rows, 1, threads, [=, &of](int64_t row, int64_t end) {
+        for (; row < end; ++row)
+            of.silu(static_cast<char*>(z) + row * cols * of.element_size, bits + row * ((cols + 7) / 8), cols,
+                    threshold);
+    });
+}
+
 void optiacts_chain_backward(const optiacts_chain* chain) {
     const Chain c(*chain);
     if (chain->last)
         channels_last(c);
     else
         positions_last(c);
+    c.tell();
 }

@@ -22,7 +22,7 @@ extern "C" {
 
 /* To be raised, here and in backends/native_library.py, with every change of a struct or of a function's arguments:
  * a library of another number than its caller's is not used. */
-enum { OPTIACTS_INTERFACE = 2 };
+enum { OPTIACTS_INTERFACE = 3 };
 
 OPTIACTS_API int optiacts_interface(void);
 
@@ -64,8 +64,8 @@ typedef struct {
 
 enum { OPTIACTS_PREIMAGE_PIECES = 8 };
 
-/* A curve's slope and input: src/optiacts/decoders/preimage.py, with the same y_min. In 16-bit dtypes two tables of
- * 2 * 65536 floats stand in its place, of the slope and of the input. */
+/* A curve's slope and input: src/optiacts/decoders/preimage.py, with the same y_min. In 16-bit dtypes a table of
+ * 2 * 65536 pairs of floats stands in its place, of the slope and the input of a pattern. */
 typedef struct {
     optiacts_curve curve;
     float per_output; /* 1 / y_min */
@@ -92,17 +92,17 @@ typedef struct {
 typedef struct {
     const void *grad, *y;      /* of `dtype` */
     const uint8_t* bits;
-    const void* decoder;       /* optiacts_chain_curve, or the tables; or optiacts_chain_closed, for which there are no bits */
+    const void* decoder;       /* optiacts_chain_curve, or the table; or optiacts_chain_closed, for which there are no bits */
     const float *rstd, *mean;  /* of each group of each sample, or of each channel; mean may be null */
-    const float *scale, *shift, *inverse; /* of each channel; inverse is 1 / scale */
+    const float *scale, *shift; /* of each channel */
     const int64_t* rescue;     /* of each channel its number among the rescued ones, or -1; null if none is */
     const void* rescued;       /* their input, of `rescued_dtype` */
     void* grad_x;              /* of `result_dtype` */
-    double* sums;              /* of grad * f'(z), and of that times x_hat, of each channel: `last` tells the order */
-    float* workspace;
+    float *by_scale, *by_shift; /* of each channel */
+    double* workspace;         /* its size: see backends/native_chain.py */
     int64_t samples, channels, positions, groups, rescues;
     int64_t scratch;           /* so many elements a thread may keep decoded */
-    int64_t room;              /* for so many it has room, twice: see backends/native_chain.py */
+    int64_t room;              /* numbers of each thread in the workspace, for what is decoded */
     int32_t dtype, rescued_dtype, result_dtype;
     int32_t closed;            /* which kind of decoder */
     int32_t statistics;        /* 0: the groups of a sample; 1: a channel of all samples; 2: given */
@@ -209,8 +209,11 @@ OPTIACTS_API void optiacts_dropped_gated_backward(int dtype, const void* grad, c
 /* The sum of the squares of how far elements lie below `threshold`. */
 OPTIACTS_API double optiacts_excess(int dtype, const void* x, int64_t count, float threshold, int threads);
 
-/* The gradients of a chain. The sums are pairs of each channel, or, if `last`, those of grad * f'(z) of all channels
- * first. */
+/* SiLU in place of its input, of whose bits each tells whether it was below `threshold`. */
+OPTIACTS_API void optiacts_silu(int dtype, void* z, uint8_t* bits, int64_t rows, int64_t cols, float threshold,
+                                int threads);
+
+/* The gradients of a chain. */
 OPTIACTS_API void optiacts_chain_backward(const optiacts_chain* chain);
 
 #ifdef __cplusplus

@@ -70,7 +70,7 @@ inline Ints lanes_of(const uint8_t* bytes) {
     return same_bits<Ints>(_mm512_movm_epi32(packed));
 #else
     const Ints position = {1, 2, 4, 8, 16, 32, 64, 128};
-    return (all(int32_t{packed}) & position) != 0;
+    return (all(int32_t{packed}) & position) == position;
 #endif
 }
 
@@ -109,6 +109,17 @@ inline Floats signed_by(const uint8_t* bytes, float size) {
 #endif
 }
 
+// The nearest whole numbers, even ones of two that are as near.
+inline Ints nearest(Floats v) {
+#if defined(__AVX512F__)
+    return same_bits<Ints>(_mm512_cvtps_epi32(v));
+#elif defined(__AVX2__)
+    return same_bits<Ints>(_mm256_cvtps_epi32(v));
+#else
+    return same_bits<Ints>(v + 0x1.8p23f) - 0x4b400000;  // of numbers below 2^22
+#endif
+}
+
 inline Floats square_root(Floats v) {
 #if defined(__AVX512F__)
     return _mm512_sqrt_ps(v);
@@ -139,6 +150,17 @@ inline Floats smaller(Floats a, Floats b) {
     return _mm256_min_ps(a, b);
 #else
     return a < b ? a : b;
+#endif
+}
+
+// The whole number of `low` to `high` that is nearest.
+inline Ints between(Ints v, int32_t low, int32_t high) {
+#if defined(__AVX2__) && !defined(__AVX512F__)  // one instruction each, of which GCC makes three
+    const __m256i from = _mm256_max_epi32(same_bits<__m256i>(v), _mm256_set1_epi32(low));
+    return same_bits<Ints>(_mm256_min_epi32(from, _mm256_set1_epi32(high)));
+#else
+    v = v < low ? all(low) : v;
+    return v > high ? all(high) : v;
 #endif
 }
 
@@ -188,9 +210,11 @@ struct Rows {
 };
 inline Rows rows_of_four(const float* table, Ints i) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
-    const auto pair = [=](int low, int high) {
-        const __m256 first = _mm256_castps128_ps256(_mm_loadu_ps(table + i[low]));
-        return _mm256_insertf128_ps(first, _mm_loadu_ps(table + i[high]), 1);
+    alignas(32) uint32_t at[LANES];  // by way of memory: taking a number out of a vector is two instructions
+    store(at, i);
+    const auto pair = [=, &at](int low, int high) {
+        const __m256 first = _mm256_castps128_ps256(_mm_loadu_ps(table + at[low]));
+        return _mm256_insertf128_ps(first, _mm_loadu_ps(table + at[high]), 1);
     };
     const __m256 a = pair(0, 4), b = pair(1, 5), c = pair(2, 6), d = pair(3, 7);
     const __m256 ab_low = _mm256_unpacklo_ps(a, b), ab_high = _mm256_unpackhi_ps(a, b);
@@ -210,7 +234,7 @@ struct Pairs {
 };
 inline Pairs pairs_of_two(const float* table, Ints i) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
-    alignas(32) int32_t at[LANES];
+    alignas(32) uint32_t at[LANES];
     store(at, i);
     const auto two = [=, &at](int low, int high) {
         const __m128d first = _mm_load_sd(reinterpret_cast<const double*>(table + 2 * at[low]));

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import optiacts
@@ -495,3 +496,33 @@ def test_hooks_of_others_leave_nothing_behind(norm: nn.Module) -> None:
     del between, y
     gc.collect()
     assert storage.expired()
+
+
+class Watched(TorchFunctionMode):
+    """Notes where the norm's output lies; ``keeps``: and the output itself."""
+
+    def __init__(self, keeps: bool) -> None:
+        super().__init__()
+        self.keeps, self.place = keeps, 0
+        self.normed: Tensor | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.nn.functional.batch_norm:
+            self.place, self.normed = result.data_ptr(), result if self.keeps else None
+        return result
+
+
+@pytest.mark.parametrize("curve", ["silu", "mish", "celu(alpha=2.0)"])
+@pytest.mark.parametrize("last", [False, True])
+def test_the_output_takes_the_place_of_the_norms_where_nobody_else_sees_that(curve: str, last: bool) -> None:
+    norm, x = nn.BatchNorm2d(32), torch.randn(2, 32, 8, 8)
+    x = (x.to(memory_format=torch.channels_last) if last else x).requires_grad_()
+    expected = norm(x).detach()
+    forward = curves.get(curve).forward
+    for keeps in (False, True):
+        with Watched(keeps) as watched:
+            y = optiacts.norm_activation(x, norm, curve)
+        assert torch.equal(y, forward(expected)) and y.stride() == expected.stride()
+        assert (y.data_ptr() == watched.place) == (not keeps)
+        assert watched.normed is None or torch.equal(watched.normed, expected)

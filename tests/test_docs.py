@@ -11,6 +11,7 @@ import torch
 
 import optiacts
 from benchmarks.gradient_accuracy import ratio
+from optiacts.reporting.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,6 +35,11 @@ def test_links_lead_somewhere(page: Path) -> None:
         there = (page.parent / path).resolve() if path else page
         assert there.exists(), target
         assert not anchor or anchor in anchors(there), target
+
+
+def test_every_preset_of_reports_is_named() -> None:
+    page = text(ROOT / "docs" / "report.md")
+    assert not [name for name in PRESETS if f"`{name}`" not in page]
 
 
 def test_every_page_and_every_public_name_is_in_the_index() -> None:

@@ -149,3 +149,44 @@ def test_side_bits_are_eagers() -> None:
         ours, theirs = (b.forward(z, curves.get(curve), lambda t: t) for b in (native_chain, eager_chain))
         assert torch.equal(ours[0], theirs[0])
         assert torch.equal(ours[1], theirs[1])
+
+
+@pytest.mark.parametrize(
+    "chosen", LEVELS[1:]
+)  # the portable level of x86 multiplies and adds apart: a trial finds that
+@pytest.mark.parametrize("dtype", DTYPES, **named)
+def test_silu_in_place_has_pytorchs_bits(dtype: torch.dtype, chosen: str) -> None:
+    """All numbers of 16 bits, many patterns of 32, on any number of threads, in rows with and without a rest."""
+    native_library.use_level(chosen)
+    curve = curves.get("silu")
+    patterns = torch.arange(-(2**15), 2**15) if dtype is not torch.float32 else torch.arange(-(2**31), 2**31, 65521)
+    integers = torch.int16 if dtype is not torch.float32 else torch.int32
+    every = torch.cat([patterns.to(integers).view(dtype), (3 * torch.randn(1 << 17)).to(dtype)])
+    before = torch.get_num_threads()
+    try:
+        for threads, count, cols in itertools.product((1, 2), (1 << 17, 1 << 14, 3 * 64 * 9, 1000), (8, 125, 64)):
+            torch.set_num_threads(threads)
+            z = every[torch.randperm(len(every))[: count // cols * cols]].view(-1, cols)
+            y, bits = native_chain.forward_(z.clone(), curve, torch.Tensor.contiguous)
+            expected, theirs = eager_chain.forward(z, curve, torch.Tensor.contiguous)
+            assert torch.equal(y.nan_to_num(nan=-9.0), expected.nan_to_num(nan=-9.0))
+            assert torch.equal(bits, theirs)
+            assert y.data_ptr() != z.data_ptr()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_rest_of_a_vector_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch computes it with another exponential; and everything, where a trial has found other bits."""
+    curve, fused = curves.get("silu"), native_chain._is_fused
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for count, whole in ((1 << 16, True), ((1 << 16) + 64, False), (1 << 10, True), ((1 << 10) + 1, False)):
+            assert fused(curve, torch.zeros(count)) == whole
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.setattr(native_chain, "_unfused", set())
+    assert not native_chain.unfuse(curves.get("mish"), torch.float32)
+    assert native_chain.unfuse(curve, torch.float32) and not native_chain.unfuse(curve, torch.float32)
+    assert not fused(curve, torch.zeros(64)) and fused(curve, torch.zeros(64, dtype=torch.bfloat16))

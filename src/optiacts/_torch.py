@@ -224,6 +224,25 @@ def is_fake(tensor: Tensor) -> bool:
     return f"{kind.__module__}.{kind.__name__}" in TRACERS
 
 
+_owners: Callable[[int], int] = _bound("_storage_Use_Count", lambda storage: 0)
+
+
+def is_alone(tensor: Tensor) -> bool:
+    """Whether no other tensor shares the memory of ``tensor``, as far as PyTorch tells."""
+    storage = tensor.untyped_storage()
+    return _owners(storage._cdata) == _owners_of_one()
+
+
+@once
+def _owners_of_one() -> int:
+    """How many owners PyTorch counts of what one tensor has, while somebody asks; -1 where it cannot tell."""
+    one = torch.empty(1)
+    storage = one.untyped_storage()
+    alone = _owners(storage._cdata)
+    other = one.detach()
+    return alone if _owners(storage._cdata) == alone + other.numel() else -1
+
+
 def is_capturing(device: torch.device) -> bool:
     """Whether a graph (CUDA's, XPU's) is being captured, during which the host must not wait for the device."""
     if device.type == "cuda":

@@ -166,16 +166,20 @@ def _run(x: Tensor, kind: Chain, forward: Callable[[Tensor], Tensor], given: Sta
         with torch.no_grad():
             z = forward(x.detach())
         return ops.Normed(z, *(given or (None, None)))
-    # detached: a node that keeps a result of its own as it is keeps itself
-    nobody = torch.autograd.graph.saved_tensors_hooks(Tensor.detach, _itself)
-    with torch.enable_grad(), nobody if saved_tensors_hooks() is not None else contextlib.nullcontext():
+    with contextlib.nullcontext() if saved_tensors_hooks() is None else _nobody():
         z = forward(x.detach().requires_grad_())
         known = given if kind.statistics == "given" else statistics_of(z)
     z = z.detach()
     if known is None or known[1].dtype is not arithmetic(x.dtype):
         return ops.Normed(z, None, None)
-    shape = (-1,) if kind.statistics != "rows" else (z.shape[0] if not kind.dims else -1, kind.groups)
-    return ops.Normed(z, known[0].detach().reshape(shape), known[1].detach().reshape(shape))
+    shape = (x.shape[1],) if kind.statistics != "rows" else (z.shape[0] if not kind.dims else -1, kind.groups)
+    mean, rstd = (each.detach() if each.shape == shape else each.detach().reshape(shape) for each in known)
+    return ops.Normed(z, mean, rstd)
+
+
+def _nobody() -> torch.autograd.graph.saved_tensors_hooks:
+    """Puts the hooks of others aside. Detached: a node that keeps a result of its own as it is keeps itself."""
+    return torch.autograd.graph.saved_tensors_hooks(Tensor.detach, _itself)
 
 
 def _itself(tensor: Tensor) -> Tensor:

@@ -264,6 +264,9 @@ class ChainBackend(Protocol):
     def forward(self, z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """The activation's own output, and the packed side bits of ``rows(z)``."""
 
+    def forward_(self, z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """The same, where the output may take the place of z."""
+
     def side_bits(self, rows: Tensor, curve: Curve) -> Tensor:
         """The packed side bits of the activation's input alone."""
 
@@ -284,8 +287,14 @@ def select_chain(z: Tensor, curve: Curve) -> ChainBackend:
         _CHAINS,
         lambda fast, kernels: z.dtype in fast.dtypes and kernels.serves(curve),
         lambda kernels: trials_chain.forward(kernels, curve, z.dtype, z.device),
-        lambda kernels: kernels is triton_chain and triton.unfuse(curve, z.dtype, z.device),
+        lambda kernels: _unfuse(kernels, curve, z),
     )
+
+
+def _unfuse(kernels: Any, curve: Curve, z: Tensor) -> bool:
+    if kernels is native_chain:
+        return native_chain.unfuse(curve, z.dtype)
+    return kernels is triton_chain and triton.unfuse(curve, z.dtype, z.device)
 
 
 def select_chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> ChainBackend:

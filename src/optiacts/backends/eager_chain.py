@@ -25,6 +25,12 @@ def forward(z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[
     return curve.forward(z), side_bits(rows(z), curve)
 
 
+def forward_(z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """The same, with the output in the place of z."""
+    bits = side_bits(rows(z), curve)
+    return curve.forward_(z), bits
+
+
 def side_bits(rows: Tensor, curve: Curve) -> Tensor:
     """The packed side bits of the activation's input."""
     if not curve.decoder.side_bits:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import ctypes
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,17 +29,59 @@ from optiacts.decoders.lines import lines_with_input
 from optiacts.decoders.polynomials import DEGREE
 from optiacts.decoders.preimage import PIECES, preimage_coefficients, preimage_table, smallest_share
 from optiacts.decoders.table import decode_table
+from optiacts.packing import packed_shape
 
 name = "native"
 
 _STATISTICS = ("rows", "batch", "given")  # in the order of csrc/optiacts.h
 _ELEMENTS_PER_THREAD = 1 << 14  # take it about 10 µs
-_KEPT = 1 << 20  # elements that a thread keeps decoded: 8 MiB
+GRAIN = 1 << 15  # numbers that a thread of PyTorch's takes at least
+WHOLE_VECTORS = 64  # a multiple of what PyTorch computes at once, on any CPU
+_KEPT = 1 << 20  # elements that a thread keeps decoded: 4 MiB, or, if the result is of 16 bits, 8
+_MOST_WORKSPACE = 1 << 22  # numbers of float32 that stay for the next backward: 16 MiB
 
 
 def forward(z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """The activation's own output, and the packed side bits of ``rows(z)``."""
     return curve.forward(z), side_bits(rows(z), curve)
+
+
+def forward_(z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """The same, with the output in the place of z: in one pass, where a kernel has PyTorch's bits."""
+    laid = rows(z)
+    if not _is_fused(curve, z) or laid.data_ptr() != z.data_ptr():
+        bits = side_bits(laid, curve)
+        return curve.forward_(z), bits
+    bits = laid.new_empty(packed_shape(laid.shape), dtype=torch.uint8)
+    threads = min(native_library.threads(), z.numel() // _ELEMENTS_PER_THREAD + 1)
+    getattr(library(), f"optiacts_{curve.native}")(
+        DTYPES.index(z.dtype), laid.data_ptr(), bits.data_ptr(), *native.rows_and_columns(laid),
+        curve.threshold(z.dtype), threads,
+    )  # fmt: skip
+    return z, bits
+
+
+_unfused: set[tuple[str, torch.dtype]] = set()
+
+
+def unfuse(curve: Curve, dtype: torch.dtype) -> bool:
+    """Leaves the forward of ``curve`` to PyTorch's op, which may be all that is wrong; False if it was already."""
+    if curve.native is None or (curve.name, dtype) in _unfused:
+        return False
+    _unfused.add((curve.name, dtype))
+    return True
+
+
+def _is_fused(curve: Curve, z: Tensor) -> bool:
+    """Whether a kernel has PyTorch's bits: where that computes in whole vectors, and not the rest of one by itself.
+
+    Its threads share out ``z.numel()`` numbers, ``GRAIN`` to each at least.
+    """
+    if curve.native is None or (curve.name, z.dtype) in _unfused:
+        return False
+    count = z.numel()
+    parts = min(torch.get_num_threads(), -(-count // GRAIN))
+    return count % (WHOLE_VECTORS * parts) == 0
 
 
 def side_bits(rows: Tensor, curve: Curve) -> Tensor:
@@ -66,7 +110,6 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
     scale = rstd.new_ones(channels) if saved.scale is None else saved.scale.contiguous()
     shift = rstd.new_zeros(channels) if saved.shift is None else saved.shift.contiguous()
     mean = None if saved.mean is None else saved.mean.contiguous()
-    inverse = scale.reciprocal()  # of rescued channels not used
     groups = rstd.shape[1] if saved.statistics == "rows" else 1
     rescue = None
     if saved.columns is not None and rescued is not None:
@@ -78,9 +121,10 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
     together = positions * (channels if last else channels // groups)
     if saved.statistics == "batch":
         together = samples * positions if not last else -(-samples * positions // threads) * channels
-    room = max(row, together if together <= _KEPT and saved.statistics != "given" else 0)
-    workspace = rstd.new_empty(threads * (2 * room + 16 * channels))
-    sums = torch.empty(2 * channels, dtype=torch.float64)
+    kept = together if together <= _KEPT and saved.statistics != "given" else 0
+    room = max(2 * row, kept + kept % 2 if dtype is torch.float32 else 2 * kept)  # even: the workspace has doubles
+    workspace = _workspace.of(6 * channels + threads * (room + 16 * channels))
+    by_scale, by_shift = rstd.new_empty(channels), rstd.new_empty(channels)
     grad, y, bits = grad.contiguous(), y.contiguous(), saved.bits.contiguous()
     dx = torch.empty(grad.shape, dtype=dtype)
     native.ask_for_huge_pages(dx, dx.nbytes)
@@ -88,16 +132,32 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
     numbered = DTYPES.index
     arguments = _Chain(
         grad.data_ptr(), y.data_ptr(), bits.data_ptr(), decoder.address, rstd.data_ptr(), _address(mean),
-        scale.data_ptr(), shift.data_ptr(), inverse.data_ptr(), _address(rescue), _address(rescued), dx.data_ptr(),
-        sums.data_ptr(), workspace.data_ptr(), samples, channels, positions, groups,
+        scale.data_ptr(), shift.data_ptr(), _address(rescue), _address(rescued), dx.data_ptr(), by_scale.data_ptr(),
+        by_shift.data_ptr(), ctypes.addressof(workspace), samples, channels, positions, groups,
         0 if saved.columns is None else saved.columns.numel(), _KEPT, room, numbered(y.dtype),
         numbered((y if rescued is None else rescued).dtype), numbered(dtype), decoder.closed,
         _STATISTICS.index(saved.statistics), saved.centered, last, threads,
     )  # fmt: skip
     library().optiacts_chain_backward(ctypes.addressof(arguments))
-    # each of its own: results of an op share no storage
-    by_shift, by_scale = (part.float() for part in (sums.view(2, channels) if last else sums.view(channels, 2).t()))
     return dx, by_scale, by_shift
+
+
+class _Workspace(threading.local):
+    """Memory that a thread keeps for its backwards: given back each time, it would come anew, page by page."""
+
+    kept: Any = (ctypes.c_float * 0)()
+
+    def of(self, count: int) -> Any:
+        """Room for so many numbers of float32, which may hold anything."""
+        if len(self.kept) >= count:
+            return self.kept
+        room = (ctypes.c_float * count)()
+        if count <= _MOST_WORKSPACE:
+            self.kept = room
+        return room
+
+
+_workspace = _Workspace()
 
 
 class _Chain(ctypes.Structure):
@@ -105,8 +165,8 @@ class _Chain(ctypes.Structure):
 
     _fields_ = [
         *[(address, ctypes.c_void_p) for address in (
-            "grad", "y", "bits", "decoder", "rstd", "mean", "scale", "shift", "inverse", "rescue", "rescued",
-            "grad_x", "sums", "workspace",
+            "grad", "y", "bits", "decoder", "rstd", "mean", "scale", "shift", "rescue", "rescued", "grad_x",
+            "by_scale", "by_shift", "workspace",
         )],
         *[(size, ctypes.c_int64) for size in (
             "samples", "channels", "positions", "groups", "rescues", "scratch", "room",
@@ -154,8 +214,8 @@ def _decoder(curve: str, dtype: torch.dtype) -> _Decoder:
         closed = _Closed(slope / depth, slope, -1 / depth, 1 - smallest_share(dtype), reach)
         return _Decoder(ctypes.addressof(closed), closed, closed=True)
     if dtype is not torch.float32:
-        tables = torch.cat([decode_table(curve, dtype), preimage_table(curve, dtype)])
-        return _Decoder(tables.data_ptr(), tables)
+        pairs = torch.stack([decode_table(curve, dtype), preimage_table(curve, dtype)], dim=-1)
+        return _Decoder(pairs.data_ptr(), pairs)
     c = preimage_coefficients(known)
     rows = tuple((ctypes.c_float * (2 * PIECES))(*row) for row in c.polynomials)
     both = lines_struct(lines_with_input(curve))

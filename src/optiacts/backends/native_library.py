@@ -21,7 +21,7 @@ from optiacts.backends.notices import tell
 
 LEVELS = ("portable", "avx2", "avx512")
 FILE = "_native.so"
-INTERFACE = 2  # what OPTIACTS_INTERFACE of csrc/optiacts.h was when the signatures below were written
+INTERFACE = 3  # what OPTIACTS_INTERFACE of csrc/optiacts.h was when the signatures below were written
 
 
 def library() -> ctypes.CDLL:
@@ -103,6 +103,7 @@ def _declare(library: ctypes.CDLL) -> None:
             *[size, size, address, count],
         ],
         "optiacts_chain_backward": [address],
+        "optiacts_silu": [count, address, address, size, size, number, count],
         "optiacts_excess": [count, address, size, number, count],
         "optiacts_pack_dropped": [address, address, size, size, count],
         "optiacts_scale_kept": [count, *3 * [address], size, size, number, count],

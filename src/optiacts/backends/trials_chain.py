@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from optiacts.backends import eager_chain
+from optiacts.backends import eager_chain, native_chain
 from optiacts.backends.proof import Claim
 from optiacts.backends.trials import drawn, inputs, normal, same
 from optiacts.backends.trials_norm import near
@@ -31,11 +32,25 @@ def forward(kernels: Any, curve: Curve, dtype: torch.dtype, device: torch.device
         expected_y, expected_bits = eager_chain.forward(z, curve, torch.Tensor.contiguous)
         yield Claim(f"outputs of rows of {z.shape[2]}", same(y, expected_y))
         yield Claim(f"side bits of rows of {z.shape[2]}", (bits == expected_bits).all())
+    if device.type == "cpu":
+        z = _of_whole_vectors(every).view(-1, CHANNELS, 4)
+        y, bits = kernels.forward_(z.clone(), curve, torch.Tensor.contiguous)
+        expected_y, expected_bits = eager_chain.forward(z, curve, torch.Tensor.contiguous)
+        yield Claim("outputs in place", same(y, expected_y))
+        yield Claim("their side bits", (bits == expected_bits).all())
     for count in (1 << 12, 5001):
         z = 3 * drawn(torch.empty(count, dtype=dtype, device=device))
         z[count // 2] = torch.nan
         ours, theirs = (b.excess(z, 1.5) for b in (kernels, eager_chain))
         yield Claim("how far inputs lie left", ((ours - theirs).abs() <= SUMS * theirs).to(device))
+
+
+def _of_whole_vectors(every: Tensor) -> Tensor:
+    """So many of ``every``, again and again, that all of PyTorch's threads have work, and none has half a vector."""
+    threads = torch.get_num_threads()
+    unit = native_chain.WHOLE_VECTORS * threads
+    count = -(-max(len(every), native_chain.GRAIN * threads) // unit) * unit
+    return every.repeat(-(-count // len(every)))[:count]
 
 
 def backward(

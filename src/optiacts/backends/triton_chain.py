@@ -33,6 +33,11 @@ def forward(z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[
     return y, launch.forward(laid, laid_y, curve)
 
 
+def forward_(z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """The same, beside z: in its place it would take two kernels."""
+    return forward(z, curve, rows)
+
+
 def side_bits(rows: Tensor, curve: Curve) -> Tensor:
     """The packed side bits of the activation's input."""
     from optiacts.backends.triton import launch

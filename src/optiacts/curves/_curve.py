@@ -165,6 +165,7 @@ class Curve:
         triton_slope: f' from the input, an expression in the float32 tiles ``z``, ``y``, the output, and
             ``u = exp(z)``; z and y are 20 at most, from where on f' is 1. For norms before the activation on a GPU.
         cuda: the forward in CUDA C++, as PyTorch's source has it, for benchmarks/gpu_forward_ptx.py.
+        native: the kernel of csrc/chains.cpp that is the forward on a CPU, to PyTorch's bits.
     """
 
     name: str
@@ -192,6 +193,7 @@ class Curve:
     triton_input: str | None = None
     triton_slope: str | None = None
     cuda: str | None = None
+    native: str | None = None
 
     @functools.cached_property
     def x_min(self) -> float:

@@ -28,4 +28,5 @@ CURVE = Curve(
     triton="divide(z, 1.0 + exp(-z))",
     triton_slope="(u + y) / (1.0 + u)",
     cuda="x / (1.0f + expf(-x))",
+    native="silu",
 )

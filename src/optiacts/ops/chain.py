@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 
 from optiacts import backends, curves
-from optiacts._torch import is_fake
+from optiacts._torch import is_alone, is_fake, run
 from optiacts.chains import Chain, SavedChain, furthest_told, loses_inputs, most_excess
 from optiacts.ops import library
 from optiacts.ops.chain_scaled import Keeping, may_be_scaled
 from optiacts.ops.functions import differentiable
 from optiacts.ops.norm import norm_statistics
-from optiacts.ops.norm_channels import Channels, guard, waits
+from optiacts.ops.norm_channels import Channels, Known, guard, waits
 from optiacts.overwritten import remember, saved_tensors
 from optiacts.packing import packed_shape
 
@@ -59,22 +59,22 @@ def factors(weight: Tensor | None, bias: Tensor | None, kind: Chain) -> Factors:
 
 def chain(x: Tensor, given: Factors, kind: Chain, normed: Normed, channels: Channels) -> Tensor:
     """The activation of ``normed.z``, which is the norm ``kind`` of x, with what the backward of both needs."""
+    weight, bias, scale, shift = given
     z, mean, rstd = normed
-    with torch.no_grad():
-        last = kind.last(z)
-        if rstd is None:
-            mean, rstd = _taken(kind, kind.rows(x, last), last)
-        columns, lost = channels.rescued, _lost(kind, z, last, channels.rescued)
-        unseen = channels.known is not None and lost is not None  # until backward, and then told
-        keep = lost is not None and not unseen and (waits(z.device) or bool(lost))
-        if z.element_size() < x.element_size() or keep:  # channels were judged by the dtype of x
-            columns, lost = torch.arange(z.numel() // _positions(kind, z), device=z.device), None
-    arguments = x, *given, z, mean, rstd, columns, kind, last, channels.known, lost
+    last = kind.last(z)
+    if rstd is None:
+        mean, rstd = _taken(kind, kind.rows(x.detach(), last), last)
+    columns, lost = channels.rescued, _lost(kind, z, last, channels.rescued)
+    unseen = channels.known is not None and lost is not None  # until backward, and then told
+    keep = lost is not None and not unseen and (waits(z.device) or bool(lost))
+    if z.element_size() < x.element_size() or keep:  # channels were judged by the dtype of x
+        columns, lost = torch.arange(z.numel() // _positions(kind, z), device=z.device), None
+    told = _Told(kind, last, z, mean, rstd, scale, shift, columns, channels.known, lost)
     if kind.dims or not may_be_scaled(z):
-        result: Tensor = OptiActsChain.apply(*arguments)
+        result: Tensor = run(OptiActsChain, x, weight, bias, told)
         return result
     with Keeping() as keeping:
-        result = OptiActsChain.apply(*arguments)
+        result = run(OptiActsChain, x, weight, bias, told)
     if result.grad_fn is not None and keeping.kept is not None:
         result.grad_fn.kept = weakref.ref(keeping.kept)  # type: ignore[attr-defined]
         keeping.kept = None  # the graph's alone
@@ -201,28 +201,29 @@ chain_backward = library.declare(
 # The Functions
 
 
+class _Told(NamedTuple):
+    """What a chain's forward goes by, besides what it is differentiated by."""
+
+    kind: Chain
+    last: bool
+    z: Tensor  # the norm's output, whose memory the activation's may take
+    mean: Tensor | None
+    rstd: Tensor
+    scale: Tensor | None
+    shift: Tensor | None
+    columns: Tensor | None
+    known: Known | None
+    lost: Tensor | None
+
+
 class OptiActsChain(torch.autograd.Function):
-    """(x, weight, bias), and the norm's output z with its statistics -> act(z)."""
+    """(x, weight, bias), and the norm's output with its statistics -> the activation's output."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        z: Tensor,
-        mean: Tensor | None,
-        rstd: Tensor,
-        columns: Tensor | None,
-        kind: Chain,
-        last: bool,
-        known: Any,
-        lost: Tensor | None,
-    ) -> Tensor:
-        y, bits = library.call(chain_forward, z, kind.curve, kind.dims, last)
-        ctx.kind, ctx.last, ctx.dtype, ctx.known, ctx.lost = kind, last, x.dtype, known, lost
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, told: _Told) -> Tensor:
+        kind, last, z, mean, rstd, scale, shift, columns, ctx.known, ctx.lost = told
+        y, bits = _activated(z, kind, last)
+        ctx.kind, ctx.last, ctx.dtype = kind, last, x.dtype
         ctx.like = [None if t is None else (t.shape, t.dtype) for t in (weight, bias)]
         ctx.set_materialize_grads(False)
         rescued = None if columns is None else kind.chosen(x, columns, last)
@@ -233,13 +234,25 @@ class OptiActsChain(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        unused = (None,) * 10
         if grad is None:
-            return None, None, None, *unused
+            return None, None, None, None
         y, *saved = saved_tensors(ctx)
         if differentiable():
-            return *OptiActsChainGradient.apply(grad, y, ctx, *saved), *unused
-        return *_gradients(ctx, grad, y, *saved), *unused
+            return *OptiActsChainGradient.apply(grad, y, ctx, *saved), None
+        return *_gradients(ctx, grad, y, *saved), None
+
+
+def _activated(z: Tensor, kind: Chain, last: bool) -> tuple[Tensor, Tensor]:
+    """The activation's output, and its side bits. It takes the place of z where nobody else can see it.
+
+    That spares memory which is new to the caches and, often, has to be cleared first. On other devices one kernel may
+    do both.
+    """
+    if waits(z.device) or not library.is_plain(z) or not is_alone(z):
+        y, bits = library.call(chain_forward, z, kind.curve, kind.dims, last)
+        return y, bits
+    curve = curves.get(kind.curve)
+    return backends.select_chain(z, curve).forward_(z, curve, lambda tensor: kind.rows(tensor, last))
 
 
 class OptiActsChainGradient(torch.autograd.Function):

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from optiacts.reporting.build_config import cached_config, from_config, read_config
+from optiacts.reporting.build_detector import from_detector_config
 from optiacts.reporting.build_diffusion import from_diffusion_config
 from optiacts.reporting.build_function import from_function
 from optiacts.reporting.errors import ReportError
 from optiacts.reporting.lora import set_train_mode
-from optiacts.reporting.presets import PRESETS
+from optiacts.reporting.presets import DETECTOR, PRESETS
 from optiacts.reporting.setting import Built, Setting
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -50,7 +51,9 @@ def _built(name: str, setting: Setting) -> Built:
 
 
 def _of_config(config: dict[str, Any], name: str, setting: Setting) -> Built:
-    return (from_diffusion_config if "_class_name" in config else from_config)(config, name, setting)
+    if "_class_name" in config:
+        return from_diffusion_config(config, name, setting)
+    return (from_detector_config if config["model_type"] == DETECTOR else from_config)(config, name, setting)
 
 
 __all__ = ["Built", "Setting", "build"]

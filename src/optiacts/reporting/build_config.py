@@ -89,7 +89,7 @@ def _config(transformers: Any, config: dict[str, Any], name: str, setting: Setti
     for key, value in setting.overrides.items():
         if key not in entries:
             raise ReportError(f"--set {key}=...: {name} has no such entry; see its config.json")
-        _check_kind(key, value, entries[key])
+        check_kind(key, value, entries[key])
     left_out = ("model_type", "torch_dtype", "dtype")
     size = {} if setting.image_size is None else {"image_size": setting.image_size}
     if size and "image_size" not in entries:
@@ -105,7 +105,7 @@ def _config(transformers: Any, config: dict[str, Any], name: str, setting: Setti
         ) from error
 
 
-def _check_kind(key: str, value: Any, usual: Any) -> None:
+def check_kind(key: str, value: Any, usual: Any) -> None:
     """A text, or a negative number, is no size."""
     if isinstance(usual, bool) or not isinstance(usual, (int, float)):
         return

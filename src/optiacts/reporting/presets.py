@@ -1,6 +1,7 @@
 """The models one can name: their config.json, without what does not change a size or a layer's type.
 
-Those with a ``model_type`` are of transformers, those with a ``_class_name`` of diffusers.
+Those with a ``model_type`` are of transformers, those with a ``_class_name`` of diffusers; ``DETECTOR`` is the one
+model of our own, see ``detector.py``.
 """
 
 from __future__ import annotations
@@ -76,6 +77,20 @@ def _efficientnet(width: float, depth: float, side: int, features: int) -> dict[
     }
 
 
+DETECTOR = "yolov8-like"
+
+
+def _detector(depth: float, width: float, most_channels: int) -> dict[str, Any]:
+    return {
+        "model_type": DETECTOR,
+        "depth": depth,
+        "width": width,
+        "most_channels": most_channels,
+        "classes": 80,
+        "image_size": 640,
+    }
+
+
 _SD_BLOCKS = (128, 256, 512, 512)  # of Stable Diffusion's autoencoder
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -97,6 +112,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "vit-large": _vit(1024, 24, 16),
     "efficientnet-b0": _efficientnet(1.0, 1.0, 224, 1280),
     "efficientnet-b4": _efficientnet(1.4, 1.8, 380, 1792),
+    "yolov8s-like": _detector(0.33, 0.5, 1024),
+    "yolov8m-like": _detector(0.67, 0.75, 768),
     "sd-1.5-unet": {"_class_name": "UNet2DConditionModel", "sample_size": 64, "cross_attention_dim": 768},
     "sd-vae": {
         "_class_name": "AutoencoderKL", "sample_size": 256, "block_out_channels": _SD_BLOCKS, "layers_per_block": 2,
