@@ -53,11 +53,30 @@ mode_count: Callable[[], int] = _bound("_len_torch_dispatch_stack", lambda: 1)
 
 
 class Onlooker(_python_dispatch.TorchDispatchMode):
-    """A dispatch mode under which nothing is compiled: PyTorch's guard against that costs as much as all it does."""
+    """A dispatch mode that runs every op as it is and is told of it, and under which nothing is compiled.
+
+    PyTorch's guard against compilation costs as much as all it does. Half of what reaches it are questions for the
+    device of a fake tensor. That tensor answers at once, and the modes below are not asked.
+    """
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _DEVICE and is_fake(args[0]):
+            return type(args[0]).__torch_dispatch__(func, types, args)
+        output = func(*args, **(kwargs or {}))
+        if isinstance(output, (Tensor, tuple, list)):
+            self.ran(func, args, kwargs or {}, output)
+        return output
+
+    def ran(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+        """What a subclass does after an op with a tensor, or several, for its ``output``."""
+        raise NotImplementedError
+
+
+_DEVICE = torch.ops.prim.device.default
 
 
 class _Unlike:

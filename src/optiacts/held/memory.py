@@ -119,7 +119,8 @@ class SavedTensors:
                 yield from ((held, plain) for plain in local_tensors(held.tensor) if storage_key(plain) not in keys)
 
     def _pack(self, tensor: Tensor) -> HeldTensor:
-        held = HeldTensor(tensor.detach(), self._where(), is_parameter(tensor))  # a saved output holds its own node
+        made = tensor.grad_fn is not None  # a saved output would hold its own node; of fake ones this takes long
+        held = HeldTensor(tensor.detach() if made else tensor, self._where(), is_parameter(tensor))
         self._references.append(weakref.ref(held))
         return held
 

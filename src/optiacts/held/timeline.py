@@ -162,10 +162,7 @@ class Recorder(Onlooker):
         keys = {storage_key(plain) for tensor in tensors for plain in local_tensors(tensor)}
         return {self._living[key][0] for key in keys if key in self._living}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if not isinstance(output, (Tensor, tuple, list)):  # mostly questions for the device of a fake tensor
-            return output
+    def ran(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         name = func._schema.name
         if name == _WAITS and isinstance(output, Tensor):
             self._waited(args[0], output)
@@ -178,14 +175,13 @@ class Recorder(Onlooker):
                         self._add(plain, name, where)
         count = self._flops.get(getattr(func, "_overloadpacket", None))
         if count is not None:
-            self.timeline.work += count(*args, **(kwargs or {}), out_val=output)
+            self.timeline.work += count(*args, **kwargs, out_val=output)
         if self._workspace is not None:
             size = self._workspace(func, args, output)
             if size:
                 piece = Piece(size, f"{name}, workspace", self.phase, self._here(), (size,), torch.uint8)
                 self.timeline.pieces.append(piece)
                 self.timeline.events.append(Event(len(self.timeline.pieces) - 1, 0))
-        return output
 
     def _here(self) -> str:
         where = self._calls.here()

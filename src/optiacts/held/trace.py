@@ -149,17 +149,13 @@ class Watch(Onlooker):
         if call.curve is not None and not _is_inside(around) and args and isinstance(output, Tensor):
             self._add(call.curve, True, args[0], output)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if not isinstance(output, (Tensor, tuple, list)):
-            return output
+    def ran(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         name = func._schema.name
         if not _is_inside(self._calls.where()):  # what an activation module does is its own
             if not _takes_no_values(name, func):
                 self._consumed(name, args)
             if activations.is_op(name):
                 self._add(name.partition("::")[2], False, args[0], tree_leaves(output)[0])
-        return output
 
     def _add(self, name: str, is_module: bool, input: Tensor, output: Tensor) -> None:
         where = self._calls.where()
