@@ -1,6 +1,9 @@
 import os
 from collections.abc import Iterator
 
+# OpenMP's threads wait without spinning: of several on few cores, those that spin take the time of those that work.
+os.environ["OMP_WAIT_POLICY"] = "passive"  # read where torch is loaded
+
 import pytest
 import torch
 from hypothesis import settings

@@ -13,15 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from functorch.compile import min_cut_rematerialization_partition, nop
 from torch import Tensor, nn
-from torch._dynamo.backends.common import aot_autograd
-from torch._inductor.decomposition import select_decomp_table
 
 import optiacts
 from optiacts.ops import chain_compiled
 from optiacts.ops.chain import chain_backward, chain_forward
 from optiacts.ops.chain_compiled import chain_gradients, chain_pack
+from tests.compilers import without_kernels
 
 C, SHAPE = 16, (4, 16, 8, 8)
 NORMS: dict[str, Any] = {
@@ -30,12 +28,6 @@ NORMS: dict[str, Any] = {
 }
 CHECKS = ("test_schema", "test_faketensor")
 MOST = {torch.float32: 6e-6, torch.bfloat16: 2e-2}
-compiled_by = aot_autograd(
-    fw_compiler=nop,
-    bw_compiler=nop,
-    partition_fn=min_cut_rematerialization_partition,
-    decompositions=select_decomp_table(),
-)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -89,8 +81,8 @@ def test_one_graph_holds_the_output_and_a_bit(name: str, dtype: torch.dtype, tra
     plain = made(name, dtype).train(training)
     block, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
     optiacts.convert(block)
-    compiled = torch.compile(block, fullgraph=True, backend=compiled_by)
-    compiled_plain = torch.compile(plain, fullgraph=True, backend=compiled_by)
+    compiled = torch.compile(block, fullgraph=True, backend=without_kernels)
+    compiled_plain = torch.compile(plain, fullgraph=True, backend=without_kernels)
     x = torch.randn(SHAPE).to(dtype)
     if not training:  # statistics that are those of something
         with torch.no_grad():
@@ -116,7 +108,7 @@ def test_the_function_compiles_too() -> None:
     x = torch.randn(SHAPE, requires_grad=True)
     held = []
     for step in (lambda x: nn.functional.mish(norm(x)), lambda x: optiacts.norm_activation(x, norm, "mish")):
-        compiled = torch.compile(lambda x, step=step: conv(step(x * 1)), fullgraph=True, backend=compiled_by)
+        compiled = torch.compile(lambda x, step=step: conv(step(x * 1)), fullgraph=True, backend=without_kernels)
         held.append(optiacts.saved_memory(compiled, x).bytes)
     assert held[1] < 0.6 * held[0]
 
@@ -128,7 +120,7 @@ def test_bad_weights_take_pytorchs_path() -> None:
     plain = copy.deepcopy(block)
     optiacts.convert(block)
     x = torch.randn(SHAPE)
-    compiled = torch.compile(block, fullgraph=True, backend=compiled_by)
+    compiled = torch.compile(block, fullgraph=True, backend=without_kernels)
     _, found = gradients(compiled, x, block)
     _, due = gradients(plain, x, plain)
     for one, true in zip(found, due, strict=True):
@@ -138,7 +130,7 @@ def test_bad_weights_take_pytorchs_path() -> None:
 def test_weights_changed_unseen_are_an_error_and_then_right() -> None:
     block = made("BatchNorm")
     optiacts.convert(block)
-    compiled = torch.compile(block, fullgraph=True, backend=compiled_by)
+    compiled = torch.compile(block, fullgraph=True, backend=without_kernels)
     x = torch.randn(SHAPE)
     gradients(compiled, x, block)
     block.norm.weight.data[3] = 0

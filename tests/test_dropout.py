@@ -16,6 +16,7 @@ import optiacts
 from optiacts import curves, ops, saved_memory
 from optiacts.ops.dropout import factor
 from optiacts.packing import pack
+from tests.compilers import without_kernels
 from tests.samples import DTYPES, NAMES, SIXTEEN_BIT, every_finite
 
 P = 0.1
@@ -199,16 +200,16 @@ def test_dropped_inf_and_nan_are_nan_as_in_pytorch() -> None:
 
 @pytest.mark.parametrize("what", ["plain", "inplace", *NAMES])
 def test_gradcheck(what: str) -> None:
-    x = torch.randn(2, 11, dtype=torch.float64)
-    x[0] = 0
+    x = torch.randn(11, dtype=torch.float64)  # time grows with the elements; a byte of bits and a part of one
+    x[:5] = 0
     function = seeded(lambda x: ALONE[what][0](x, 0.4))
     torch.autograd.gradcheck(function, (x.requires_grad_(),), check_batched_grad=True)
     torch.autograd.gradgradcheck(function, (x,))
 
 
 def test_gradcheck_of_a_gated_product() -> None:
-    gate, factor = (torch.randn(2, 9, dtype=torch.float64) for _ in range(2))
-    gate[0], factor[0, :5] = 0, 0
+    gate, factor = (torch.randn(9, dtype=torch.float64) for _ in range(2))
+    gate[:5], factor[:3] = 0, 0
     inputs = gate.requires_grad_(), factor.requires_grad_()
     for name in ("gelu", "silu"):
         function = seeded(functools.partial(lambda g, u, name: optiacts.gated_dropout(g, u, name, 0.4), name=name))
@@ -268,7 +269,7 @@ def test_saved_bytes(dtype: torch.dtype, compiled: bool) -> None:
     ):
         torch.compiler.reset()
         model, x = make(), torch.randn(ROWS, WIDTH).to(dtype)
-        model = torch.compile(model, fullgraph=True) if compiled else model
+        model = torch.compile(model, fullgraph=True, backend=without_kernels) if compiled else model
         memory = saved_memory(model, x)
         memory.output.sum().backward()
         edges = 0 if compiled else memory.bytes - x.nbytes - expected

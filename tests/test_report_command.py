@@ -295,7 +295,8 @@ def test_autocast_keeps_the_weights_in_float32(folder: Path) -> None:
 
 
 def test_json_of_several_models_and_the_largest_batch(folder: Path) -> None:
-    result = run("tiny.json", "vit-base", "--json", "--gpu-memory", "3GB", "--optimizer", "sgd", "--no-choices")
+    few = "--no-choices", "--set", "num_hidden_layers=2"
+    result = run("tiny.json", "vit-base", *few, "--json", "--gpu-memory", "3GB", "--optimizer", "sgd")
     assert result.exit_code == 0, result.output
     first, second = json.loads(result.stdout)
     assert first["name"] == "tiny.json" and second["name"] == "vit-base"

