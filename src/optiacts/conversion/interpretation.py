@@ -13,6 +13,7 @@ from optiacts.conversion.followers import follower_of
 from optiacts.conversion.interest import foreign, wrapped_in
 from optiacts.conversion.known import is_dropout
 from optiacts.conversion.source import Position, position
+from optiacts.conversion.syntax import text
 from optiacts.conversion.values import (
     NOTHING,
     Dropped,
@@ -175,7 +176,7 @@ class Run:
             for element in target.elts:
                 self._bind(element, opened(value))
         elif isinstance(target, ast.Attribute):
-            self._env[ast.unparse(target)] = value
+            self._env[text(target)] = value
             if self._is_self(target.value):
                 self._flow.keep(self._scope.owner, target.attr, value)
         elif isinstance(target, ast.Subscript):
@@ -230,7 +231,7 @@ class Run:
             case ast.Name():
                 return self._env.get(node.id, NOTHING)
             case ast.Attribute():
-                own = self._env.get(ast.unparse(node))
+                own = self._env.get(text(node))
                 if own is None and self._is_self(node.value):
                     own = self._flow.kept(self._scope.owner, node.attr)
                 base = self._value(node.value)

@@ -29,7 +29,7 @@ from optiacts.conversion.sequences import is_taken
 from optiacts.conversion.sites import Drop, Link, Product, Site, Sites, act_of
 from optiacts.conversion.source import Position, UnseenError, position, source_of
 from optiacts.conversion.spelled import torch_curve
-from optiacts.conversion.syntax import walk
+from optiacts.conversion.syntax import text, walk
 from optiacts.conversion.values import Origin
 from optiacts.norm_calls import norm_name
 
@@ -189,7 +189,7 @@ class Planner:
             return local and hasattr(torch.Tensor, name) and not name.endswith("_")
         if callees and all(isinstance(callee, Module) for callee in callees):
             return all(str(number) not in self.flow.module(callee).changes for callee in callees)
-        name = call.func.attr if isinstance(call.func, ast.Attribute) else ast.unparse(call.func)
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else text(call.func)
         options = {k.arg for k in call.keywords}
         of_torch = all(getattr(c, "__module__", "torch") in (None, "torch", "torch._C._nn") for c in callees)
         of_torch |= all(c in vars(F).values() for c in callees if isinstance(c, types.FunctionType))

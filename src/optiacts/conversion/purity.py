@@ -24,6 +24,7 @@ from optiacts import functional as ours
 from optiacts._torch import seen
 from optiacts.conversion.lookup import Context, Found, UnknownError
 from optiacts.conversion.source import UnseenError, source_of
+from optiacts.conversion.syntax import text
 
 
 class ImpureError(Exception):
@@ -125,11 +126,10 @@ class Walk:
             raise ImpureError("calls too deep")
         try:
             source = source_of(function)
-            bound = inspect.signature(function, follow_wrapped=False).bind(*arguments, **keywords)
+            local = _bound(function, arguments, keywords)
         except (UnseenError, TypeError, ValueError) as error:
             raise ImpureError(str(error)) from error
-        bound.apply_defaults()
-        body = self._body(self, Context(function, owner), dict(bound.arguments), outermost)
+        body = self._body(self, Context(function, owner), local, outermost)
         result = body.run(source.node)
         self._depth -= 1
         return result
@@ -250,7 +250,7 @@ class Body:
         if found.path[-1:] == ("training",) and found.root is None:
             raise ImpureError("reads self.training")
         if not self.constant(found.value):
-            raise ImpureError(f"reads {ast.unparse(node)}")
+            raise ImpureError(f"reads {text(node)}")
         return found.value
 
     def constant(self, value: Any) -> bool:
@@ -262,7 +262,7 @@ class Body:
         try:
             found = self.context.find(node)
         except UnknownError as error:
-            raise ImpureError(f"uses {ast.unparse(node)}, which is not known") from error
+            raise ImpureError(f"uses {text(node)}, which is not known") from error
         root, path, value, owner = found.root, found.path, found.value, self.context.owner
         if self.outermost and isinstance(root, types.CellType):
             closure = self.context.function.__closure__ or ()
@@ -297,7 +297,7 @@ class Body:
         try:
             return self.called(self.find(node.func).value, arguments, keywords)
         except UnknownCalleeError as error:
-            raise ImpureError(f"calls {ast.unparse(node.func)}, which is not known to be pure") from error
+            raise ImpureError(f"calls {text(node.func)}, which is not known to be pure") from error
 
     def called(self, callee: Any, arguments: list[Any], keywords: dict[str, Any]) -> Any:
         owner, values = self.context.owner, [*arguments, *keywords.values()]
@@ -371,6 +371,17 @@ class Body:
         if isinstance(node, ast.Name):
             return self.local.get(node.id) is TENSOR
         return isinstance(node, (ast.Call, ast.BinOp, ast.UnaryOp)) and self.value(node) is TENSOR
+
+
+def _bound(function: types.FunctionType, arguments: list[Any], keywords: dict[str, Any]) -> dict[str, Any]:
+    """What a function's parameters are in a call; ``TypeError`` if it does not take these arguments."""
+    code = function.__code__
+    more = code.co_kwonlyargcount or code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
+    if not keywords and not more and len(arguments) == code.co_argcount:  # as nearly always; a signature takes long
+        return dict(zip(code.co_varnames, arguments, strict=False))
+    bound = inspect.signature(function, follow_wrapped=False).bind(*arguments, **keywords)
+    bound.apply_defaults()
+    return dict(bound.arguments)
 
 
 ENDLESS = object()  # no return so far

@@ -26,7 +26,7 @@ from optiacts.conversion.recognition import (
 )
 from optiacts.conversion.source import Position, position, replaced
 from optiacts.conversion.spelled import FUNCTIONS, torch_curve
-from optiacts.conversion.syntax import walk
+from optiacts.conversion.syntax import names, walk, words
 from optiacts.norm_calls import norm_name
 
 _CURVED = frozenset(("sigmoid", "tanh", "erf", "erfc", "exp", "expit", "softplus", "logsigmoid", "ndtr"))
@@ -334,18 +334,16 @@ def _one_variable(scope: Scope, node: ast.expr, squared: bool) -> tuple[str, dic
     More than once, for what computes from it once is a call; or its ReLU ``squared``. The numbers are parameters of
     the function, with their default values.
     """
-    nodes = list(walk(node))
-    words = [n.id for n in nodes if isinstance(n, ast.Name)]
-    if not squared and _CURVED.isdisjoint([*words, *(n.attr for n in nodes if isinstance(n, ast.Attribute))]):
+    if not squared and _CURVED.isdisjoint(words(node)):
         return "", {}
     bound = scope.bound | {_OPERAND}
-    names = [name for name in words if name in bound]
-    numbers = {name: value for name, value in _number_parameters(scope).items() if name in names}
-    variables = set(names) - {scope.context.self_name} - numbers.keys()
+    used = [name.id for name in names(node) if name.id in bound]
+    numbers = {name: value for name, value in _number_parameters(scope).items() if name in used}
+    variables = set(used) - {scope.context.self_name} - numbers.keys()
     if len(variables) != 1:
         return "", {}
     (variable,) = variables
-    return (variable if names.count(variable) > 1 or squared else ""), numbers
+    return (variable if used.count(variable) > 1 or squared else ""), numbers
 
 
 def _number_parameters(scope: Scope) -> dict[str, float]:

@@ -28,6 +28,22 @@ def walk(node: ast.AST) -> tuple[ast.AST, ...]:
 
 
 @functools.lru_cache(maxsize=_MOST)
+def text(node: ast.AST) -> str:
+    """It as it is written, but for spaces and the like."""
+    return ast.unparse(node)
+
+
+@functools.lru_cache(maxsize=_MOST)
+def words(node: ast.AST) -> frozenset[str]:
+    """The names of variables and attributes in it."""
+    return frozenset(
+        part.id if isinstance(part, ast.Name) else part.attr
+        for part in walk(node)
+        if isinstance(part, (ast.Name, ast.Attribute))
+    )
+
+
+@functools.lru_cache(maxsize=_MOST)
 def names(node: ast.AST) -> tuple[ast.Name, ...]:
     """The variables in a part of a tree that nobody changes any more."""
     return tuple(part for part in walk(node) if isinstance(part, ast.Name))
