@@ -291,6 +291,20 @@ def test_like_cuda_saves_what_cuda_saves() -> None:
         assert grouped.bytes >= b * h * s * s * 4  # no fused kernel for it: the attention matrix is held
 
 
+@pytest.mark.parametrize(("dtype", "dropout"), [(torch.bfloat16, 0.0), (torch.bfloat16, 0.1), (torch.float32, 0.1)])
+def test_like_cuda_sees_the_attention_inside_of_multi_head_attention(dtype: torch.dtype, dropout: float) -> None:
+    """torch.nn's own layer: no matrix of attention is held, with dropout and without."""
+    b, s, width, heads = 2, 256, 64, 4
+    with FakeTensorMode():
+        layer = nn.MultiheadAttention(width, heads, dropout, batch_first=True, dtype=dtype)
+        x = torch.empty(b, s, width, dtype=dtype, requires_grad=True)
+        with LikeCuda():
+            held = optiacts.saved_memory(lambda x: layer(x, x, x, need_weights=False)[0], x).bytes
+    one, rows = b * s * width * dtype.itemsize, b * heads * s * 4
+    # x, q, k, v, what attention gives (with the memory-efficient kernel twice), a float32 for each row, and a seed
+    assert held <= (5 if dtype is torch.bfloat16 else 6) * one + rows + 64
+
+
 def test_lora_starts_as_the_base_and_keeps_the_output() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))

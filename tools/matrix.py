@@ -28,7 +28,8 @@ HEAD = """# Versions
 
 Written by `make matrix` (noxfile.py, tools/matrix.py); do not edit. The core tests (forward, functions, gradients,
 saved bytes, gated products, `torch.func`, `torch.compile`, `torch.export`, the facts in `src/optiacts/_torch.py`) on
-the oldest PyTorch that is promised, the one that `make test` uses, and the newest, each with one and the same wheel.
+the oldest PyTorch that is promised, the one that has run on GPUs, the one that `make test` uses, and the newest, each
+with one and the same wheel.
 A pair that has no row has not been run.
 
 """
