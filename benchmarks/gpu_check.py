@@ -4,13 +4,14 @@ in tests/gpu), then how fast it is.
     make gpu-check                            or: PYTHONPATH=src python benchmarks/gpu_check.py
     ... --checks                              correctness alone
     ... --only gated streams                  these tests (as with pytest's -k) and figures alone
+    ... --only kernels frontier               names of figures: no tests
     ... --sweep                               also other tile sizes
     ... --dry                                 on a CPU, with Triton's interpreter and tiny sizes
 
 Needs torch, triton, pytest and a GPU; the figures of `models` also what optiacts[report] needs, and 80 GB of GPU
 memory. Without pytest only the figures are taken, and the check has failed.
-Writes benchmarks/results/gpu_check_<device>.json and .md (a dry run only with --output) and exits with 1 if a test
-failed.
+Writes benchmarks/results/gpu_check_<device>.json and .md (a dry run only with --output), after each part, and exits
+with 1 if a test failed. What the file has of earlier runs stays, with its date, until it is taken again.
 """
 
 from __future__ import annotations
@@ -70,13 +71,13 @@ def main() -> int:
         backends.select = backends.select_gated = interpreted
 
     output = arguments.output or (None if arguments.dry else RESULTS)
-    report: Report = {"machine": _machine(device), "checks": {}}
+    report: Report = {"machine": _machine(device), "checks": {}, "figures": {}}
     for part, name, found in _parts(device, arguments):
-        report.setdefault(part, {})[name] = found
+        report[part][name] = found
         if output:  # after each, so that a run that is stopped leaves what it found
             _write(output, report)
     failed = [name for name, check in report["checks"].items() if check["status"] == "failed"]
-    failed += [name for name, rows in report.get("figures", {}).items() for row in rows if "failed" in row]
+    failed += [name for name, rows in report["figures"].items() for row in rows if "failed" in row]
     print(markdown(report))
     print("failed: " + ", ".join(failed) if failed else "all checks passed")
     return int(bool(failed))
@@ -90,10 +91,6 @@ def _parts(device: Any, arguments: argparse.Namespace) -> Iterator[tuple[str, st
 
     from benchmarks.frontier.gpu import frontier
 
-    for name, found in _checked(arguments.only, arguments.dry).items():
-        yield "checks", name, found
-    if arguments.checks:
-        return
     figures = (
         gpu_speed.kernels,
         gpu_speed.gated_kernels,
@@ -107,9 +104,15 @@ def _parts(device: Any, arguments: argparse.Namespace) -> Iterator[tuple[str, st
         gpu_models.compiled_models,
         frontier,
     )
+    only = arguments.only
+    if not only or arguments.checks or {figure.__name__ for figure in figures}.isdisjoint(only):
+        for name, found in _checked(only, arguments.dry).items():
+            yield "checks", name, found
+    if arguments.checks:
+        return
     for figure in figures:
         name = figure.__name__
-        if name in arguments.only if arguments.only else name != "sweep" or arguments.sweep:
+        if name in only if only else name != "sweep" or arguments.sweep:
             yield "figures", name, _measured(figure, device, arguments.dry)
 
 
@@ -177,8 +180,19 @@ def _measured(figure: Callable[[Any, bool], Any], device: Any, dry: bool) -> lis
 def _write(output: Path, report: Report) -> None:
     output.mkdir(parents=True, exist_ok=True)
     stem = "gpu_check_" + "".join(c if c.isalnum() else "_" for c in report["machine"]["device"]).lower()
-    (output / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
+    path = output / f"{stem}.json"
+    report = _with_earlier(json.loads(path.read_text()) if path.exists() else {}, report)
+    path.write_text(json.dumps(report, indent=1) + "\n")
     (output / f"{stem}.md").write_text(markdown(report))
+
+
+def _with_earlier(earlier: Report, report: Report) -> Report:
+    """``report``, and what it lacks of an ``earlier`` one of the device; with the date of each figure."""
+    date = report["machine"]["date"]
+    dates = earlier.get("dates", {}) | dict.fromkeys(report["figures"], date)
+    checks = report["checks"] or earlier.get("checks", {})
+    figures = earlier.get("figures", {}) | report["figures"]
+    return earlier | {"machine": report["machine"], "checks": checks, "figures": figures, "dates": dates}
 
 
 def _machine(device: Any) -> Report:
@@ -208,9 +222,11 @@ def markdown(report: Report) -> str:
         lines.append(f"| {name} | {count} | {found.replace(chr(10), ' ').replace('|', '/')} |")
     for title, rows in report.get("figures", {}).items():
         if rows:
-            lines += ["", f"## {title.replace('_', ' ')}", "", "| " + " | ".join(rows[0]) + " |"]
+            date = report.get("dates", {}).get(title, machine["date"])
+            lines += ["", f"## {title.replace('_', ' ')}, {date}", "", "| " + " | ".join(rows[0]) + " |"]
             lines.append("|" + "---|" * len(rows[0]))
             lines += ["| " + " | ".join(_cell(value) for value in row.values()) + " |" for row in rows]
+    lines += ["", "## Notes", "", *report["notes"]] if "notes" in report else []  # of people, in the JSON file
     return "\n".join(lines) + "\n"
 
 

@@ -196,11 +196,11 @@ def _chain_kernel(
     }
 
 
-def launch_cost(device: torch.device, dry: bool) -> Report:
-    """Host microseconds per forward + backward of small tensors, the queue never full: GELU, BatchNorm and SiLU."""
+def launch_cost(device: torch.device, dry: bool) -> list[Report]:
+    """Host microseconds per forward + backward of small tensors, the queue never full, beside PyTorch's."""
     x = torch.randn(16, 64, device=device, requires_grad=True)
-    grad = torch.randn(16, 64, device=device)
-    norm = nn.BatchNorm1d(64).to(device)
+    up, grad = torch.randn(16, 64, device=device, requires_grad=True), torch.randn(16, 64, device=device)
+    batch_norm = nn.BatchNorm1d(64).to(device)
 
     def host_microseconds(call: Callable[[Tensor], Tensor]) -> float:
         rounds = []
@@ -212,12 +212,21 @@ def launch_cost(device: torch.device, dry: bool) -> Report:
             rounds.append((time.perf_counter() - start) / 20 * 1e6)
         return statistics.median(rounds)
 
-    return {
-        "optiacts µs": host_microseconds(optiacts.gelu),
-        "PyTorch µs": host_microseconds(torch.nn.functional.gelu),
-        "chain µs": host_microseconds(lambda t: optiacts.norm_activation(t, norm, "silu")),
-        "PyTorch's chain µs": host_microseconds(lambda t: nn.functional.silu(norm(t))),
+    calls: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+        "GELU": (optiacts.gelu, nn.functional.gelu),
+        "SwiGLU": (lambda t: optiacts.swiglu(t, up), lambda t: nn.functional.silu(t) * up),
+        "LayerNorm": (optiacts.LayerNorm(64, device=device), nn.LayerNorm(64, device=device)),
+        "RMSNorm": (optiacts.RMSNorm(64, device=device), nn.RMSNorm(64, device=device)),
+        "dropout": (optiacts.Dropout(0.1), nn.Dropout(0.1)),
+        "BatchNorm, SiLU": (
+            lambda t: optiacts.norm_activation(t, batch_norm, "silu"),
+            lambda t: nn.functional.silu(batch_norm(t)),
+        ),
     }
+    return [
+        {"call": name, "optiacts µs": host_microseconds(ours), "PyTorch µs": host_microseconds(theirs)}
+        for name, (ours, theirs) in calls.items()
+    ]
 
 
 class Mlp(nn.Module):

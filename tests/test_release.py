@@ -81,6 +81,19 @@ def test_the_matrix_counts_what_pytest_found(tmp_path: Path) -> None:
     assert [row[key] for key in ("passed", "failed", "skipped")] == ["2", "1", "1"]
 
 
+def test_gpu_check_keeps_what_it_does_not_take_again() -> None:
+    rows = [{"x": 1.0}]
+    earlier = {
+        "machine": {"date": "2026-01-01"}, "checks": {"a": "passed"}, "figures": {"kernels": rows, "steps": rows},
+        "dates": {"kernels": "2025-12-31", "steps": "2026-01-01"}, "notes": ["of people"],
+    }  # fmt: skip
+    new = {"machine": {"date": "2026-02-02"}, "checks": {}, "figures": {"steps": [{"x": 2.0}]}}
+    assert gpu_check._with_earlier(earlier, new) == {
+        "machine": new["machine"], "checks": {"a": "passed"}, "figures": {"kernels": rows, "steps": [{"x": 2.0}]},
+        "dates": {"kernels": "2025-12-31", "steps": "2026-02-02"}, "notes": ["of people"],
+    }  # fmt: skip
+
+
 def test_gpu_check_puts_the_cases_of_a_function_together(tmp_path: Path) -> None:
     (tmp_path / "tests.xml").write_text(FOUND)
     found = gpu_check._by_function(gpu_check.ElementTree.parse(tmp_path / "tests.xml").iter("testcase"))
