@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import csv
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -90,7 +91,9 @@ def side_bits_lost() -> Iterator[None]:
     def forward(z: Tensor, curve: Any, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         return curve.forward(z), torch.zeros_like(eager_chain.side_bits(rows(z), curve))
 
-    with mock.patch.object(eager_chain, "forward", forward), mock.patch.object(native_chain, "forward", forward):
+    with contextlib.ExitStack() as patched:
+        for kernels, name in itertools.product((eager_chain, native_chain), ("forward", "forward_")):
+            patched.enter_context(mock.patch.object(kernels, name, forward))
         yield
 
 
