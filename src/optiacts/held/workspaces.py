@@ -10,7 +10,9 @@ _ONEDNN = (
     "oneDNN copies input, weight and output into layouts that it chooses by the instruction set; in channels_last "
     "the weight alone"
 )
-_DECODED = "each thread of the CPU kernel keeps what it decoded, up to 8 MiB, and up to 16 MiB stay for the next backward"
+_DECODED = (
+    "each thread of the CPU kernel keeps what it decoded, up to 8 MiB, and up to 16 MiB stay for the next backward"
+)
 UNKNOWN_ON_CUDA = {
     "convolution": _CUDNN,
     "convolution_backward": _CUDNN,
