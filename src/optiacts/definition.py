@@ -18,7 +18,8 @@ from torch.nn import Module
 from optiacts import accuracy, curves, functional, functional_gated
 from optiacts._torch import undisturbed
 from optiacts.conversion.purity import ImpureError
-from optiacts.conversion.recognition import known_curve, recorded, replayed
+from optiacts.conversion.recognition import known_curve
+from optiacts.conversion.steps import Replay, recorded
 from optiacts.curves import ClosedForm, Curve, CurveError, Regions
 
 _DENSE = 12.0  # the interval in which a function is looked at closely
@@ -125,7 +126,7 @@ def _define(label: str, f: Callable[[Tensor], Tensor]) -> Definition:
     if known is None:
         assert steps is not None
         name = f"{label}_{hashlib.sha256(repr(steps).encode()).hexdigest()[:12]}"
-        known = name if name in curves.GATES else curves.register(_curve(name, replayed(steps))).name
+        known = name if name in curves.GATES else curves.register(_curve(name, Replay(steps))).name
     return _defined(known)
 
 

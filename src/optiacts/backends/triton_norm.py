@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from optiacts.chains import Chain
 from optiacts.norms import Norm, Saved, Statistics
 
 name = "triton"
@@ -43,16 +44,8 @@ def norm_backward(
     return norm_launch.backward(grad, saved, dtype, of_factors or torch.float32)
 
 
-def guarded(
-    scale: Tensor | None,
-    shift: Tensor | None,
-    rescued: Tensor | None,
-    norm: Norm | Chain,
-    dtype: torch.dtype,
-    poisoned: Tensor,
-    lost: Tensor | None = None,
-) -> tuple[Tensor | None, Tensor | None]:
-    """See ``eager_norm.guarded``: all of it in one launch."""
+def guarded(*arguments: Any) -> tuple[Tensor | None, Tensor | None]:
+    """See ``eager_norm.guarded``, whose arguments these are: all of it in one launch."""
     from optiacts.backends.triton import guard_launch
 
-    return guard_launch.guarded(scale, shift, rescued, norm, dtype, poisoned, lost)
+    return guard_launch.guarded(*arguments)

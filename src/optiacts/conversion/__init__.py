@@ -6,7 +6,7 @@ dropouts.py  sequences.py                 dropouts in functions, and in a Sequen
 flow.py  interpretation.py  values.py     where an activation's output goes: changed in place, kept by nobody
 followers.py                              what torch's own modules do with it
 callees.py  lookup.py  interest.py        what a name in a function stands for; whether to read a function at all
-purity.py  recognition.py                 what a callable computes: pins, values, gradients, variants
+purity.py  recognition.py  steps.py       what a callable computes: pins, values, gradients, variants
 source.py  rewriting.py                   a function's own source, provably; the function made from an edited copy
 runtime.py  known.py                      what rewritten functions call: decided when it runs
 converted.py  subclass.py                 modules of a class made for the purpose; copies, pickles

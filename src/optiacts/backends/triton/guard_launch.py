@@ -22,7 +22,7 @@ def guarded(
     norm: Norm | Chain,
     dtype: torch.dtype,
     poisoned: Tensor,
-    lost: Tensor | None,
+    lost: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """``scale`` and ``shift``, overwritten with NaN where something is wrong: see ``eager_norm.guarded``."""
     factor = scale if scale is not None else shift

@@ -1,10 +1,10 @@
-"""The kernels of norms: statistics of the rows of x, with the remainder bits of y; and the gradients.
+"""The kernels of norms: statistics of the rows of x, with the remainder bits of y; the gradients; sums.
 
 A program handles tiles of ROWS whole rows, padded to a power of two of channels: OCTETS of eight, since the remainder
 bits of eight elements share a byte. A tile is (ROWS, OCTETS, 8), so that such a byte is met in the registers of the
 threads that hold its elements. The backward goes over its share of the rows with the weight in registers, reads the
-next rows while it computes, and adds up its part of the gradients of weight and bias; the parts of all programs are
-summed afterwards, always in the same order. The mathematics is the eager backend's: see eager_norm.py.
+next rows while it computes, and adds up its part of the gradients of weight and bias; a last kernel sums the parts of
+all programs, always in the same order. The mathematics is the eager backend's: see eager_norm.py.
 """
 
 from __future__ import annotations
