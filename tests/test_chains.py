@@ -362,6 +362,17 @@ def test_checkpointing(reentrant: bool) -> None:
     assert torch.equal(_backward(outside, x), _backward(optiacts.norm_activation(x, module, "silu"), x))
 
 
+def test_a_first_look_at_weights_saves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpointing wants as many saved tensors again, and a device that remembers looks in the first forward alone."""
+    optiacts.norm_weights_changed()
+    monkeypatch.setattr(norm_channels, "waits", lambda device: True)
+    module, x = made("BatchNorm2d")
+    x = x.float().requires_grad_()
+    outside = checkpoint(optiacts.norm_activation, x, module, "silu", use_reentrant=False)
+    assert torch.equal(_backward(outside, x), _backward(optiacts.norm_activation(x, module, "silu"), x))
+    optiacts.norm_weights_changed()
+
+
 def _backward(y: Tensor, x: Tensor) -> Tensor:
     x.grad = None
     y.sum().backward()

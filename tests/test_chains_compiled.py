@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import optiacts
+from optiacts import backends
+from optiacts.backends import triton
 from optiacts.ops import chain_compiled
 from optiacts.ops.chain import chain_backward, chain_forward
 from optiacts.ops.chain_compiled import chain_gradients, chain_pack
@@ -221,3 +223,14 @@ def test_the_way_of_devices_that_wait_gives_the_same_gradients(
         found.append(gradients(torch.compile(block, fullgraph=True, backend="aot_eager"), x, block)[1])
     for due, untold in zip(*found, strict=True):
         torch.testing.assert_close(untold, due, rtol=1e-6, atol=2e-6)
+
+
+def test_compilers_ask_once_whether_a_device_has_kernels() -> None:
+    """The answer hangs on packages and drivers, which nobody can trace."""
+
+    def model(x: Tensor) -> Tensor:
+        return x + backends.has_chain_kernels(torch.device("xpu"))
+
+    triton.unavailable.cache_clear()
+    x = torch.zeros(3)
+    assert torch.equal(torch.compile(model, fullgraph=True, backend="eager")(x), model(x))

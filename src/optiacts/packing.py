@@ -36,8 +36,10 @@ def unpack_planes(packed: Tensor, shape: torch.Size | tuple[int, ...], planes: i
 def _pack(flags: Tensor) -> Tensor:
     if flags.ndim == 0:
         flags = flags.reshape(1)
-    padded = functional.pad(flags, (0, -flags.shape[-1] % 8)).view(torch.uint8)
-    octets = padded.unflatten(-1, (padded.shape[-1] // 8, 8))
+    padded = functional.pad(flags, (0, -flags.shape[-1] % 8))
+    # no GPU's compiler takes the view; one that does fuses the cast
+    numbers = padded.to(torch.uint8) if torch.compiler.is_compiling() else padded.view(torch.uint8)
+    octets = numbers.unflatten(-1, (numbers.shape[-1] // 8, 8))
     packed = octets[..., 0].clone()
     for position in range(1, 8):
         packed |= octets[..., position] << position

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from optiacts._torch import known_to_compilers
 from optiacts.backends import (
     eager,
     eager_chain,
@@ -314,6 +315,7 @@ def select_chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -
     )
 
 
+@known_to_compilers
 def has_chain_kernels(device: torch.device) -> bool:
     """Whether chains are as fast as PyTorch there. Elsewhere they take many small steps, which only who asks gets."""
     return device.type == "cpu" or selection.fast(device) is triton

@@ -206,8 +206,12 @@ class Known:
         weight, bias = self.parameters()
         return (weight is None) == (self.weight is None) and (bias is None) == (self.bias is None)
 
+    @undisturbed
     def look(self) -> None:
-        """Looks at the weight and the bias, and waits for what it sees."""
+        """Looks at the weight and the bias, and waits for what it sees.
+
+        Checkpointing counts what a forward saves and runs, and this runs in the first alone.
+        """
         self.learn(self.bad().cpu(), versions_of(*self.parameters()))
 
     def bad(self) -> Tensor:
