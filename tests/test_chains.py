@@ -170,6 +170,24 @@ def test_statistics_are_not_taken_twice() -> None:
             assert is_chain(optiacts.norm_activation(x.float().requires_grad_(), norm, "silu"))
 
 
+@pytest.mark.parametrize(("statistics", "centered"), [("rows", True), ("rows", False), ("batch", True)])
+def test_statistics_of_long_rows_are_taken_in_pieces(
+    statistics: str, centered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where kernels take no row so long: on a GPU. Of a constant row as well, and of one far from 0."""
+    monkeypatch.setattr(chain_ops, "waits", lambda device: True)
+    kind = chains.Chain("", "silu", statistics, 1e-5, groups=4, centered=centered)
+    x = torch.randn(3, 8, 90) + 30 * torch.randn(1, 8, 1)
+    x[:, 2:4] = 5.0
+    for longest in (90, 50, 16, 7):  # of 90 or 180 elements: no piece of 7 divides them evenly but into many
+        monkeypatch.setattr(chain_ops, "_LONGEST", longest)
+        mean, rstd = chain_ops._taken(kind, x, last=False)
+        due_mean, due_rstd = kind.taken(x.double(), last=False)
+        assert mean.shape == rstd.shape == due_rstd.shape
+        assert torch.allclose(mean.double(), due_mean, rtol=1e-6, atol=1e-6)
+        assert torch.allclose(rstd.double(), due_rstd, rtol=1e-5)
+
+
 def test_activations_that_do_not_tell_their_input_are_refused() -> None:
     for name in ("gelu", "gelu_tanh", "quick_gelu", "relu", "hardswish"):
         with pytest.raises(ValueError, match="does not tell its input everywhere"):

@@ -120,7 +120,8 @@ class Chain:
     def taken(self, rows: Tensor, last: bool) -> tuple[Tensor, Tensor]:
         """mean and rstd of what ``rows`` made: those that the norm takes from its input."""
         parts = rows.to(arithmetic(rows.dtype))
-        if last and self.statistics == "rows" and self.centered:  # of each channel first: in the order of memory
+        on_cpu = rows.device.type == "cpu"
+        if on_cpu and last and self.statistics == "rows" and self.centered:  # each channel first: in memory's order
             centre = parts.mean(1)
             within = (parts - centre.unsqueeze(1)).square_().mean(1)
             centre, within = (tensor.unflatten(1, (self.groups, -1)) for tensor in (centre, within))

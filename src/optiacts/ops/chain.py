@@ -85,15 +85,31 @@ def _taken(kind: Chain, rows: Tensor, last: bool) -> tuple[Tensor, Tensor]:
     """mean and rstd of the input: by the norms' op where what is normalised together lies together, or nearly so."""
     if torch.compiler.is_compiling() or (last and not kind.dims):
         return kind.taken(rows, last)
-    samples = rows.shape[0]
-    if kind.statistics == "batch":  # of each channel in each sample first
-        mean, rstd, _ = library.call(norm_statistics, rows, rows, None, None, 0.0, True, False)
-        between, centre = torch.var_mean(mean.squeeze(-1), 0, correction=0)
-        within = rstd.square().reciprocal().mean((0, 2))
-        return centre, (between + within + kind.eps).rsqrt()
-    together = rows.reshape(samples, kind.groups, -1)
-    mean, rstd, _ = library.call(norm_statistics, together, together, None, None, kind.eps, kind.centered, False)
-    return (mean.squeeze(-1) if kind.centered else torch.zeros_like(rstd.squeeze(-1))), rstd.squeeze(-1)
+    of_batch = kind.statistics == "batch"
+    together = rows if of_batch else rows.reshape(rows.shape[0], kind.groups, -1)
+    pieces = _pieces(together)
+    if pieces == 1 and not of_batch:
+        mean, rstd, _ = library.call(norm_statistics, together, together, None, None, kind.eps, kind.centered, False)
+        return (mean.squeeze(-1) if kind.centered else torch.zeros_like(rstd.squeeze(-1))), rstd.squeeze(-1)
+    parts, over = together.unflatten(2, (pieces, -1)), (0, 2) if of_batch else (2,)
+    mean, rstd, _ = library.call(norm_statistics, parts, parts, None, None, 0.0, kind.centered, False)
+    within = rstd.squeeze(-1).square().reciprocal().mean(over)
+    if not kind.centered:
+        return torch.zeros_like(within), (within + kind.eps).rsqrt()
+    between, centre = torch.var_mean(mean.squeeze(-1), over, correction=0)
+    return centre, (between + within + kind.eps).rsqrt()
+
+
+_LONGEST = 16384  # elements of a row that kernels take whole: a GPU keeps it in registers
+
+
+def _pieces(rows: Tensor) -> int:
+    """Into how many equal pieces rows are cut, so that a device's kernels take them; 1 as well where that cannot be."""
+    length = rows.shape[-1]
+    if length <= _LONGEST or not waits(rows.device):
+        return 1
+    fewest = -(-length // _LONGEST)
+    return next((pieces for pieces in range(fewest, 4 * fewest) if length % pieces == 0), 1)
 
 
 def _lost(kind: Chain, z: Tensor, last: bool, rescued: Tensor | None) -> Tensor | None:
