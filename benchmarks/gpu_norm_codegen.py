@@ -22,7 +22,7 @@ from triton.compiler import ASTSource
 
 from optiacts.backends.triton import norm_launch
 from optiacts.backends.triton.norm_kernels import backward_kernel, statistics_kernel
-from optiacts.norms import Norm
+from optiacts.norms import Bounds, Norm
 
 KERNELS = {"statistics": statistics_kernel, "backward": backward_kernel}
 NORMS = {
@@ -32,6 +32,7 @@ NORMS = {
 }
 WIDTHS = (128, 768, 4096)
 DTYPES = (torch.bfloat16, torch.float32)
+FLOATS = ("eps", *Bounds._fields)
 
 
 def compile_kernel(kernel: str, name: str, dtype: torch.dtype, columns: int, target: str) -> Any:
@@ -42,7 +43,7 @@ def compile_kernel(kernel: str, name: str, dtype: torch.dtype, columns: int, tar
         constants = norm_launch.statistics_constants(norm, dtype, False, True, biased)
         absent = set() if biased else {"shift_pointer"}
     else:
-        constants = norm_launch.backward_constants(norm.centered, dtype, True, False, True, biased, False, bits)
+        constants = norm_launch.backward_constants(norm.centered, dtype, True, False, True, biased, False, bits, True)
         absent = {"mean_pointer", "slot_pointer", "rescued_pointer"} | (set() if biased else {"shift_pointer"})
     if not bits:
         absent = absent | {"bits_pointer"}
@@ -55,16 +56,18 @@ def compile_kernel(kernel: str, name: str, dtype: torch.dtype, columns: int, tar
         fn=function,
         signature={n: "constexpr" if n in constants else _type_of(n, dtype) for n in names},
         constexprs={(names.index(n),): value for n, value in constants.items()},
-        attrs={(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n not in constants and n != "eps"},
+        attrs={
+            (i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n not in constants and n not in FLOATS
+        },
     )
     return triton.compile(source, target=TARGETS[target], options={"num_warps": warps})
 
 
 def _type_of(name: str, dtype: torch.dtype) -> str:
     if not name.endswith("_pointer"):
-        return "fp32" if name == "eps" else "i32"
-    if name == "bits_pointer":
-        return "*u8"
+        return "fp32" if name in FLOATS else "i32"
+    if name in ("bits_pointer", "poisoned_pointer"):
+        return {"bits": "*u8", "poisoned": "*i1"}[name.partition("_")[0]]
     return POINTERS[dtype] if name.partition("_")[0] in ("x", "y", "grad", "kept") else "*fp32"
 
 

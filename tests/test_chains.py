@@ -381,7 +381,7 @@ def test_checkpointing(reentrant: bool) -> None:
 
 
 def test_a_first_look_at_weights_saves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checkpointing wants as many saved tensors again, and a device that remembers looks in the first forward alone."""
+    """Checkpointing wants as many saved again, and the first forward alone looks, on a device that remembers."""
     optiacts.norm_weights_changed()
     monkeypatch.setattr(norm_channels, "waits", lambda device: True)
     module, x = made("BatchNorm2d")

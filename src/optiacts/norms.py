@@ -131,6 +131,16 @@ class Bounds(NamedTuple):
     furthest: float
 
 
+class Guard(NamedTuple):
+    """What watches over a weight and a bias that nobody has looked at before: see ``Norm.bad``.
+
+    Where a channel is bad that is not rescued, ``poisoned`` (bool, a number) becomes true, and gradients NaN.
+    """
+
+    poisoned: Tensor
+    bounds: Bounds
+
+
 class Saved(NamedTuple):
     """What the backward of a norm goes by. Tensors are ``(..., channels)``; what is None is 1, 0 or not there.
 

@@ -66,6 +66,22 @@ def test_guard(given: tuple[bool, ...]) -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize("rescues", [False, True], ids=["none rescued", "rescued"])
+@pytest.mark.parametrize(("scaled", "shifted"), [(True, True), (True, False), (False, True)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, **named)
+def test_the_backward_guards(dtype: torch.dtype, scaled: bool, shifted: bool, rescues: bool) -> None:
+    """What a first use claims of a backward that looks at the weight and the bias itself."""
+    number = torch.empty(1, device=DEVICE)
+    bits = number if dtype.itemsize == 2 else None
+    scale, shift = number if scaled else None, number if shifted else None
+    columns, rescued, mean = (number, number, number) if rescues else (None, None, None)
+    x = torch.empty(1, 40, device=DEVICE, dtype=dtype)
+    of = Saved(x, mean, number, scale, shift, columns, rescued, bits, True, True)
+    claims = trials_norm.backward(triton_norm, of, dtype, dtype, 40, DEVICE, guarded=True)
+    wrong = [claim.what for claim in claims if not bool(claim.holds)]
+    assert not wrong
+
+
 def _beyond_the_quarter(x: Tensor, y: Tensor, scale: Tensor, shift: Tensor, kind: Norm, bits: Tensor) -> float:
     mean, rstd = kind.statistics(x.double())
     exact = (x.double() - mean) * rstd * scale + shift

@@ -194,21 +194,29 @@ def select_norm_statistics(x: Tensor, y: Tensor, norm: Norm) -> NormBackend:
     )
 
 
-def select_norm_backward(grad: Tensor, saved: Saved, dtype: torch.dtype) -> NormBackend:
-    """The fastest backend for the gradients of norms that keep what ``saved`` has."""
+def select_norm_backward(grad: Tensor, saved: Saved, dtype: torch.dtype, guarded: bool = False) -> Any:
+    """The fastest backend for the gradients of norms that keep what ``saved`` has.
+
+    ``guarded``: one that ``GUARDS`` the weight and the bias in passing, if there is such a one; else eager's.
+    """
     kept = saved.kept
     tile = _tile(kept.shape[-1])
     kind = (
         *("norm", kept.device, kept.dtype, grad.dtype, dtype, tile, saved.centered, saved.output),
         *(saved.mean is None, saved.scale is None, saved.shift is None, saved.columns is None, saved.bits is None),
+        guarded,
     )
     return chosen.get(kind) or choose(
         kind,
         f"gradients of norms, up to {tile} channels, {_name(kept.dtype, grad.dtype, dtype)}",
         kept,
         _NORMS,
-        lambda fast, kernels: fast.dtypes >= {kept.dtype, grad.dtype, dtype} and kernels.serves(tile),
-        lambda kernels: trials_norm.backward(kernels, saved, grad.dtype, dtype, tile, kept.device),
+        lambda fast, kernels: (
+            fast.dtypes >= {kept.dtype, grad.dtype, dtype}
+            and kernels.serves(tile)
+            and (kernels.GUARDS or not guarded)
+        ),
+        lambda kernels: trials_norm.backward(kernels, saved, grad.dtype, dtype, tile, kept.device, guarded),
     )
 
 

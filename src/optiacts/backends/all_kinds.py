@@ -52,7 +52,8 @@ def _norms(width: int, dtype: torch.dtype, device: torch.device) -> None:
             Saved(x, mean, rstd, numbers, shift, numbers, x, bits, centered, True),  # with rescued channels
             Saved(x, mean, rstd, numbers, shift, None, None, None, centered, False),
         ):
-            backends.select_norm_backward(x, saved, dtype)
+            for guarded in (False, True) if saved.output else (False,):
+                backends.select_norm_backward(x, saved, dtype, guarded)
 
 
 def _chains(name: str, dtype: torch.dtype, device: torch.device) -> None:

@@ -91,6 +91,9 @@ def guarded(
     return scale, shift
 
 
+GUARDS = False  # whether ``norm_backward`` takes a ``Guard`` as well
+
+
 def norm_backward(
     grad: Tensor, saved: Saved, dtype: torch.dtype, of_factors: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,7 +18,7 @@ from optiacts.backends import eager_norm
 from optiacts.backends.proof import Claim
 from optiacts.backends.trials import normal
 from optiacts.chains import Chain
-from optiacts.norms import Norm, Saved
+from optiacts.norms import Guard, Norm, Saved
 
 SUMS = 2e-6  # 16 float32 roundings of either backend: of pairs of pairs, as long as the longest rows are
 QUARTER = 4.0  # roundings of float32 that an unrounded output may be off when its quarter is told
@@ -40,9 +40,18 @@ def statistics(
 
 
 def backward(
-    kernels: Any, of: Saved, grad_dtype: torch.dtype, dtype: torch.dtype, columns: int, device: torch.device
+    kernels: Any,
+    of: Saved,
+    grad_dtype: torch.dtype,
+    dtype: torch.dtype,
+    columns: int,
+    device: torch.device,
+    guarded: bool = False,
 ) -> Iterator[Claim]:
-    """The gradients from what is kept as in ``of``: the output or the input, with the same extras."""
+    """The gradients from what is kept as in ``of``: the output or the input, with the same extras.
+
+    ``guarded``: with a ``Guard``, which changes nothing but where it has to.
+    """
     kind = Norm(of.centered, 1e-5, remainder=of.bits is not None)
     for width in _widths(columns):
         x, y, scale, shift = _data(kind, of.kept.dtype, of.kept.dtype, width, device)
@@ -55,12 +64,37 @@ def backward(
         )  # fmt: skip
         grad = normal(tuple(x.shape), device, 5).to(grad_dtype)
         rounding = torch.finfo(dtype).eps if dtype.itemsize == 2 else 0.0
+        poisoned = torch.zeros((), dtype=torch.bool, device=device)
+        guard = Guard(poisoned, kind.bounds(of.kept.dtype, width))
         for of_factors, once in ((None, 0.0), (dtype, rounding)):
-            ours, theirs = (b.norm_backward(grad, saved, dtype, of_factors) for b in (kernels, eager_norm))
+            theirs = eager_norm.norm_backward(grad, saved, dtype, of_factors)
+            ours = kernels.norm_backward(grad, saved, dtype, of_factors, *([guard] if guarded else []))
             yield Claim(f"gradients of inputs of {width}", near(ours[0], theirs[0], SUMS + rounding))
             yield Claim(f"gradients of weights of {width}", near(ours[1], theirs[1], SUMS + once))
             if of.shift is not None or of.scale is None:
                 yield Claim(f"gradients of biases of {width}", near(ours[2], theirs[2], SUMS + once))
+        if guarded:
+            yield Claim(f"no channel of {width} is bad", ~poisoned)
+            yield from _poisoned(kernels, grad, saved, dtype, guard)
+
+
+def _poisoned(kernels: Any, grad: Tensor, saved: Saved, dtype: torch.dtype, guard: Guard) -> Iterator[Claim]:
+    """What a ``Guard`` does of a bad channel that nobody rescued, be it the first, and of one that is rescued."""
+    width = grad.shape[-1]
+    for place in (0, width - 2, *([] if saved.columns is None else [width - 1])):
+        factors = [None if factor is None else factor.clone() for factor in (saved.scale, saved.shift)]
+        for factor, number in zip(factors, (0.0, 1e6), strict=True):
+            if factor is not None:
+                factor[place] = number
+                break
+        poisoned = torch.zeros_like(guard.poisoned)
+        given = saved._replace(scale=factors[0], shift=factors[1])
+        dx, by_scale, _ = kernels.norm_backward(grad, given, dtype, None, Guard(poisoned, guard.bounds))
+        if place == width - 1:
+            yield Claim(f"what is rescued of {width} channels is not bad", ~poisoned & ~dx.isnan().any())
+        else:
+            by_scale = by_scale if saved.columns is None else by_scale.index_fill(0, saved.columns, torch.nan)
+            yield Claim(f"what is bad of {width} channels", poisoned & dx.isnan().all() & by_scale.isnan().all())
 
 
 def any_bad(kernels: Any, device: torch.device) -> Iterator[Claim]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optiacts.norms import Norm, Saved, Statistics
+from optiacts.norms import Guard, Norm, Saved, Statistics
 
 name = "triton"
 LONGEST_ROW = 16384  # that a program keeps in registers
@@ -32,16 +32,23 @@ def norm_statistics(
     return norm_launch.statistics(x, y, scale, shift, norm, known)
 
 
+GUARDS = True
+
+
 def norm_backward(
-    grad: Tensor, saved: Saved, dtype: torch.dtype, of_factors: torch.dtype | None = None
+    grad: Tensor,
+    saved: Saved,
+    dtype: torch.dtype,
+    of_factors: torch.dtype | None = None,
+    guard: Guard | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, in ``dtype``, of scale and of shift, in ``of_factors`` or float32.
 
-    With a scale and no shift nothing is the last.
+    With a scale and no shift nothing is the last. The kernel that reads the weight and the bias guards them as well.
     """
     from optiacts.backends.triton import norm_launch
 
-    return norm_launch.backward(grad, saved, dtype, of_factors or torch.float32)
+    return norm_launch.backward(grad, saved, dtype, of_factors or torch.float32, guard)
 
 
 def guarded(*arguments: Any) -> tuple[Tensor | None, Tensor | None]:

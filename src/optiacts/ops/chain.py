@@ -104,7 +104,7 @@ _LONGEST = 16384  # elements of a row that kernels take whole: a GPU keeps it in
 
 
 def _pieces(rows: Tensor) -> int:
-    """Into how many equal pieces rows are cut, so that a device's kernels take them; 1 as well where that cannot be."""
+    """Into how many equal pieces rows are cut, so that kernels take them; 1 as well where that cannot be."""
     length = rows.shape[-1]
     if length <= _LONGEST or not waits(rows.device):
         return 1

@@ -27,10 +27,10 @@ from torch import Tensor
 from optiacts import backends, casts
 from optiacts._torch import run
 from optiacts.backends import eager_norm
-from optiacts.norms import Norm, Saved, arithmetic
+from optiacts.norms import Guard, Norm, Saved, arithmetic
 from optiacts.ops import library, sharding
 from optiacts.ops.functions import differentiable
-from optiacts.ops.norm_channels import Channels, changed, guard, look
+from optiacts.ops.norm_channels import Channels, Known, changed, guard, look
 from optiacts.overwritten import remember, saved_tensors
 from optiacts.packing import packed_shape
 
@@ -247,17 +247,33 @@ def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> Gradients:
     kind: Norm = ctx.kind
     kept, weight, bias, mean, rstd, *more = _saved(ctx)
     scale, shift, columns, rescued, bits = more or (kind.scale(weight), kind.shift(bias), None, None, None)
-    if ctx.known is not None:
-        scale, shift = guard(ctx.known, scale, shift, columns, getattr(ctx, "maker", None))
     saved = Saved(kind.rows(kept), mean, rstd, scale, shift, columns, rescued, bits, kind.centered, ctx.output)
     same = weight is not None and (bias is None or bias.dtype is weight.dtype)
     of_factors = weight.dtype if same else None
-    dx, by_scale, by_shift = library.call(norm_backward, kind.rows(grad), *saved, ctx.dtype, of_factors)
+    rows = kind.rows(grad)
+    if ctx.known is None:
+        found = library.call(norm_backward, rows, *saved, ctx.dtype, of_factors)
+    else:
+        found = _guarded(ctx.known, getattr(ctx, "maker", None), rows, saved, ctx.dtype, of_factors)
+    dx, by_scale, by_shift = found
     return (
         kind.restored(dx, grad) if ctx.needs_input_grad[0] else None,
         _as(weight, by_scale) if ctx.needs_input_grad[1] else None,
         _as(bias, by_shift) if ctx.needs_input_grad[2] else None,
     )
+
+
+def _guarded(
+    known: Known, maker: Any, grad: Tensor, saved: Saved, dtype: torch.dtype, of_factors: torch.dtype | None
+) -> Any:
+    """The op, of a guarded weight and bias: by its kernel, where there is one and nobody wants to see an op."""
+    if library.is_plain(grad):
+        kernels = backends.select_norm_backward(grad, saved, dtype, guarded=True)
+        if kernels.GUARDS:
+            bounds = known.bounds(grad.shape[-1])
+            return kernels.norm_backward(grad, saved, dtype, of_factors, Guard(known.noted(grad, maker), bounds))
+    scale, shift = guard(known, saved.scale, saved.shift, saved.columns, maker)
+    return library.call(norm_backward, grad, *saved._replace(scale=scale, shift=shift), dtype, of_factors)
 
 
 def _as(parameter: Tensor, flat: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from optiacts import backends
 from optiacts._torch import is_capturing, is_fake, once, undisturbed
 from optiacts.chains import Chain
-from optiacts.norms import Norm
+from optiacts.norms import Bounds, Norm
 from optiacts.overwritten import Maker
 
 
@@ -96,12 +96,10 @@ def guard(
     """
     factor = scale if scale is not None else shift
     assert factor is not None
-    if known.poisoned is None:
-        known.poisoned = factor.new_zeros((), dtype=torch.bool)
-    known.maker = maker or known.maker
+    poisoned = known.noted(factor, maker)
     kernels = backends.select_guard(known.kind, scale, shift, rescued, lost)
     found: tuple[Tensor | None, Tensor | None] = kernels.guarded(
-        scale, shift, rescued, known.kind, known.dtype, known.poisoned, lost
+        scale, shift, rescued, known.kind, known.dtype, poisoned, lost
     )
     return found
 
@@ -185,6 +183,7 @@ class Known:
     maker: Maker | None = None
     distrusted: bool = False  # a chain whose gradients were NaN once: norm and activation go their own ways
     graphs: Graphs | None = None  # what compiled graphs make of it, if there are any
+    _bounds: Bounds | None = None
 
     def parameters(self) -> tuple[Tensor | None, Tensor | None]:
         """The weight and the bias, as far as they are still there."""
@@ -228,6 +227,19 @@ class Known:
     def gathered(self) -> bool:
         """Whether the parameters are there only while they are used: FSDP frees them in between."""
         return any(p is not None and p.numel() and not p.untyped_storage().nbytes() for p in self.parameters())
+
+    def bounds(self, channels: int) -> Bounds:
+        """What ``bad`` goes by, for kernels."""
+        if self._bounds is None:
+            self._bounds = self.kind.bounds(self.dtype, channels)
+        return self._bounds
+
+    def noted(self, like: Tensor, maker: Maker | None) -> Tensor:
+        """``poison``, into which a backward on the device of ``like`` writes what it meets."""
+        if self.poisoned is None:
+            self.poisoned = like.new_zeros((), dtype=torch.bool)
+        self.maker = maker or self.maker
+        return self.poisoned
 
     def note(self, poison: Tensor, maker: Maker | None) -> None:
         """Remembers, without a look, whether a backward has met what makes its gradients NaN."""

@@ -1,4 +1,4 @@
-"""The kernel that guards the weight and the bias of norms and chains."""
+"""The kernel that guards the weight and the bias of chains, and of norms whose backward does not do it itself."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def guard_kernel(
             size = tl.abs(tl.load(scale_pointer + channel, mask=there, other=1.0))
         if SHIFTED:
             away = tl.abs(tl.load(shift_pointer + channel, mask=there, other=0.0))
-        bad = there & ((size < smallest) | (away > most * size) | (size * spread + away * reach > furthest))
+        bad = there & is_bad(size, away, smallest, most, spread, reach, furthest)
         if RESCUED:
             for number in range(0, rescues):
                 bad = bad & (channel != tl.load(rescued_pointer + number))
@@ -55,3 +55,9 @@ def guard_kernel(
                 tl.store(scale_pointer + channel, nan, mask=channel < channels)
             if SHIFTED:
                 tl.store(shift_pointer + channel, nan, mask=channel < channels)
+
+
+@triton.jit
+def is_bad(size, away, smallest, most, spread, reach, furthest):
+    """Whether an output does not tell its channel: see ``optiacts.norms.Bounds``."""
+    return (size < smallest) | (away > most * size) | (size * spread + away * reach > furthest)

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from optiacts.backends.triton.elementary import divide
+from optiacts.backends.triton.guard_kernels import is_bad
 
 
 @triton.jit
@@ -88,9 +89,16 @@ def backward_kernel(
     grad_x_pointer,
     scale_parts_pointer,
     shift_parts_pointer,
+    poisoned_pointer,
     rows,
     columns,
     rescued_columns,
+    smallest,
+    most,
+    spread,
+    reach,
+    furthest,
+    GUARDED: tl.constexpr,
     CENTERED: tl.constexpr,
     OUTPUT: tl.constexpr,
     MEAN: tl.constexpr,
@@ -103,15 +111,29 @@ def backward_kernel(
     ROWS: tl.constexpr,
     OCTETS: tl.constexpr,
 ):
-    """dx = rstd (w g - mean(w g) - x̂ mean(w g x̂)), and the program's part of Σ g x̂; of Σ g unless SCALED alone."""
+    """dx = rstd (w g - mean(w g) - x̂ mean(w g x̂)), and the program's part of Σ g x̂; of Σ g unless SCALED alone.
+
+    GUARDED: each program looks at all channels, and takes NaN for the weight and the bias if one is bad.
+    """
     row, octet, column, there = _tile(tl.program_id(0), columns, ROWS, OCTETS)
+    scale = tl.full((OCTETS, 8), 1.0, tl.float32)
+    shift = tl.zeros((OCTETS, 8), tl.float32)
     if SCALED:
         scale = tl.load(scale_pointer + column, mask=there, other=1.0)
-        inverse = divide(1.0, scale)
     if SHIFTED:
         shift = tl.load(shift_pointer + column, mask=there, other=0.0)
     if RESCUED:
         slot = tl.load(slot_pointer + column, mask=there, other=-1)
+    if GUARDED:
+        bad = there & is_bad(tl.abs(scale), tl.abs(shift), smallest, most, spread, reach, furthest)
+        if RESCUED:
+            bad = bad & (slot < 0)
+        poison = tl.max(tl.max(bad.to(tl.int32), axis=1), axis=0)
+        if poison != 0:
+            tl.store(poisoned_pointer, 1)
+        scale = tl.where(poison != 0, float("nan"), scale)
+        shift = tl.where(poison != 0, float("nan"), shift)
+    inverse = divide(1.0, scale)
     pointers = (grad_pointer, kept_pointer, rstd_pointer, bits_pointer)
     by_scale = tl.zeros((OCTETS, 8), tl.float32)
     by_shift = tl.zeros((OCTETS, 8), tl.float32)

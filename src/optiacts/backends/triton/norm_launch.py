@@ -11,13 +11,14 @@ from torch import Tensor
 
 from optiacts.backends.triton.norm_kernels import backward_kernel, statistics_kernel, sum_kernel
 from optiacts.backends.triton.start import Constants, start
-from optiacts.norms import Norm, Saved, Statistics
+from optiacts.norms import Bounds, Guard, Norm, Saved, Statistics
 from optiacts.packing import packed_shape
 
 # Of a 16-bit dtype: the bits of its mantissa, and the exponent (of a float32) at which its units stop shrinking. For
 # bfloat16 that is a little early, so that a unit is a normal float32.
 _UNITS = {torch.bfloat16: (7, 8), torch.float16: (10, 113)}
 _SUMMING = Constants({"PARTS": 32, "COLUMNS": 64, "num_warps": 4})
+_UNGUARDED = (None, Bounds(0.0, 0.0, 0.0, 0.0, 0.0))
 ELEMENTS = 1024  # of a tile, if a row is not longer
 ELEMENTS_PER_WARP = 256  # 8 per thread: 16 bytes of a 16-bit dtype; with 16 half as many warps fit on a processor
 WARPS_PER_PROCESSOR = 16  # of the backward, one part of dw and db per program: more parts are more to write and sum
@@ -45,7 +46,7 @@ def statistics(
 
 
 def backward(
-    grad: Tensor, saved: Saved, dtype: torch.dtype, of_factors: torch.dtype
+    grad: Tensor, saved: Saved, dtype: torch.dtype, of_factors: torch.dtype, guard: Guard | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, in ``dtype``, of scale and of shift, in ``of_factors``: see ``triton_norm``."""
     kept, mean, rstd, scale, shift, columns, rescued, bits, centered, output = saved
@@ -54,23 +55,24 @@ def backward(
     grad_x = grad.new_empty(grad.shape, dtype=dtype)
     shifted = shift is not None or scale is None
     if grad.numel() == 0:
-        by_scale, by_shift = rstd.new_zeros((2, width), dtype=of_factors)
-        return grad_x, by_scale, by_shift
+        nothing = rstd.new_zeros((2, width), dtype=of_factors)
+        return grad_x, nothing[0], nothing[1]
     numbers = slots(columns, width, grad.device)
-    there = (mean is not None, scale is not None, shift is not None, numbers is not None, bits is not None)
+    extras = (mean, scale, shift, numbers, bits, guard)
+    there = tuple([extra is not None for extra in extras])
     constants = _backward_launch(centered, kept.dtype, output, there, width)
     programs = max(1, WARPS_PER_PROCESSOR // constants["num_warps"]) * processors(grad.device)
     programs = min(-(-rows // constants["ROWS"]), programs)
     parts = rstd.new_empty((1 + shifted, programs, width))
     rescued = None if rescued is None else rescued.contiguous()
-    given = (grad, kept, mean, rstd, scale, shift, numbers, rescued, bits, grad_x, parts[0], parts[-1])
-    arguments = (*given, rows, width, 0 if columns is None else len(columns))
+    poisoned, bounds = guard or _UNGUARDED
+    given = (grad, kept, mean, rstd, scale, shift, numbers, rescued, bits, grad_x, parts[0], parts[-1], poisoned)
+    arguments = (*given, rows, width, 0 if columns is None else len(columns), *bounds)
     start(backward_kernel, grad.device, (programs,), arguments, constants)
     sums = torch.empty((2, width), dtype=of_factors, device=grad.device)
     grid = (-(-width // _SUMMING["COLUMNS"]), 1 + shifted)
     start(sum_kernel, grad.device, grid, (parts, sums, programs, width), _SUMMING)
-    by_scale, by_shift = sums.unbind()
-    return grad_x, by_scale, by_shift
+    return grad_x, sums[0], sums[1]  # to unbind takes the host five times as long
 
 
 def slots(columns: Tensor | None, width: int, device: torch.device) -> Tensor | None:
@@ -110,10 +112,11 @@ def backward_constants(
     shifted: bool,
     rescued: bool,
     bits: bool,
+    guarded: bool,
 ) -> dict[str, Any]:
     """The constants of the backward of a norm that keeps a tensor of ``dtype``."""
     flags = {"CENTERED": centered, "OUTPUT": output, "MEAN": mean, "SCALED": scaled, "SHIFTED": shifted}
-    return flags | {"RESCUED": rescued, "REMAINDER": bits} | _units(dtype)
+    return flags | {"RESCUED": rescued, "REMAINDER": bits, "GUARDED": guarded} | _units(dtype)
 
 
 def tile(columns: int) -> dict[str, Any]:
