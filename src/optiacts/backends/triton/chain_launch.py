@@ -65,11 +65,11 @@ def backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple[Tenso
 
     one_pass = saved.statistics == "given"
     run(None, adds=True, writes=one_pass)
-    by_shift, by_scale = by_channel = sums[:2].sum((1, 3))
+    by_channel = sums[:2].sum((1, 3))
     if not one_pass:
         together = sums[2:].view(2, samples, groups, -1).sum(3) if in_rows else by_channel
         run(together, adds=False, writes=True)
-    return grad_x, by_scale, by_shift
+    return grad_x, by_channel[1], by_channel[0]  # to unpack a tensor takes the host far longer
 
 
 @functools.cache
@@ -112,8 +112,8 @@ def _whole_rows(
     programs = min(_up(rows, constants["OUTER"]), programs)
     sums = torch.empty((2, columns, programs), dtype=torch.float32, device=grad.device)
     start(whole_rows_kernel, grad.device, (programs,), (*given, sums, rows, columns, rescues), constants)
-    by_shift, by_scale = sums.sum(2)
-    return by_scale, by_shift
+    by_channel = sums.sum(2)
+    return by_channel[1], by_channel[0]
 
 
 @functools.cache
