@@ -182,7 +182,9 @@ def run(function: type[torch.autograd.Function], input: Tensor, *args: Any) -> A
     ``Function.apply`` binds default arguments with ``inspect`` on every call, which takes half as long as a whole
     small activation. Outside transforms nothing else happens before its base class's ``apply``.
     """
-    if torch.compiler.is_compiling() or transforms_active() or is_transformed(input):
+    if torch.compiler.is_compiling():
+        return function.apply(input, *(arg.view_as(arg) if arg is input else arg for arg in args))  # none twice
+    if transforms_active() or is_transformed(input):
         return function.apply(input, *args)
     return apply(function, input, *args)
 

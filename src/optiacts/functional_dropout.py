@@ -27,7 +27,7 @@ from torch.nn import functional
 from optiacts import curves
 from optiacts import functional as activations
 from optiacts import functional_gated as products
-from optiacts._torch import forward_mode, transforms_active
+from optiacts._torch import forward_mode, known_to_compilers, transforms_active
 from optiacts.ops import dropout as ops
 from optiacts.ops import sharding
 
@@ -73,7 +73,7 @@ def activation_dropout(
         ValueError: ``p`` is not between 0 and 1.
     """
     curve = curves.get(name)
-    if not drops(input, p, training) or not curve.survives_dropout:
+    if not drops(input, p, training) or not survives_dropout(curve.name):
         return dropout(activations.activation(input, curve.name), p, training, inplace)
     if activations.compiles_autocast(curve, input):
         return dropout(curve.forward(input), p, training, inplace)
@@ -105,6 +105,12 @@ def gated_dropout(
     if not fits or activations.compiles_autocast(curve, gate):
         return dropout(products.gated(gate, up, curve.name), p, training, inplace)
     return ops.gated_dropout(gate, up, curve.name, p, inplace)
+
+
+@known_to_compilers
+def survives_dropout(name: str) -> bool:
+    """Whether an activation and the dropout behind it can be one step: see ``optiacts.curves.Curve``."""
+    return curves.get(name).survives_dropout
 
 
 def drops(input: Tensor, p: float, training: bool) -> bool:

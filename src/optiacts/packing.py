@@ -40,7 +40,7 @@ def _pack(flags: Tensor) -> Tensor:
     # no GPU's compiler takes the view; one that does fuses the cast
     numbers = padded.to(torch.uint8) if torch.compiler.is_compiling() else padded.view(torch.uint8)
     octets = numbers.unflatten(-1, (numbers.shape[-1] // 8, 8))
-    packed = octets[..., 0].clone()
+    packed = octets[..., 0].clone(memory_format=torch.contiguous_format)
     for position in range(1, 8):
         packed |= octets[..., position] << position
     return packed

@@ -69,7 +69,7 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
         if saved.centered:
             dx = dx - spread(_mean(w * by_shift, saved))
     dx = dx * spread(_of_channels(rstd, saved))
-    return dx.to(dtype), by_scale.sum(0), by_shift.sum(0)
+    return dx.to(dtype).contiguous(), by_scale.sum(0), by_shift.sum(0)
 
 
 def _slope(y: Tensor, left: Tensor, curve: Curve) -> Tensor:

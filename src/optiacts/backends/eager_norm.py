@@ -105,7 +105,7 @@ def norm_backward(
         x_hat = (x_hat if saved.mean is None else x_hat - saved.mean) * saved.rstd
     dx, by_scale, by_shift = gradients(grad.to(saved.rstd.dtype), x_hat, saved.rstd, saved.scale, saved.centered)
     of_factors = of_factors or by_scale.dtype
-    return dx.to(dtype), by_scale.to(of_factors), by_shift.to(of_factors)
+    return dx.to(dtype).contiguous(), by_scale.to(of_factors), by_shift.to(of_factors)
 
 
 def normalised(saved: Saved) -> Tensor:

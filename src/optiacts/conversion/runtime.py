@@ -363,7 +363,7 @@ def _dropped(value: Pending | PendingProduct, how: Dropping, place: Maker) -> An
         if not _fits(act, value.up):
             return None
         return made_by(functional_dropout.gated_dropout(act.gate, value.up, act.curve, *how), place)
-    if not curves.get(act.curve).survives_dropout:
+    if not functional_dropout.survives_dropout(act.curve):
         return None
     return made_by(functional_dropout.activation_dropout(act.gate, act.curve, *how), place)
 

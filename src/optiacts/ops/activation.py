@@ -56,9 +56,8 @@ def _forward_(x: Tensor, name: str, order: Order) -> Tensor:
 
 def _backward(grad: Tensor, y: Tensor, bits: Tensor, name: str, order: Order, scale: float | None = None) -> Tensor:
     curve, grad, y = curves.get(name), permute(grad, order), permute(y, order)
-    return restore(
-        backends.select(y, curve, scale is not None).activation_backward(grad, y, bits, curve, scale), order
-    )
+    grad_x = backends.select(y, curve, scale is not None).activation_backward(grad, y, bits, curve, scale)
+    return restore(grad_x.contiguous(), order)  # as compilers are told, however they lay out what they hand over
 
 
 def _fake_forward(x: Tensor, name: str, order: Order) -> tuple[Tensor, Tensor]:

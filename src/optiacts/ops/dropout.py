@@ -106,7 +106,7 @@ def _check_bools(kept: Tensor, order: Order) -> None:
 
 
 def _scale(x: Tensor, bits: Tensor, scale: float, order: Order) -> Tensor:
-    return restore(backends.select_for_dropout(x).scale_kept(permute(x, order), bits, scale), order)
+    return restore(backends.select_for_dropout(x).scale_kept(permute(x, order), bits, scale).contiguous(), order)
 
 
 def _fake_scale(x: Tensor, bits: Tensor, scale: float, order: Order) -> Tensor:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from optiacts import curves
+from optiacts._torch import run
 from optiacts.ops.functions import differentiable
 
 
 def gated_from_inputs(gate: Tensor, up: Tensor, name: str) -> Tensor:
     """act(gate) * up; saved for backward are gate and up."""
-    result: Tensor = OptiActsGatedFromInputs.apply(gate, up, name)
+    result: Tensor = run(OptiActsGatedFromInputs, gate, up, name)
     return result
 
 

@@ -131,10 +131,10 @@ def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve, sca
         return eager.activation_backward(grad, y, bits, curve, scale)
     from optiacts.backends.triton import launch
 
+    y = y.contiguous()
     grad_x = torch.empty_like(y)
-    target = grad_x if grad_x.is_contiguous() else torch.empty(y.shape, dtype=y.dtype, device=y.device)
-    launch.backward(grad.contiguous(), y.contiguous(), bits.contiguous(), target, curve, scale)
-    return grad_x if target is grad_x else grad_x.copy_(target)
+    launch.backward(grad.contiguous(), y, bits.contiguous(), grad_x, curve, scale)
+    return grad_x
 
 
 def gated_forward(gate: Tensor, up: Tensor, curve: Curve, order: Order = ()) -> tuple[Tensor, Tensor, Tensor]:
