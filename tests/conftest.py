@@ -1,25 +1,28 @@
+import gc
 import os
 from collections.abc import Iterator
 
 # OpenMP's threads wait without spinning: of several on few cores, those that spin take the time of those that work.
 os.environ["OMP_WAIT_POLICY"] = "passive"  # read where torch is loaded
-
-import pytest
-import torch
-from hypothesis import settings
-
-import optiacts
-from optiacts.ops import norm_channels
-
-# Two test processes share the machine, and so do the processes that they start. Tests of threading ask for more.
-torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of further processes, each with its own imports
 
+import pytest
 
-# The same examples on every run; `--hypothesis-profile default` looks for new ones.
-settings.register_profile("repeatable", derandomize=True)
-settings.load_profile("repeatable")
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Not where tests are handed out to others: what is imported here takes seconds."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return
+    gc.disable()  # until all is imported: nothing of it is garbage
+    import torch
+    from hypothesis import settings
+
+    # Two test processes share the machine, and so do the processes that they start. Tests of threading ask for more.
+    torch.set_num_threads(1)
+    # The same examples on every run; `--hypothesis-profile default` looks for new ones.
+    settings.register_profile("repeatable", derandomize=True)
+    settings.load_profile("repeatable")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,7 +44,6 @@ LONGEST_FIRST = (
     "test_integrations.py",
     "test_fitting.py",
     "test_chains_compiled.py",
-    "test_norm_accuracy.py",
     "test_registry.py",
     "test_gradients.py",
     "test_gated_accuracy.py",
@@ -62,6 +64,7 @@ LONGEST_FIRST = (
     "test_norm_channels.py",
     "test_frontier.py",
     "test_accuracy_float32.py",
+    "test_norm_accuracy.py",
     "test_define.py",
     "test_package.py",
     "test_gpu_codegen.py",
@@ -74,14 +77,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
+def pytest_collection_finish() -> None:
+    gc.enable()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen() -> None:
+    """What is there before a file stays there: no garbage is looked for among it, which took seconds each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # libraries that look for leaks at the end find none
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.fixture(params=["looks in every forward", "remembers"])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Where norms' weights lie: on a CPU, or as if they lay where looking at them makes the host wait."""
+    import optiacts
+    from optiacts.ops import norm_channels
+
     optiacts.norm_weights_changed()
     if request.param == "remembers":
         monkeypatch.setattr(norm_channels, "waits", lambda device: True)

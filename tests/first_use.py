@@ -1,4 +1,4 @@
-"""``python -m tests.first_use``: the first calls happen in each situation, and print the gradients of later ones."""
+"""What a process of its own runs: the first calls happen in each situation, and print the gradients of later ones."""
 
 import contextlib
 import json
@@ -121,6 +121,6 @@ def in_a_process_of_its_own(situation: str) -> str:
     return told
 
 
-if __name__ == "__main__":
+def main() -> None:
     torch.compiler.reset()  # imports the compiler once for all of them
     print(json.dumps({situation: in_a_process_of_its_own(situation) for situation in SITUATIONS}))

@@ -106,8 +106,8 @@ def mapping() -> Found:
     return found
 
 
-if __name__ == "__main__":
-    sys.path.insert(0, sys.argv[1])
+def main(examples: str) -> None:
+    sys.path.insert(0, examples)
     torch.set_num_threads(1)
     results = {room.__name__: room() for room in (classes_of_mlps, layers, example, mapping)}
     print("\n" + repr(results))

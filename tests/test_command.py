@@ -12,6 +12,7 @@ import torch
 
 import optiacts
 from optiacts.backends import native, native_library
+from tests import fresh
 from tests.commands import optiacts as run
 
 ROOT = Path(__file__).parents[1]
@@ -32,9 +33,8 @@ def mlp(batch):
 
 
 def bare(*arguments: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", BARE, *arguments]
     paths = {"PYTHONPATH": f"{ROOT / 'src'}:{folder}", "PATH": "/usr/bin:/bin", "HOME": str(Path.home())}
-    return subprocess.run(command, env=paths | environment, cwd=folder, capture_output=True, text=True)
+    return fresh.run(BARE, *arguments, env=paths | environment, cwd=folder)
 
 
 FIRST = """

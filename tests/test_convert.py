@@ -2,14 +2,13 @@
 
 import copy
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import nn
 
 import optiacts
+from tests import fresh
 from tests.convertible import (
     ByFunction,
     ByHelper,
@@ -132,5 +131,4 @@ def test_nothing_heavy_is_imported() -> None:
         "import sys, torch, optiacts; optiacts.convert(torch.nn.Sequential(torch.nn.GELU()));"
         "print([m for m in ('transformers', 'diffusers', 'timm', 'peft', 'triton') if m in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]", math.nan
+    assert fresh.run(program, check=True).stdout.strip() == "[]", math.nan

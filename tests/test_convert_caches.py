@@ -1,7 +1,6 @@
 """What conversion remembers: the same answers as without it, and new ones where what decides them has changed."""
 
 import ast
-import subprocess
 import sys
 from types import FunctionType
 from typing import Any
@@ -14,6 +13,7 @@ import optiacts
 from optiacts.conversion.planning import Planner
 from optiacts.conversion.source import source_of
 from optiacts.conversion.syntax import names, walk, walked
+from tests import fresh
 from tests.behaviour import cases_calls, cases_chains, cases_dropout, cases_gated
 
 SCALE = 1.0
@@ -140,4 +140,4 @@ def test_a_norm_is_recognised_without_symbolic_shapes() -> None:
         "assert optiacts.convert(model).converted\n"
         "assert 'sympy' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    fresh.run(code, check=True)

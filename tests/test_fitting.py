@@ -3,8 +3,6 @@
 import copy
 import dataclasses
 import json
-import subprocess
-import sys
 
 import fit as tool
 import pytest
@@ -16,6 +14,7 @@ from optiacts.decoders.fitted import FOLDER, fitted
 from optiacts.decoders.fitting import FitError, refit, short
 from optiacts.decoders.fitting.quality import Quality, first_within
 from optiacts.decoders.rounded import round_once, rounded_forward, unit
+from tests import fresh
 from tests.samples import NAMES, SIXTEEN_BIT, every_finite
 from tests.test_registry import swish
 
@@ -146,6 +145,4 @@ def test_the_first_attempt_within_the_limits_is_taken_else_the_best():
 def test_fitting_is_imported_by_nobody_who_runs():
     """It needs mpmath and numpy."""
     code = "import sys, optiacts.decoders, optiacts.backends.native; print('mpmath' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
-    )
+    assert fresh.run(code, check=True).stdout == "False\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,6 +15,7 @@ import yaml
 from torch import nn
 
 import optiacts
+from tests import fresh
 from tests.hosts import provide
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "trainers"
@@ -168,11 +168,8 @@ class TestWhenTrainersWrap:
 @pytest.fixture(scope="module")
 def found() -> Any:
     """What one process found: tests/kernels_process.py."""
-    root = EXAMPLES.parents[1]
-    command = [sys.executable, "-m", "tests.kernels_process", str(EXAMPLES)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return ast.literal_eval(done.stdout.splitlines()[-1])
+    code = f"from tests import kernels_process; kernels_process.main({str(EXAMPLES)!r})"
+    return ast.literal_eval(fresh.run(code, cwd=EXAMPLES.parents[1], check=True).stdout.splitlines()[-1])
 
 
 class TestUseKernels:

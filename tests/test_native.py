@@ -26,6 +26,7 @@ from optiacts.decoders import derivative_from_output
 from optiacts.decoders.lines import decode_in_lines
 from optiacts.decoders.table import decode_table, every_value
 from optiacts.packing import pack, unpack
+from tests import fresh
 from tests.kernels import CURVES, DTYPES, HALVES, LEVELS, named, same_bits
 
 
@@ -194,18 +195,11 @@ def test_the_backend_is_chosen_by_dtype_and_decoder():
 
 def test_nothing_is_loaded_by_the_import():
     code = "import optiacts.backends.native_library as n; print(n._load.cache_info().currsize)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "0\n"
+    assert fresh.run(code, check=True).stdout == "0\n"
 
 
 def run(code: str, **environment: str) -> str:
-    path = os.pathsep.join(sys.path)
-    process = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "PYTHONPATH": path, **environment},
-    )
+    process = fresh.run(code, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment)
     return (process.stdout + process.stderr).strip()
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import subprocess
-import sys
 from collections import Counter
 from typing import Any
 
@@ -25,6 +23,7 @@ from optiacts.reporting.optimizers import OPTIMIZERS, cost
 from optiacts.reporting.peak import Peak
 from optiacts.reporting.running import Runner
 from optiacts.reporting.states import states
+from tests import fresh
 
 GIB = 2**30
 
@@ -433,10 +432,7 @@ print(json.dumps([peak, made["states"], made["stages"][0]["bytes"]]))
 @pytest.mark.timeout(600)  # a minute of work; longer where others share the cores
 def test_llama_70b_in_2_gib_of_host_memory() -> None:
     """All 80 layers, none left out."""
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY_OF_70B], capture_output=True, text=True, timeout=540, check=True
-    )
-    peak, held, saved = json.loads(done.stdout)
+    peak, held, saved = json.loads(fresh.run(MEMORY_OF_70B, check=True).stdout)
     assert peak < 2 * GIB
     assert 70.5e9 * 2 < held["parameters"] < 70.6e9 * 2  # 70.55 thousand million parameters in bf16
     tokens, hidden, inner, layers = 4096, 8192, 28672, 80

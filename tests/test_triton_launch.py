@@ -15,6 +15,7 @@ import pytest
 
 import optiacts
 from optiacts.backends.triton import lacking, state
+from tests import fresh
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = """
@@ -150,7 +151,7 @@ def test_constants_are_numbers_functions_or_flat_tuples(told: list[str]) -> None
 def test_importing_the_library_does_not_load_triton() -> None:
     code = "import sys, torch; before = 'triton' in sys.modules; import optiacts, optiacts.backends.triton; "
     code += "assert before or 'triton' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(ROOT / "src")})
+    fresh.run(code, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, check=True)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import itertools
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 import optiacts
+from tests import fresh
 from tests.behaviour.case import sample
 from tests.behaviour.cases_calls import Decorated, Inherited, Keyword
 from tests.behaviour.cases_gated import Direct
@@ -181,6 +181,4 @@ def test_first_use_on_meta() -> None:
         "model(torch.ones(4, 16)).sum().backward()\n"
         "print(len(report.converted))\n"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert int(result.stdout) >= 2
+    assert int(fresh.run(program, check=True).stdout) >= 2
