@@ -179,7 +179,7 @@ class Recorder(Onlooker):
         if count is not None:
             work = count(*args, **kwargs, out_val=output)
             self.timeline.work += work
-            if current_node_number() is not None and torch.is_grad_enabled():
+            if self._recomputes():
                 self.timeline.again += work
         if self._workspace is not None:
             size = self._workspace(func, args, output)
@@ -187,6 +187,10 @@ class Recorder(Onlooker):
                 piece = Piece(size, f"{name}, workspace", self.phase, self._here(), (size,), torch.uint8)
                 self.timeline.pieces.append(piece)
                 self.timeline.events.append(Event(len(self.timeline.pieces) - 1, 0))
+
+    def _recomputes(self) -> bool:
+        """Whether backward runs a part of the forward: it calls modules, or makes nodes of its own."""
+        return current_node_number() is not None and (bool(self._calls.where()) or torch.is_grad_enabled())
 
     def _here(self) -> str:
         where = self._calls.here()

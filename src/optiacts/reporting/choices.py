@@ -141,7 +141,7 @@ class Choices:
         levels, work, again = self._levels(choice, times)
         batches = [self._batch * n for n in times]
         lines = envelope(levels[-2], levels[-1], batches[-2], batches[-1])
-        more = again / (work - again) if choice.checkpoints and work > again else None
+        more = work / (work - again) - 1 if choice.checkpoints and work > again else None
         return Option(choice, Growth(self._batch, max(levels[0]), lines), more, self.layers)
 
     def peak(self, choice: Choice) -> int:

@@ -118,9 +118,8 @@ def with_larger_batch(deeper: Step, step: Step, larger: Step) -> Step | None:
     pairs += [(given - n, more_given - n) for n in range(1, given + 1) if before[given - n].op == INPUTS]
     sizes = {number: piece.nbytes for number, piece in enumerate(pieces[:more_given]) if piece.op != INPUTS}
     for here, there in pairs:
-        if before[here].nbytes != pieces[there].nbytes:
-            return None
-        if sizes.setdefault(there, after[here].nbytes) != after[here].nbytes:
+        alike = before[here].nbytes == pieces[there].nbytes
+        if alike and sizes.setdefault(there, after[here].nbytes) != after[here].nbytes:
             return None
     if len(sizes) < len(pieces):
         return None
