@@ -12,13 +12,16 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import optiacts
+from optiacts.held.fake import fake_copy, mode_of
 from optiacts.reporting import ReportError, report
 from optiacts.reporting.analysis import peak_of
 from optiacts.reporting.changes import checkpointed, layers_of
 from optiacts.reporting.choices import Choice, Option
-from optiacts.reporting.folding import stack_of
+from optiacts.reporting.folding import stack_of, with_larger_batch
 from optiacts.reporting.growth import Growth
 from optiacts.reporting.lora import FourBitLinear, Lora, LoraLinear, set_train_mode
+from optiacts.reporting.running import Runner
+from optiacts.reporting.step import Step
 from optiacts.reporting.verdict import verdict, verdict_alone
 
 GIB = 2**30
@@ -65,6 +68,38 @@ def test_folded_and_whole_runs_agree_to_the_byte() -> None:
     # computed again is the first Linear of each block, one of six products; backward needs no output of the second
     assert by_words["checkpointing"].more_work == pytest.approx(1 / 6, abs=0.02)
     assert by_words["OptiActs"].more_work is None
+
+
+def stepped(model: nn.Module, rows: int, **options: Any) -> Step:
+    fake, x = fake_copy(model, torch.zeros(rows, 32, requires_grad=True))  # as after an embedding
+    return Runner(fake, (), {"x": x}, True, None, **options).step()
+
+
+def test_a_larger_batch_is_told_to_the_byte() -> None:
+    """What three layers do with four times the rows, from what two do, and from three with fewer rows."""
+    few, more = Stacked(2), Stacked(3)
+    told = with_larger_batch(stepped(more, 256), stepped(few, 256), stepped(few, 1024))
+    assert told is not None
+    run = stepped(more, 1024)
+    assert told.timeline.levels() == run.timeline.levels() and told.gradients == run.gradients
+
+
+def test_a_larger_batch_of_other_layers_is_not_told() -> None:
+    more = Stacked(3)
+    more.layers[1].up, more.layers[1].down = nn.Linear(32, 96), nn.Linear(96, 32)
+    assert with_larger_batch(stepped(more, 256), stepped(Stacked(2), 256), stepped(Stacked(2), 1024)) is None
+
+
+@pytest.mark.parametrize("mode", ["", "lora", "qlora"])
+def test_what_checkpoints_compute_again_is_counted(mode: str) -> None:
+    model, x = fake_copy(Stacked(2), torch.zeros(256, 32))
+    if mode:
+        with mode_of(model, x):
+            set_train_mode(model, mode, Lora())
+    optiacts.convert(model)
+    plain, again = (Runner(model, (), {"x": x}, True, None, checkpoint=n).step().timeline for n in (0, 1))
+    assert plain.again == 0 < again.again
+    assert again.work - again.again == plain.work
 
 
 def test_unequal_layers_are_not_folded() -> None:

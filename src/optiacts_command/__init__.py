@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
+import os
 import sys
 from importlib.util import find_spec, module_from_spec
 
@@ -9,12 +12,32 @@ _PACKAGES = ("optiacts", "optiacts.reporting")  # whose own code imports torch
 
 
 def main() -> int:
-    """Runs the command line; the exit status."""
+    """Runs the command line; the exit status. The process ends soon after it."""
     if "optiacts" not in sys.modules:
         _parse()
-    from optiacts.cli import main as run
+    done: list[int] = []
+    atexit.register(
+        _leave, done
+    )  # before torch and its like come with theirs: the first that is registered runs last
+    gc.disable()  # what is imported stays
+    try:
+        from optiacts.cli import main as run
+    finally:
+        gc.enable()
+    done.append(run())
+    return done[0]
 
-    return run()
+
+def _leave(done: list[int]) -> None:
+    """Ends a process that has done its work: to take all that torch and transformers made apart takes seconds."""
+    if not done:
+        return
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # nobody reads them; Python tells
+        return
+    os._exit(done[0])
 
 
 def _parse() -> None:

@@ -19,6 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from optiacts._torch import FakeMode
+
 
 def fake_copy(model: torch.nn.Module, *values: Any) -> tuple[Any, ...]:
     """``model`` and ``values`` with fake tensors in place of theirs; the originals stay as they are.
@@ -41,7 +43,7 @@ def mode_of(model: torch.nn.Module, values: Any) -> FakeTensorMode:
     for leaf in (*model.parameters(), *model.buffers(), *tree_leaves(values)):
         if isinstance(leaf, FakeTensor):
             return leaf.fake_mode
-    return FakeTensorMode(allow_non_fake_inputs=True)
+    return FakeMode()
 
 
 @contextmanager

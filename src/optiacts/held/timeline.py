@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from optiacts._torch import Onlooker
+from optiacts._torch import Onlooker, current_node_number
 from optiacts.held.calls import Calls
 from optiacts.held.memory import local_tensors, storage_key
 
@@ -48,13 +48,15 @@ class Event(NamedTuple):
 class Timeline:
     """All that came and went, in order. ``given``: how many of the pieces were there before the step.
 
-    ``work``: floating-point operations of products, convolutions and attention, by ``torch.utils.flop_counter``.
+    ``work``: floating-point operations of products, convolutions and attention, by ``torch.utils.flop_counter``;
+    ``again``: those of them that backward computed again, of checkpoints.
     """
 
     pieces: list[Piece] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     given: int = 0
     work: int = 0
+    again: int = 0
 
     def levels(self) -> list[int]:
         """The bytes alive after each event; while its op runs, for what was there only then."""
@@ -175,13 +177,20 @@ class Recorder(Onlooker):
                         self._add(plain, name, where)
         count = self._flops.get(getattr(func, "_overloadpacket", None))
         if count is not None:
-            self.timeline.work += count(*args, **kwargs, out_val=output)
+            work = count(*args, **kwargs, out_val=output)
+            self.timeline.work += work
+            if self._recomputes():
+                self.timeline.again += work
         if self._workspace is not None:
             size = self._workspace(func, args, output)
             if size:
                 piece = Piece(size, f"{name}, workspace", self.phase, self._here(), (size,), torch.uint8)
                 self.timeline.pieces.append(piece)
                 self.timeline.events.append(Event(len(self.timeline.pieces) - 1, 0))
+
+    def _recomputes(self) -> bool:
+        """Whether backward runs a part of the forward: it calls modules, or makes nodes of its own."""
+        return current_node_number() is not None and (bool(self._calls.where()) or torch.is_grad_enabled())
 
     def _here(self) -> str:
         where = self._calls.here()

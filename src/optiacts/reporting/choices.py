@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from optiacts.held.timeline import envelope
 from optiacts.reporting import conversion
 from optiacts.reporting.changes import checkpointed, chunked_loss, layers_of
-from optiacts.reporting.folding import FEW, MORE, Pairs, aligned, shortened, stack_of
+from optiacts.reporting.folding import FEW, MORE, Pairs, aligned, shortened, stack_of, with_larger_batch
 from optiacts.reporting.growth import Growth
 from optiacts.reporting.lora import Lora, set_train_mode
 from optiacts.reporting.optimizers import Cost, cost
@@ -107,7 +107,7 @@ class Choices:
         self._optimizer, self._like_cuda, self._mode, self._again = optimizer, like_cuda, mode, again
         self.fold = fold
         self.layers = len(layers_of(model))
-        self._work: dict[Choice, float] = {}
+        self._stack = stack_of(model)
         self._ran: dict[tuple[Choice, tuple[int | None, ...], tuple[int, ...]], list[_Ran]] = {}
 
     def all(self) -> list[Choice]:
@@ -138,30 +138,28 @@ class Choices:
     def option(self, choice: Choice) -> Option:
         """Runs it: with the batch that there is, and with two larger ones for its growth."""
         times = (1, 2) if self._batch > 1 else (1, 2, 4)
-        levels, work = self._levels(choice, times)
+        levels, work, again = self._levels(choice, times)
         batches = [self._batch * n for n in times]
         lines = envelope(levels[-2], levels[-1], batches[-2], batches[-1])
-        self._work[choice] = work
-        before = self._work.get(replace(choice, checkpoints=0, optimizer=self._optimizer))
-        if before is None and choice.checkpoints:
-            before = self._work[replace(choice, checkpoints=0, optimizer=self._optimizer)] = self._levels(
-                replace(choice, checkpoints=0), (1,)
-            )[1]
-        more = work / before - 1 if choice.checkpoints and before else None
+        more = work / (work - again) - 1 if choice.checkpoints and work > again else None
         return Option(choice, Growth(self._batch, max(levels[0]), lines), more, self.layers)
 
     def peak(self, choice: Choice) -> int:
         """The bytes at its peak, and nothing else."""
         return max(self._levels(choice, (1,))[0][0])
 
-    def _levels(self, choice: Choice, times: tuple[int, ...]) -> tuple[list[list[int]], float]:
-        """The levels of a step with so many times the batch each, and the floating-point operations of the first."""
-        stack = stack_of(self._model) if self.fold else None
+    def _levels(self, choice: Choice, times: tuple[int, ...]) -> tuple[list[list[int]], float, float]:
+        """The levels of a step with so many times the batch each.
+
+        And the floating-point operations of the first: all, and those that are done again.
+        """
+        stack = self._stack if self.fold else None
         if stack is None or 0 < choice.checkpoints < self.layers:
             ((steps, spent),) = self._steps(choice, (None,), times)
-            levels, work = [_levels(step, spent) for step in steps], float(steps[0].timeline.work)
+            levels = [_levels(step, spent) for step in steps]
+            work, again = steps[0].timeline.work, steps[0].timeline.again
         else:
-            (deeper, many), (shallow, few) = self._steps(choice, (MORE, FEW), times)
+            (shallow, few), (deeper, many) = self._steps(choice, (FEW, MORE), times)
             more = stack.units - FEW
             last = aligned(shallow[-1], deeper[-1])
             pairs = [last] * len(times)
@@ -171,9 +169,14 @@ class Choices:
                 _extrapolated(a, b, few, many, found, more)
                 for a, b, found in zip(shallow, deeper, pairs, strict=True)
             ]
-            base = shallow[0].timeline.work
-            work = base + more * (deeper[0].timeline.work - base)
-        return levels, work
+            work, again = (
+                here + more * (there - here)
+                for here, there in (
+                    (shallow[0].timeline.work, deeper[0].timeline.work),
+                    (shallow[0].timeline.again, deeper[0].timeline.again),
+                )
+            )
+        return levels, work, again
 
     def plain(self, optiacts: bool, checkpoints: int = 0) -> Choice:
         """Nothing else changed."""
@@ -195,19 +198,19 @@ class Choices:
     def _steps(
         self, choice: Choice, depths: tuple[int | None, ...], times: tuple[int, ...]
     ) -> list[tuple[list[Step], Cost]]:
-        """For so many units, the deepest first: steps with so many times the batch, and what the optimizer takes."""
+        """For so many units, the deepest last: steps with so many times the batch, and what the optimizer takes."""
         key = replace(choice, optimizer=""), depths, times  # which it comes after
         if key not in self._ran:
             self._ran[key] = self._run_all(choice, depths, times)
         return [(ran.steps, cost(ran.trained, choice.optimizer, self._like_cuda)) for ran in self._ran[key]]
 
     def _run_all(self, choice: Choice, depths: tuple[int | None, ...], times: tuple[int, ...]) -> list[_Ran]:
-        stack = stack_of(self._model)
+        stack = self._stack
 
         def cut(model: torch.nn.Module, units: int | None) -> AbstractContextManager[None]:
             return shortened(model, stack, units) if stack is not None and units else nullcontext()
 
-        with cut(self._model, depths[0]):
+        with cut(self._model, depths[-1]):
             model = self._model
             if choice.train_mode:
                 with self._mode, FakeCopyMode(self._mode):
@@ -218,18 +221,27 @@ class Choices:
                 if choice.optiacts:
                     last = list(conversion.CONVERSIONS)[-2]
                     conversion.convert_stage(model, last, () if choice.train_mode else self._sites)
-                found = []
+                found: list[_Ran] = []
                 for units in depths:
                     with cut(model, units), checkpointed(layers_of(model)[: choice.checkpoints], self._again):
                         trained = [p for p in model.parameters() if p.requires_grad]
-                        found.append(_Ran([self._stepped(model, choice, n) for n in times], trained))
+                        fewer = found[-1].steps if found else []
+                        found.append(_Ran(self._with_batches(model, choice, times, fewer), trained))
             finally:
                 if choice.optiacts:
                     conversion.revert(model)
-        for steps, _ in found:
-            if len(steps) > 1 and not steps[-2].timeline.same_course(steps[-1].timeline):
-                raise ValueError("a larger batch takes another course")
         return found
+
+    def _with_batches(
+        self, model: torch.nn.Module, choice: Choice, times: tuple[int, ...], fewer: list[Step]
+    ) -> list[Step]:
+        """A step with so many times the batch each; the last is told from those of fewer units where it can be."""
+        steps = [self._stepped(model, choice, n) for n in times[:-1]]
+        told = with_larger_batch(steps[-1], *fewer[-2:]) if steps and fewer else None
+        steps.append(told or self._stepped(model, choice, times[-1]))
+        if len(steps) > 1 and not steps[-2].timeline.same_course(steps[-1].timeline):
+            raise ValueError("a larger batch takes another course")
+        return steps
 
     def _stepped(self, model: torch.nn.Module, choice: Choice, times: int) -> Step:
         def forward(args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:

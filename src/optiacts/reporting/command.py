@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from optiacts._torch import FakeMode
 from optiacts.held.fake import autocasting
+from optiacts.held.garbage import without_collection
 from optiacts.reporting import conversion, spreadsheet
 from optiacts.reporting.analysis import report as make_report
 from optiacts.reporting.build import build
@@ -73,24 +74,25 @@ def _one(name: str, setting: Setting, chosen: argparse.Namespace, progress: Prog
         progress(f"{name}: {what}", done)
 
     with _no_chatter():
-        tell("building it on fake tensors")
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            built = build(name, setting)
-        made = make_report(
-            built.model,
-            *built.args,
-            optimizer=chosen.optimizer,
-            gpu_memory=chosen.gpu_memory,
-            like_cuda=True,
-            autocast=torch.bfloat16 if setting.autocast else None,
-            name=name,
-            setting=built.setting | ({"one of the ranks": str(chosen.shard)} if chosen.shard else {}),
-            choices=False if chosen.shard else None if chosen.choices or not chosen.gpu_memory else ("OptiActs",),
-            shard=chosen.shard,
-            checkpoint=chosen.checkpoint,
-            progress=tell,
-            **built.kwargs,
-        )
+        with without_collection():  # what is imported and built stays until the end
+            tell("building it on fake tensors")
+            with FakeMode():
+                built = build(name, setting)
+            made = make_report(
+                built.model,
+                *built.args,
+                optimizer=chosen.optimizer,
+                gpu_memory=chosen.gpu_memory,
+                like_cuda=True,
+                autocast=torch.bfloat16 if setting.autocast else None,
+                name=name,
+                setting=built.setting | ({"one of the ranks": str(chosen.shard)} if chosen.shard else {}),
+                choices=False if chosen.shard else None if chosen.choices or not chosen.gpu_memory else ("OptiActs",),
+                shard=chosen.shard,
+                checkpoint=chosen.checkpoint,
+                progress=tell,
+                **built.kwargs,
+            )
         if chosen.measure:
             tell("measuring on the GPU", 1.0)
             made = dataclasses.replace(made, measured=_measured(name, setting, made, chosen.optimizer))

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 
-from optiacts.reporting.step import Step
+from optiacts.reporting.step import INPUTS, Step
 
 FEW, MORE = 2, 3  # units that are run
 LEAST = FEW + MORE  # units: fewer are run as they are
@@ -103,6 +104,27 @@ def aligned(step: Step, deeper: Step) -> Pairs:
                     break
                 pairs.append((a, b))
     return pairs
+
+
+def with_larger_batch(deeper: Step, step: Step, larger: Step) -> Step | None:
+    """``deeper`` with the batch of ``larger``, told from ``step``, which is ``larger`` with the batch of ``deeper``.
+
+    A storage that is made where one of ``step`` is made, and is as large, grows as that one does. None where not
+    every storage has such a one.
+    """
+    before, after, pieces = step.timeline.pieces, larger.timeline.pieces, deeper.timeline.pieces
+    pairs = [(step.timeline.events[a].piece, deeper.timeline.events[b].piece) for a, b in aligned(step, deeper)]
+    given, more_given = step.timeline.given, deeper.timeline.given
+    pairs += [(given - n, more_given - n) for n in range(1, given + 1) if before[given - n].op == INPUTS]
+    sizes = {number: piece.nbytes for number, piece in enumerate(pieces[:more_given]) if piece.op != INPUTS}
+    for here, there in pairs:
+        alike = before[here].nbytes == pieces[there].nbytes
+        if alike and sizes.setdefault(there, after[here].nbytes) != after[here].nbytes:
+            return None
+    if len(sizes) < len(pieces):
+        return None
+    grown = [replace(piece, nbytes=sizes[number]) for number, piece in enumerate(pieces)]
+    return replace(deeper, timeline=replace(deeper.timeline, pieces=grown))
 
 
 def evenly(shallow: Step, deeper: Step, whole: Step, more: int) -> bool:

@@ -9,10 +9,10 @@ from optiacts.held.timeline import Piece
 from optiacts.reporting.folding import Pairs
 from optiacts.reporting.growth import Growth
 from optiacts.reporting.optimizers import Cost
-from optiacts.reporting.step import BACKWARD, FORWARD, Step
+from optiacts.reporting.step import BACKWARD, FORWARD, INPUTS, PARAMETERS, Step
 
 OPTIMIZER_STEP = "optimizer step"
-PARAMETERS, INPUTS, STATE, GRADIENTS = "parameters", "inputs", "optimizer state", "gradients"
+STATE, GRADIENTS = "optimizer state", "gradients"
 HELD, TEMPORARIES = "held for backward", "temporaries"
 PARTS = (PARAMETERS, INPUTS, GRADIENTS, STATE, HELD, TEMPORARIES)
 _NAMED = 3  # the largest temporaries

@@ -20,6 +20,7 @@ from optiacts.held.workspaces import cuda_workspace, unknown
 from optiacts.reporting.loss import scalar
 
 FORWARD, BACKWARD = "forward", "backward"
+PARAMETERS, INPUTS = "parameters", "inputs"
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ def step(
     recorder = Recorder(model, cuda_workspace if like_cuda else None, calls)
     found = None
     with _without_gradients(model), without_collection():
-        recorder.tell((*model.parameters(), *model.buffers()), "parameters")
-        recorder.tell((leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)), "inputs")
+        recorder.tell((*model.parameters(), *model.buffers()), PARAMETERS)
+        recorder.tell((leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)), INPUTS)
         with recorder.watching():
             recorder.phase = FORWARD
             with around():
