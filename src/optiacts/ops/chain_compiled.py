@@ -204,6 +204,18 @@ def _bits_from_bytes(rows: Tensor, curve: str) -> Tensor:
     return dropout_pack(~(rows < _threshold(curve, rows.dtype)), [])
 
 
+def _activated(z: Tensor, curve: str) -> Tensor:
+    """PyTorch's own activation, which a compiler takes apart below Dynamo: that follows no closure of a constant."""
+    return curves.get(curve).forward(z)
+
+
+@known_to_compilers
+def _allowed() -> bool:
+    """Has Dynamo put calls of ``_activated`` into its graph as they are."""
+    torch.compiler.allow_in_graph(_activated)
+    return True
+
+
 def _told(tensor: Tensor) -> bool:
     """Whether a byte behind the bits tells their order."""
     return tensor.device.type == "cpu"
@@ -225,8 +237,8 @@ class OptiActsCompiledChain(torch.autograd.Function):
         rstd: Tensor | None,
         kind: Chain,
     ) -> Tensor:
-        curve, last = curves.get(kind.curve), kind.last(z)
-        y = curve.forward(z)
+        last, _ = kind.last(z), _allowed()
+        y = _activated(z, kind.curve)
         scale = shift = None
         if weight is not None or bias is not None:
             factors = chain_factors(weight, bias, kind.curve, y.dtype)
