@@ -152,7 +152,7 @@ def test_strided_inputs_and_results(dtype):
         grad = x * 3
         result = native.activation_backward(grad, y, bits, curve)
         assert same_bits(result, native.activation_backward(grad.contiguous(), y.contiguous(), bits, curve))
-        assert result.stride() == torch.empty_like(y).stride()
+        assert result.is_contiguous()
 
 
 def test_a_gradient_of_another_dtype_is_not_rounded_first():
