@@ -16,9 +16,8 @@ def main() -> int:
     if "optiacts" not in sys.modules:
         _parse()
     done: list[int] = []
-    atexit.register(
-        _leave, done
-    )  # before torch and its like come with theirs: the first that is registered runs last
+    # before torch and its like come with theirs: the first that is registered runs last
+    atexit.register(_leave, done)
     gc.disable()  # what is imported stays
     try:
         from optiacts.cli import main as run

@@ -109,7 +109,7 @@ def test_converted_convolutions(way: str, record_property: Record) -> None:
     record_property("error", our_error)
     record_property("PyTorch's", error)
     record_property("held / PyTorch's", our_held / held)
-    assert torch.allclose(y, our_y, rtol=1e-2, atol=1e-2)  # cuDNN may choose other kernels
+    assert torch.allclose(y, our_y, rtol=1e-2, atol=1e-2) if way == "compiled" else torch.equal(y, our_y)
     assert our_error <= 2 * error + 1e-5
     assert way == "checkpointed" or our_held <= 0.8 * held
 
