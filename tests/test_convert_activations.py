@@ -217,3 +217,23 @@ def test_the_squared_relu_of_a_call(form: str) -> None:
 def test_a_cubed_relu_is_left() -> None:
     model = type("MLP", (Squares,), {"forward": lambda self, x: self.down(functional.relu(self.gate(x)) ** 3)})()
     assert not optiacts.convert(model, dropout=False).converted
+
+
+def test_numbers_that_a_compiler_makes_symbols_of() -> None:
+    """With ``dynamic=True`` those of a module and of a function's defaults are."""
+
+    class Leaky(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.slope = nn.Linear(8, 16), nn.Linear(16, 8), 0.2
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.second(functional.softplus(functional.leaky_relu(self.first(x), self.slope)))
+            return y
+
+    model = Leaky()
+    optiacts.convert(model)
+    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend="aot_eager")
+    for rows in (4, 9):
+        x = torch.randn(rows, 8)
+        torch.testing.assert_close(compiled(x), model(x))

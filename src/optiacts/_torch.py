@@ -8,6 +8,7 @@ fact to its meaning, on PyTorch 2.8, the oldest one supported, as on the newest.
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.fx import traceback as fx_traceback
 from torch.nn.modules import module as _modules
 from torch.utils import _python_dispatch
 
@@ -118,6 +120,35 @@ def is_one_of_several_views(view: Tensor) -> bool:
 
 _creation: Callable[[Tensor], Any] = _bound("_autograd._get_creation_meta", lambda tensor: None)
 _ALONE: Any = _bound("_autograd.CreationMeta.DEFAULT", lambda: None)
+
+
+def computed_once(compute: Callable[P, T]) -> Callable[P, T]:
+    """``compute``, of whose steps a tracing compiler computes none again in backward: as of an op.
+
+    The mark is the one that selective checkpointing puts on what it keeps.
+    """
+
+    @functools.wraps(compute)
+    def marked(*args: P.args, **kwargs: P.kwargs) -> T:
+        from torch.fx.experimental.proxy_tensor import get_proxy_mode
+        from torch.utils.checkpoint import CheckpointPolicy
+
+        mode = get_proxy_mode()
+        if mode is None:  # not yet the graph, but the shapes alone
+            return compute(*args, **kwargs)
+        nodes = mode.tracer.graph.nodes
+        before = len(nodes)
+        result = compute(*args, **kwargs)
+        for node in itertools.islice(reversed(nodes), len(nodes) - before):
+            node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
+        return result
+
+    return marked
+
+
+def chooses_ops() -> bool:
+    """Whether a compiler traces under selective checkpointing, which tells by an op whether its results are kept."""
+    return "recompute" in fx_traceback.current_meta
 
 
 H = TypeVar("H", bound=Callable[..., Any])

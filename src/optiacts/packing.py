@@ -37,9 +37,11 @@ def _pack(flags: Tensor) -> Tensor:
     if flags.ndim == 0:
         flags = flags.reshape(1)
     padded = functional.pad(flags, (0, -flags.shape[-1] % 8))
-    # no GPU's compiler takes the view; one that does fuses the cast
-    numbers = padded.to(torch.uint8) if torch.compiler.is_compiling() else padded.view(torch.uint8)
-    octets = numbers.unflatten(-1, (numbers.shape[-1] // 8, 8))
+    octets = padded.unflatten(-1, (padded.shape[-1] // 8, 8))
+    if torch.compiler.is_compiling():  # a sum is one kernel, which may be that of the flags as well
+        positions = torch.arange(8, dtype=torch.int32, device=flags.device)
+        return (octets.to(torch.int32) << positions).sum(-1, dtype=torch.int32).to(torch.uint8)
+    octets = octets.view(torch.uint8)
     packed = octets[..., 0].clone(memory_format=torch.contiguous_format)
     for position in range(1, 8):
         packed |= octets[..., position] << position

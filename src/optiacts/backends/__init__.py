@@ -1,7 +1,8 @@
-"""The backends: the same few operations on any device (eager), on CPU (native), on GPUs (triton).
+"""The backends: the same few operations on any device (eager), on CPU (native), on GPUs (triton; traced if compiled).
 
 The functions called ``select...`` return the module that serves, chosen at the first use of a kind of kernel:
-``selection`` says how, ``proof`` what has to be shown before.
+``selection`` says how, ``proof`` what has to be shown before. Those called ``traced...`` stand for them where a
+compiler traces an op on a GPU, and raise ``NotTracedError`` where it shall stay an op.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from optiacts.backends import (
     native_chain,
     native_norm,
     selection,
+    traced,
+    traced_chain,
+    traced_norm,
     trials,
     trials_chain,
     trials_norm,
@@ -28,7 +32,7 @@ from optiacts.backends import (
     triton_chain,
     triton_norm,
 )
-from optiacts.backends.selection import Family, choose, chosen
+from optiacts.backends.selection import Family, NotTracedError, choose, chosen
 from optiacts.chains import Chain, SavedChain
 from optiacts.curves import Curve, get
 from optiacts.layouts import Order
@@ -136,6 +140,19 @@ def _for_curve(kind: tuple[Any, ...], x: Tensor, curve: Curve, scaled: bool, wha
     )
 
 
+def traced_activation(x: Tensor, curve: Curve, scaled: bool = False) -> Any:
+    """That for ``select`` and ``select_gated``."""
+    _traced(x.dtype)
+    if not traced.serves(curve, x.dtype):
+        raise NotTracedError
+    return traced
+
+
+def _traced(*dtypes: torch.dtype) -> None:
+    if not traced.dtypes.issuperset(dtypes):
+        raise NotTracedError
+
+
 def select_for_dropout(x: Tensor) -> Backend:
     """The fastest backend for dropouts of tensors like ``x``, or for the bools of what one kept."""
     kind = ("dropout", x.device, x.dtype)
@@ -147,6 +164,11 @@ def select_for_dropout(x: Tensor) -> Backend:
         lambda fast, _: x.dtype in (*fast.dtypes, torch.bool),
         lambda kernels: trials.dropout(kernels, x.dtype, x.device),
     )
+
+
+def traced_dropout(x: Tensor) -> Any:
+    """That for ``select_for_dropout``."""
+    return traced
 
 
 def _name(*dtypes: torch.dtype) -> str:
@@ -218,6 +240,18 @@ def select_norm_backward(grad: Tensor, saved: Saved, dtype: torch.dtype, guarded
         ),
         lambda kernels: trials_norm.backward(kernels, saved, grad.dtype, dtype, tile, kept.device, guarded),
     )
+
+
+def traced_norm_statistics(x: Tensor, y: Tensor, norm: Norm) -> NormBackend:
+    """That for ``select_norm_statistics``."""
+    _traced(x.dtype, y.dtype)
+    return traced_norm
+
+
+def traced_norm_backward(grad: Tensor, saved: Saved, dtype: torch.dtype) -> NormBackend:
+    """That for ``select_norm_backward``."""
+    _traced(saved.kept.dtype, grad.dtype, dtype)
+    return traced_norm
 
 
 def _tile(channels: int) -> int:
@@ -323,6 +357,14 @@ def select_chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -
     )
 
 
+def traced_chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> Any:
+    """That for ``select_chain_backward``."""
+    _traced(saved.y.dtype, grad.dtype, dtype)
+    if not traced.serves(get(saved.curve), saved.y.dtype):
+        raise NotTracedError
+    return traced_chain
+
+
 @known_to_compilers
 def has_chain_kernels(device: torch.device) -> bool:
     """Whether chains are as fast as PyTorch there. Elsewhere they take many small steps, which only who asks gets."""
@@ -334,6 +376,7 @@ __all__ = [
     "Backend",
     "ChainBackend",
     "NormBackend",
+    "NotTracedError",
     "has_chain_kernels",
     "select",
     "select_chain",
@@ -343,4 +386,9 @@ __all__ = [
     "select_guard",
     "select_norm_backward",
     "select_norm_statistics",
+    "traced_activation",
+    "traced_chain_backward",
+    "traced_dropout",
+    "traced_norm_backward",
+    "traced_norm_statistics",
 ]

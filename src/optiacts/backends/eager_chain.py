@@ -44,7 +44,19 @@ def excess(z: Tensor, furthest: float) -> Tensor:
     return below.nan_to_num_(nan=0.0, posinf=torch.inf).square_().sum()
 
 
-def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _slope(y: Tensor, left: Tensor, curve: Curve) -> Tensor:
+    """f'(z). That of a closed form belongs to the z that is found, not to all that have this output."""
+    if isinstance(curve.decoder, ClosedForm):
+        return curve.decoder.slope(y.to(torch.promote_types(y.dtype, torch.float32)), left)
+    return decode(y, left, curve)
+
+
+Read = Callable[[Tensor, Tensor, Curve], Tensor]  # from outputs and the branch
+
+
+def chain_backward(
+    grad: Tensor, saved: SavedChain, dtype: torch.dtype, slope: Read = _slope, preimage: Read = preimage
+) -> tuple[Tensor, Tensor, Tensor]:
     """dx in ``dtype`` and of the shape of ``grad``; dw and db in the precision of the arithmetic.
 
     With g = grad * f'(z): dw = Σ g x̂, db = Σ g, dx = rstd (w g - mean(w g) - x̂ mean(w g x̂)). The means are over what
@@ -53,8 +65,8 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
     """
     curve, rstd, scale, last = curves.get(saved.curve), saved.rstd, saved.scale, saved.last
     left = branch(saved.y, saved.bits, curve)
-    g = grad.to(rstd.dtype) * _slope(saved.y, left, curve).to(rstd.dtype)
-    x_hat = normalised(saved, left)
+    g = grad.to(rstd.dtype) * slope(saved.y, left, curve).to(rstd.dtype)
+    x_hat = normalised(saved, preimage(saved.y, left, curve))
     positions = 1 if last else 2
     by_shift, by_scale = g.sum(positions), (g * x_hat).sum(positions)  # (samples, channels)
 
@@ -72,17 +84,10 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
     return dx.to(dtype).contiguous(), by_scale.sum(0), by_shift.sum(0)
 
 
-def _slope(y: Tensor, left: Tensor, curve: Curve) -> Tensor:
-    """f'(z). That of a closed form belongs to the z that is found, not to all that have this output."""
-    if isinstance(curve.decoder, ClosedForm):
-        return curve.decoder.slope(y.to(torch.promote_types(y.dtype, torch.float32)), left)
-    return decode(y, left, curve)
-
-
-def normalised(saved: SavedChain, left: Tensor) -> Tensor:
+def normalised(saved: SavedChain, z: Tensor) -> Tensor:
     """x̂ = (z - shift) / scale, of the rescued channels (x - mean) * rstd."""
     scale, columns, rstd, last = saved.scale, saved.columns, saved.rstd, saved.last
-    x_hat = preimage(saved.y, left, curves.get(saved.curve)).to(rstd.dtype)
+    x_hat = z.to(rstd.dtype)
     x_hat = x_hat if saved.shift is None else x_hat - _along(saved.shift.to(rstd.dtype), last)
     if scale is not None:
         w = scale.to(rstd.dtype)

@@ -30,20 +30,33 @@ def norm_statistics(
     mean, rstd = norm.statistics(x) if known is None else known
     if not norm.remainder or y.element_size() > 2:
         return mean, rstd, None
+    return mean, rstd, remainder(unrounded(x, mean, rstd, scale, shift), y)
+
+
+def unrounded(x: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    """The output in the precision of the arithmetic."""
     exact = (x - mean) * rstd
     exact = exact if scale is None else exact * scale
-    exact = exact if shift is None else exact + shift
-    return mean, rstd, remainder(exact, y)
+    return exact if shift is None else exact + shift
 
 
 def remainder(exact: Tensor, y: Tensor) -> Tensor:
-    """In which quarter of the rounding interval of ``y`` the exact value lay: two bits, in two planes.
+    """In which quarter of the rounding interval of ``y`` the exact value lay: two bits, in two planes."""
+    return packed(quarters(exact, y))
+
+
+def quarters(exact: Tensor, y: Tensor) -> Tensor:
+    """The quarters in numbers from 0 to 3.
 
     Where the output is further away than half a unit in the last place, the nearest quarter is taken.
     """
-    position = (exact - y.float()) / _unit(y)
-    quarter = ((position * 4).floor() + 2).clamp(0, 3).to(torch.uint8)
-    return pack((quarter & 1).bool(), (quarter >> 1).bool())
+    position = (exact - y.float()) / unit(y)
+    return ((position * 4).floor() + 2).clamp(0, 3).to(torch.uint8)
+
+
+def packed(quarters: Tensor) -> Tensor:
+    """Such numbers in two planes of bits."""
+    return pack((quarters & 1).bool(), (quarters >> 1).bool())
 
 
 def refined(y: Tensor, bits: Tensor | None) -> Tensor:
@@ -51,15 +64,15 @@ def refined(y: Tensor, bits: Tensor | None) -> Tensor:
     if bits is None:
         return y.double() if y.dtype is torch.float64 else y.float()
     low, high = unpack_planes(bits, y.shape, 2)
-    quarter = low.float() + 2 * high
-    return y.float() + ((quarter + 0.5) / 4 - 0.5) * _unit(y)
+    middle = torch.where(high, torch.where(low, 0.375, 0.125), torch.where(low, -0.125, -0.375))
+    return y.float() + middle.float() * unit(y)
 
 
-def _unit(y: Tensor) -> Tensor:
+def unit(y: Tensor) -> Tensor:
     """The unit in the last place of a 16-bit number, float32; of 0, that of the smallest numbers."""
     limits = torch.finfo(y.dtype)
     power = (y.float().view(torch.int32) & _EXPONENT).view(torch.float32)  # of 2, at most |y|
-    return power.clamp_(min=limits.tiny).mul_(limits.eps)
+    return power.clamp(min=limits.tiny) * limits.eps  # not in place: compilers would put what is a view together
 
 
 def any_bad(scale: Tensor | None, shift: Tensor | None, norm: Norm | Chain, dtype: torch.dtype) -> bool:

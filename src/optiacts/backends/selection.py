@@ -122,6 +122,18 @@ def _proven(
     return family.eager, result
 
 
+class NotTracedError(Exception):
+    """There is nothing that a compiler could be given in the place of an op."""
+
+
+def traceable(device: torch.device) -> bool:
+    """Whether a compiler writes better kernels for ``device`` than an op of ours can start: on GPUs.
+
+    Not where the environment names a backend.
+    """
+    return device.type not in ("cpu", "meta") and wanted() is None
+
+
 def forget() -> None:
     """Forgets all choices, and what the environment said: for tests."""
     wanted.cache_clear()

@@ -31,7 +31,7 @@ class TorchFunction(NamedTuple):
     def curve(self, options: Mapping[str, Any]) -> str | None:
         """The curve that it computes with ``options``."""
         if self.family is not None:
-            return curves.member(self.family, **{**self.defaults, **options})
+            return curves.member(self.family, **{**self.defaults, **_constants(options)}) if options else self.family
         for wanted, name in self.ways:
             fits = True
             for option, value in wanted.items():
@@ -39,6 +39,13 @@ class TorchFunction(NamedTuple):
             if fits:
                 return name
         return None
+
+
+def _constants(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``options``; of numbers that a compiler has made symbols of, their values: elements of a set it must tell."""
+    if not torch.compiler.is_compiling():
+        return options
+    return {name: next(iter({value})) if isinstance(value, float) else value for name, value in options.items()}
 
 
 def torch_curve(function: Any, options: Mapping[str, Any] | None = None) -> str | None:

@@ -12,6 +12,7 @@ dimension in that order (see ``optiacts.layouts`` and ``optiacts.packing``). A c
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -44,9 +45,9 @@ def activation_(input: Tensor, name: str) -> Tensor:
 # The ops
 
 
-def _forward(x: Tensor, name: str, order: Order) -> tuple[Tensor, Tensor]:
+def _forward(x: Tensor, name: str, order: Order, select: Any = backends.select) -> tuple[Tensor, Tensor]:
     curve = curves.get(name)
-    return backends.select(x, curve).activation_forward(x, curve, order)
+    return select(x, curve).activation_forward(x, curve, order)
 
 
 def _forward_(x: Tensor, name: str, order: Order) -> Tensor:
@@ -54,9 +55,17 @@ def _forward_(x: Tensor, name: str, order: Order) -> Tensor:
     return backends.select(x, curve).activation_forward_(x, curve, order)
 
 
-def _backward(grad: Tensor, y: Tensor, bits: Tensor, name: str, order: Order, scale: float | None = None) -> Tensor:
+def _backward(
+    grad: Tensor,
+    y: Tensor,
+    bits: Tensor,
+    name: str,
+    order: Order,
+    scale: float | None = None,
+    select: Any = backends.select,
+) -> Tensor:
     curve, grad, y = curves.get(name), permute(grad, order), permute(y, order)
-    grad_x = backends.select(y, curve, scale is not None).activation_backward(grad, y, bits, curve, scale)
+    grad_x = select(y, curve, scale is not None).activation_backward(grad, y, bits, curve, scale)
     return restore(grad_x.contiguous(), order)  # as compilers are told, however they lay out what they hand over
 
 
@@ -121,6 +130,7 @@ activation_forward = library.declare(
     fake=_fake_forward,
     vmap=_vmap_forward,
     sharding=lambda x, name, order: (((d, place), (d,)) for d, place in library.places(x, order)),
+    traced=functools.partial(_forward, select=backends.traced_activation),
 )
 activation_forward_ = library.declare(
     "activation_forward_(Tensor(a!) x, str curve, int[] order) -> Tensor",
@@ -137,6 +147,7 @@ activation_backward = library.declare(
     sharding=lambda grad, y, bits, name, order, *scale: (
         ((d,), (d, d, place)) for d, place in library.places(y, order)
     ),
+    traced=functools.partial(_backward, select=backends.traced_activation),
 )
 
 

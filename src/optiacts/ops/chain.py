@@ -16,6 +16,7 @@ the weight and the bias as they are now, since whoever changes them unseen must 
 
 from __future__ import annotations
 
+import functools
 import weakref
 from typing import Any, NamedTuple
 
@@ -150,10 +151,12 @@ def _fake_forward(z: Tensor, name: str, dims: int, last: bool) -> tuple[Tensor, 
     return torch.empty_like(z), z.new_empty(bits, dtype=torch.uint8)
 
 
-def _backward(grad: Tensor, *saved_and_dtype: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(
+    grad: Tensor, *saved_and_dtype: Any, select: Any = backends.select_chain_backward
+) -> tuple[Tensor, Tensor, Tensor]:
     *fields, dtype = saved_and_dtype
     saved = SavedChain(*fields)
-    return backends.select_chain_backward(grad, saved, dtype).chain_backward(grad, saved, dtype)
+    return select(grad, saved, dtype).chain_backward(grad, saved, dtype)
 
 
 def _fake_backward(grad: Tensor, *saved_and_dtype: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -211,6 +214,7 @@ chain_backward = library.declare(
     check=_check_saved,
     fake=_fake_backward,
     sharding=_whole,
+    traced=functools.partial(_backward, select=backends.traced_chain_backward),
 )
 
 

@@ -9,6 +9,7 @@ a bound, and a NaN, get what PyTorch gives them. Bits are packed along the last 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -26,12 +27,14 @@ def clamp(x: Tensor, low: float | None, high: float | None) -> Tensor:
     return run(OptiActsClamp, x, low, high)[0]
 
 
-def _forward(x: Tensor, low: float | None, high: float | None) -> tuple[Tensor, Tensor]:
+def _forward(
+    x: Tensor, low: float | None, high: float | None, select: Any = backends.select_for_dropout
+) -> tuple[Tensor, Tensor]:
     passes = x >= low if low is not None else None
     if high is not None:
         passes = x <= high if passes is None else passes.logical_and_(x <= high)
     assert passes is not None
-    return torch.clamp(x, low, high), backends.select_for_dropout(passes).pack_dropped(passes)
+    return torch.clamp(x, low, high), select(passes).pack_dropped(passes)
 
 
 def _fake_forward(x: Tensor, low: float | None, high: float | None) -> tuple[Tensor, Tensor]:
@@ -62,6 +65,7 @@ clamp_forward = library.declare(
     check=_check_bounds,
     fake=_fake_forward,
     sharding=lambda *_: (),
+    traced=functools.partial(_forward, select=backends.traced_dropout),
 )
 clamp_backward = library.declare(
     "clamp_backward(Tensor grad, Tensor bits) -> Tensor",
@@ -69,6 +73,7 @@ clamp_backward = library.declare(
     check=_check_bits,
     fake=_backward,
     sharding=lambda *_: (),
+    traced=_backward,
 )
 
 

@@ -92,8 +92,8 @@ def _draw(x: Tensor, p: float, order: Order, overwrites: bool) -> tuple[_Draw, T
 # The ops
 
 
-def _pack(kept: Tensor, order: Order) -> Tensor:
-    return backends.select_for_dropout(kept).pack_dropped(permute(kept, order))
+def _pack(kept: Tensor, order: Order, select: Any = backends.select_for_dropout) -> Tensor:
+    return select(kept).pack_dropped(permute(kept, order))
 
 
 def _fake_pack(kept: Tensor, order: Order) -> Tensor:
@@ -105,8 +105,8 @@ def _check_bools(kept: Tensor, order: Order) -> None:
         raise ValueError(f"kept must be bool; got {kept.dtype}")
 
 
-def _scale(x: Tensor, bits: Tensor, scale: float, order: Order) -> Tensor:
-    return restore(backends.select_for_dropout(x).scale_kept(permute(x, order), bits, scale).contiguous(), order)
+def _scale(x: Tensor, bits: Tensor, scale: float, order: Order, select: Any = backends.select_for_dropout) -> Tensor:
+    return restore(select(x).scale_kept(permute(x, order), bits, scale).contiguous(), order)
 
 
 def _fake_scale(x: Tensor, bits: Tensor, scale: float, order: Order) -> Tensor:
@@ -138,6 +138,7 @@ dropout_pack = library.declare(
     check=_check_bools,
     fake=_fake_pack,
     sharding=lambda kept, order: (((place,), (d,)) for d, place in library.places(kept, order)),
+    traced=functools.partial(_pack, select=backends.traced_dropout),
 )
 dropout_scale = library.declare(
     "dropout_scale(Tensor x, Tensor bits, float scale, int[] order) -> Tensor",
@@ -146,6 +147,7 @@ dropout_scale = library.declare(
     fake=_fake_scale,
     vmap=_vmap_scale,
     sharding=lambda x, bits, scale, order: (((d,), (d, place)) for d, place in library.places(x, order)),
+    traced=functools.partial(_scale, select=backends.traced_dropout),
 )
 
 

@@ -19,6 +19,7 @@ themselves.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from optiacts import backends, curves, decoders
-from optiacts._torch import apply, forward_mode, run
+from optiacts._torch import apply, computed_once, forward_mode, run
 from optiacts.layouts import Order, memory_order, permute, restore
 from optiacts.ops import library, sharding
 from optiacts.ops.functions import Decoding, decoding, differentiable
@@ -53,16 +54,25 @@ def gated_fused(gate_up: Tensor, name: str) -> Tensor:
 # The ops
 
 
-def _forward(gate: Tensor, up: Tensor, name: str, order: Order = ()) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(
+    gate: Tensor, up: Tensor, name: str, order: Order = (), select: Any = backends.select_gated
+) -> tuple[Tensor, Tensor, Tensor]:
     curve = curves.get(name)
-    return backends.select_gated(gate, curve).gated_forward(gate, up, curve, order)
+    return select(gate, curve).gated_forward(gate, up, curve, order)
 
 
 def _backward(
-    grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, name: str, order: Order = (), scale: float | None = None
+    grad: Tensor,
+    h: Tensor,
+    slot: Tensor,
+    bits: Tensor,
+    name: str,
+    order: Order = (),
+    scale: float | None = None,
+    select: Any = backends.select_gated,
 ) -> tuple[Tensor, Tensor]:
     grads = _fake_backward(grad, h, slot, bits, name, order)
-    _write_gradients(grad, h, slot, bits, name, order, grads, scale)
+    _write_gradients(grad, h, slot, bits, name, order, grads, scale, select)
     return grads
 
 
@@ -74,9 +84,10 @@ def _backward_fused(
     name: str,
     order: Order = (),
     scale: float | None = None,
+    select: Any = backends.select_gated,
 ) -> Tensor:
     both = _fake_backward_fused(grad, h, slot, bits, name, order)
-    _write_gradients(grad, h, slot, bits, name, order, _halves(both), scale)
+    _write_gradients(grad, h, slot, bits, name, order, _halves(both), scale, select)
     return both
 
 
@@ -89,10 +100,11 @@ def _write_gradients(
     order: Order,
     into: tuple[Tensor, Tensor],
     scale: float | None,
+    select: Any,
 ) -> None:
     curve = curves.get(name)
     grad, h, by_gate, by_up = (permute(t, order) for t in (grad, h, *into))
-    kernels = backends.select_gated(h, curve, scale is not None)
+    kernels = select(h, curve, scale is not None)
     kernels.gated_backward(grad, h, slot, bits, curve, by_gate, by_up, scale)
 
 
@@ -199,6 +211,7 @@ gated_forward = library.declare(
     sharding=lambda gate, up, name, order=(): (
         ((d, place, place), (d, d)) for d, place in library.places(gate, order)
     ),
+    traced=computed_once(functools.partial(_forward, select=backends.traced_activation)),
 )
 gated_backward = library.declare(
     "gated_backward(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve, int[] order=[], float? scale=None)"
@@ -210,6 +223,7 @@ gated_backward = library.declare(
     sharding=lambda grad, h, slot, bits, name, order=(): (
         ((d, d), (d, d, place, place)) for d, place in library.places(h, order)
     ),
+    traced=functools.partial(_backward, select=backends.traced_activation),
 )
 gated_backward_fused = library.declare(
     "gated_backward_fused(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve, int[] order=[],"
@@ -221,6 +235,7 @@ gated_backward_fused = library.declare(
     sharding=lambda grad, h, slot, bits, name, order=(): (
         ((d,), (d, d, place, place)) for d, place in library.places(h, order)[:-1]
     ),
+    traced=functools.partial(_backward_fused, select=backends.traced_activation),
 )
 
 

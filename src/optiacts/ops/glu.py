@@ -36,7 +36,7 @@ def _backward(grad: Tensor, h: Tensor, b: Tensor, dim: int) -> Tensor:
     by_a, by_b = both.chunk(2, dim)
     gate = b.to(torch.promote_types(b.dtype, torch.float32))
     torch.mul(grad, torch.sigmoid(gate), out=by_a)
-    by_b.copy_(torch.sigmoid(gate.neg_() if gate is not b else -gate).mul_(h).mul_(grad))
+    by_b.copy_(torch.sigmoid(gate.neg_() if gate.dtype is not b.dtype else -gate).mul_(h).mul_(grad))
     return both
 
 
@@ -63,6 +63,7 @@ glu_backward = library.declare(
     check=_check,
     fake=_fake_backward,
     sharding=lambda grad, h, b, dim: (((d,), (d, d, d)) for d in range(h.ndim) if d != dim),
+    traced=_backward,
 )
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from optiacts._torch import (
+    chooses_ops,
     dispatch_keys,
     forward_mode,
     mode_count,
@@ -18,6 +20,7 @@ from optiacts._torch import (
     register_sharding,
     transforms_active,
 )
+from optiacts.backends.selection import NotTracedError, traceable
 from optiacts.layouts import Order
 
 _library = torch.library.Library("optiacts", "DEF")
@@ -36,6 +39,7 @@ def declare(
     check: Callable[..., None] | None = None,
     vmap: Callable[..., Any] | None = None,
     any_layout: bool = False,
+    traced: Callable[..., Any] | None = None,
 ) -> Any:
     """Defines the op ``optiacts::<schema>`` and returns it.
 
@@ -46,6 +50,7 @@ def declare(
         check: raises on arguments that must not reach a kernel, real or fake. Takes the arguments of the op.
         vmap: the op on batched tensors, as ``torch.library.register_vmap`` wants it.
         any_layout: what it computes does not hang on how its tensors lie in memory, which a compiler may choose.
+        traced: ``kernel`` in operations that a compiler for GPUs sees in the place of the op; see backends/traced.py.
     """
     layout = torch.Tag.flexible_layout if any_layout else torch.Tag.needs_fixed_stride_order
     name = schema.partition("(")[0]
@@ -53,6 +58,9 @@ def declare(
     _library.define(schema, tags=(layout, torch.Tag.pt2_compliant_tag))
     torch.library.impl(_library, name, "CompositeExplicitAutograd")(kernel)
     torch.library.register_fake(f"optiacts::{name}", fake, lib=_library)
+    if traced is not None:
+        rule = _as_traced(_checked(check, traced))
+        torch.library.register_torch_dispatch(f"optiacts::{name}", FunctionalTensorMode, rule, lib=_library)
     if vmap is not None:
         torch.library.register_vmap(f"optiacts::{name}", vmap, lib=_library)
     op = getattr(torch.ops.optiacts, name).default
@@ -68,6 +76,21 @@ def _checked(check: Callable[..., None] | None, kernel: Callable[..., Any]) -> C
     def run(*args: Any) -> Any:
         check(*args)
         return kernel(*args)
+
+    return run
+
+
+def _as_traced(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """How a compiler's tracing mode runs an op: as the operations of ``kernel``, or as the one that it is."""
+
+    def run(mode: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if traceable(args[0].device) and not chooses_ops():
+            try:
+                with mode:
+                    return kernel(*args, **kwargs)
+            except NotTracedError:
+                pass
+        return mode.__torch_dispatch__(op, types, args, kwargs)
 
     return run
 

@@ -18,6 +18,7 @@ the input and the statistics.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -62,10 +63,17 @@ def norm(
 
 
 def _statistics(
-    x: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float, centered: bool, remainder: bool
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    centered: bool,
+    remainder: bool,
+    select: Any = backends.select_norm_statistics,
 ) -> tuple[Tensor, Tensor, Tensor]:
     kind = Norm(centered, eps, remainder=remainder)
-    mean, rstd, bits = backends.select_norm_statistics(x, y, kind).norm_statistics(x, y, scale, shift, kind)
+    mean, rstd, bits = select(x, y, kind).norm_statistics(x, y, scale, shift, kind)
     return mean, rstd, x.new_empty(0, dtype=torch.uint8) if bits is None else bits
 
 
@@ -79,11 +87,16 @@ def _fake_statistics(
 
 
 def _remainder(
-    x: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None, mean: Tensor, rstd: Tensor
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    select: Any = backends.select_norm_statistics,
 ) -> Tensor:
     kind, known = Norm(centered=mean.ndim > 0, eps=0.0, remainder=True), (mean, rstd)
-    kernels = backends.select_norm_statistics(x, y, kind)
-    bits = kernels.norm_statistics(x, y, scale, shift, kind, known)[2]
+    bits = select(x, y, kind).norm_statistics(x, y, scale, shift, kind, known)[2]
     assert bits is not None
     return bits
 
@@ -95,9 +108,11 @@ def _fake_remainder(x: Tensor, y: Tensor, *_: Tensor | None) -> Tensor:
 _FIELDS = len(Saved._fields)
 
 
-def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(
+    grad: Tensor, *arguments: Any, select: Any = backends.select_norm_backward
+) -> tuple[Tensor, Tensor, Tensor]:
     saved, (dtype, *of_factors) = Saved(*arguments[:_FIELDS]), arguments[_FIELDS:]
-    return backends.select_norm_backward(grad, saved, dtype).norm_backward(grad, saved, dtype, *of_factors)
+    return select(grad, saved, dtype).norm_backward(grad, saved, dtype, *of_factors)
 
 
 def _fake_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,12 +139,14 @@ norm_statistics = library.declare(
     _statistics,
     fake=_fake_statistics,
     sharding=_whole,
+    traced=functools.partial(_statistics, select=backends.traced_norm_statistics),
 )
 norm_remainder = library.declare(  # of a 16-bit y, where mean and rstd are known
     "norm_remainder(Tensor x, Tensor y, Tensor? scale, Tensor? shift, Tensor mean, Tensor rstd) -> Tensor",
     _remainder,
     fake=_fake_remainder,
     sharding=_whole,
+    traced=functools.partial(_remainder, select=backends.traced_norm_statistics),
 )
 norm_backward = library.declare(
     "norm_backward(Tensor grad, Tensor kept, Tensor? mean, Tensor rstd, Tensor? scale, Tensor? shift, "
@@ -139,6 +156,7 @@ norm_backward = library.declare(
     check=_check_saved,
     fake=_fake_backward,
     sharding=_whole,
+    traced=functools.partial(_backward, select=backends.traced_norm_backward),
 )
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from optiacts.backends import eager_norm
 from optiacts.norms import Norm, Saved, arithmetic
 from optiacts.ops import library
-from optiacts.ops.norm import Forward, norm_backward, norm_statistics
+from optiacts.ops.norm import Forward, norm_backward, norm_remainder, norm_statistics
 from optiacts.ops.norm_graphs import check
 
 
@@ -91,12 +91,13 @@ class OptiActsCompiledNorm(torch.autograd.Function):
             scale, shift = None if weight is None else factors[0], None if bias is None else factors[1]
             y = y * factors[2]
         rows, out_rows = kind.rows(x), kind.rows(y)
-        if kind.remainder and y.element_size() <= 2:
-            _, rstd, bits = norm_statistics(rows, out_rows, scale, shift, kind.eps, kind.centered, True)
-        elif known:
-            rstd = known[1].reshape(*rows.shape[:-1], 1)
+        told = [] if not known else [each.reshape(*rows.shape[:-1], 1) for each in known]
+        if not (kind.remainder and y.element_size() <= 2):
+            rstd = told[1] if told else kind.statistics(rows)[1]
+        elif told and told[1].dtype is arithmetic(x.dtype):
+            rstd, bits = told[1], norm_remainder(rows, out_rows, scale, shift, *told)
         else:
-            rstd = kind.statistics(rows)[1]
+            _, rstd, bits = norm_statistics(rows, out_rows, scale, shift, kind.eps, kind.centered, True)
         ctx.kind, ctx.dtype = kind, x.dtype
         ctx.weight = None if weight is None else (weight.shape, weight.dtype)
         ctx.bias = None if bias is None else (bias.shape, bias.dtype)
