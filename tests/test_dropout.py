@@ -137,12 +137,14 @@ def test_errors_over_every_16_bit_input(name: str, dtype: torch.dtype) -> None:
         (grad,) = torch.autograd.grad(y, x, ones.float().to(dtype))
         return grad.double() / by - exact
 
-    plain = slopes(optiacts.activation(x, name), 1.0)
+    outputs = optiacts.activation(x, name)
+    plain = slopes(outputs, 1.0)
     for seed in range(3):
         y = seeded(optiacts.activation_dropout, seed)(x, name, P)
         kept = seeded(F.dropout, seed)(torch.ones_like(x), P) != 0
         error = slopes(y, scale)
-        assert bool((error + exact)[~kept].eq(0).all())
+        dropped = ~kept & outputs.isfinite()  # of the largest inputs some kernels of PyTorch's make infinities
+        assert bool((error + exact)[dropped].eq(0).all())
         told = kept & far
         assert error[told].square().mean().sqrt() <= 1.3 * plain[told].square().mean().sqrt()
         assert error[told].abs().max() <= 1.6 * plain[far].abs().max()
@@ -324,7 +326,7 @@ def test_compiled_it_draws_what_compiled_pytorch_draws() -> None:
         torch.compiler.reset()
         got, expected = (seeded(torch.compile(f, fullgraph=True))(x, 0.3) for f in (ours, theirs))
         assert torch.equal(got == 0, expected == 0)
-        assert torch.allclose(got, expected, rtol=1e-6)
+        assert torch.allclose(got, expected, rtol=1e-6, atol=1e-6)  # a compiler's GELU is not PyTorch's to the bit
 
 
 def test_vmap_has_pytorchs_rules() -> None:
