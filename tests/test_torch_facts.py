@@ -1,5 +1,6 @@
 """What we take for granted about PyTorch, on the oldest version supported as on the newest: meanings, not names."""
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from types import ModuleType
@@ -8,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 from torch.overrides import BaseTorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import optiacts
 from optiacts import _torch, functional
@@ -238,3 +241,45 @@ def test_compilers_guard_an_attribute_of_a_parameter() -> None:
         module.weight.mark = mark  # type: ignore[attr-defined]
         found.append(compiled(x)[0].item())
     assert found == [6.0, 5.0, 6.0]
+
+
+def test_an_op_is_traced_as_something_else_or_as_itself() -> None:
+    """In place operations included, by compilers alone."""
+    lib = torch.library.Library("optiacts_facts", "FRAGMENT")
+    for name in ("apart", "whole"):
+        lib.define(f"{name}(Tensor x) -> Tensor")
+        torch.library.impl(lib, name, "CompositeExplicitAutograd")(lambda x: x + 1)
+        torch.library.register_fake(f"optiacts_facts::{name}", torch.empty_like, lib=lib)
+    _torch.register_traced("optiacts_facts::apart", lambda args: (args[0] * 2).add_(1), lib)
+    _torch.register_traced("optiacts_facts::whole", lambda args: None, lib)
+    seen: list[str] = []
+
+    def compiler(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph
+
+    both = lambda x: torch.ops.optiacts_facts.apart(x) * torch.ops.optiacts_facts.whole(x)  # noqa: E731
+    torch.compiler.reset()
+    assert torch.compile(both, backend=aot_autograd(fw_compiler=compiler), fullgraph=True)(torch.ones(1)) == 6
+    assert both(torch.ones(1)) == 4
+    assert "optiacts_facts.whole.default" in seen and "optiacts_facts.apart.default" not in seen
+
+
+def test_selective_checkpointing_tells_that_it_chooses_ops() -> None:
+    asked = []
+    lib = torch.library.Library("optiacts_facts", "FRAGMENT")
+    lib.define("asks(Tensor x) -> Tensor")
+    torch.library.impl(lib, "asks", "CompositeExplicitAutograd")(lambda x: x + 1)
+    torch.library.register_fake("optiacts_facts::asks", torch.empty_like, lib=lib)
+    _torch.register_traced("optiacts_facts::asks", lambda args: asked.append(_torch.chooses_ops()), lib)
+    asks = lambda x: x * torch.ops.optiacts_facts.asks(x.detach())  # noqa: E731
+    contexts = functools.partial(create_selective_checkpoint_contexts, lambda context, op, *args, **kwargs: False)
+    for options in ({}, {"context_fn": contexts}):
+        run = lambda x, o=options: checkpoint(asks, x, use_reentrant=False, **o)  # noqa: E731
+        torch.compiler.reset()
+        asked.clear()
+        torch.compile(run, backend="aot_eager", fullgraph=True)(torch.ones(1, requires_grad=True))
+        assert not options or True in asked
+    asked.clear()
+    torch.compile(asks, backend="aot_eager", fullgraph=True)(torch.ones(1, requires_grad=True))
+    assert asked and True not in asked

@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.autograd import forward_ad
 from torch.fx import traceback as fx_traceback
 from torch.nn.modules import module as _modules
@@ -146,8 +147,25 @@ def computed_once(compute: Callable[P, T]) -> Callable[P, T]:
     return marked
 
 
+def register_traced(name: str, run: Callable[[tuple[Any, ...]], Any], library: Any) -> None:
+    """Has a tracing compiler call ``run(args)`` in place of the op ``name``; it stays where that returns None.
+
+    What ``run`` does is traced. It may work in place: this is before the compiler has taken that apart.
+    """
+
+    def rule(mode: Any, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        with mode:
+            found = run(args)
+        return mode.__torch_dispatch__(op, types, args, kwargs or {}) if found is None else found
+
+    torch.library.register_torch_dispatch(name, FunctionalTensorMode, rule, lib=library)
+
+
 def chooses_ops() -> bool:
-    """Whether a compiler traces under selective checkpointing, which tells by an op whether its results are kept."""
+    """Whether a compiler traces what is checkpointed: an op may tell then whether its results are kept.
+
+    That is where checkpointing is selective, but PyTorch 2.13 has one way for both kinds.
+    """
     return "recompute" in fx_traceback.current_meta
 
 

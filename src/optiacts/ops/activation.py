@@ -130,7 +130,7 @@ activation_forward = library.declare(
     fake=_fake_forward,
     vmap=_vmap_forward,
     sharding=lambda x, name, order: (((d, place), (d,)) for d, place in library.places(x, order)),
-    traced=functools.partial(_forward, select=backends.traced_activation),
+    traced=library.unless_named(functools.partial(_forward, select=backends.traced_activation)),
 )
 activation_forward_ = library.declare(
     "activation_forward_(Tensor(a!) x, str curve, int[] order) -> Tensor",

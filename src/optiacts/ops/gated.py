@@ -211,7 +211,7 @@ gated_forward = library.declare(
     sharding=lambda gate, up, name, order=(): (
         ((d, place, place), (d, d)) for d, place in library.places(gate, order)
     ),
-    traced=computed_once(functools.partial(_forward, select=backends.traced_activation)),
+    traced=library.unless_named(computed_once(functools.partial(_forward, select=backends.traced_activation))),
 )
 gated_backward = library.declare(
     "gated_backward(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve, int[] order=[], float? scale=None)"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from optiacts._torch import (
     chooses_ops,
@@ -18,6 +18,7 @@ from optiacts._torch import (
     once,
     profiled,
     register_sharding,
+    register_traced,
     transforms_active,
 )
 from optiacts.backends.selection import NotTracedError, traceable
@@ -59,8 +60,7 @@ def declare(
     torch.library.impl(_library, name, "CompositeExplicitAutograd")(kernel)
     torch.library.register_fake(f"optiacts::{name}", fake, lib=_library)
     if traced is not None:
-        rule = _as_traced(_checked(check, traced))
-        torch.library.register_torch_dispatch(f"optiacts::{name}", FunctionalTensorMode, rule, lib=_library)
+        register_traced(f"optiacts::{name}", _as_traced(_checked(check, traced)), _library)
     if vmap is not None:
         torch.library.register_vmap(f"optiacts::{name}", vmap, lib=_library)
     op = getattr(torch.ops.optiacts, name).default
@@ -81,16 +81,24 @@ def _checked(check: Callable[..., None] | None, kernel: Callable[..., Any]) -> C
 
 
 def _as_traced(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """How a compiler's tracing mode runs an op: as the operations of ``kernel``, or as the one that it is."""
+    """How a compiler traces an op: as the operations of ``kernel``, or, None, as the one that it is."""
 
-    def run(mode: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if traceable(args[0].device) and not chooses_ops():
-            try:
-                with mode:
-                    return kernel(*args, **kwargs)
-            except NotTracedError:
-                pass
-        return mode.__torch_dispatch__(op, types, args, kwargs)
+    def run(args: tuple[Any, ...]) -> Any:
+        if traceable(args[0].device):
+            with contextlib.suppress(NotTracedError):
+                return kernel(*args)
+        return None
+
+    return run
+
+
+def unless_named(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """``kernel`` for a compiler, but where checkpointing may keep the op's results by its name."""
+
+    def run(*args: Any) -> Any:
+        if chooses_ops():
+            raise NotTracedError
+        return kernel(*args)
 
     return run
 
