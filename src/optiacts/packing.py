@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from optiacts._torch import is_fake
+
 
 def packed_shape(shape: torch.Size | tuple[int, ...], planes: int = 1) -> tuple[int, ...]:
     """The shape of the packed bits of a tensor; ``(planes,)`` for 0-dim."""
@@ -38,7 +40,7 @@ def _pack(flags: Tensor) -> Tensor:
         flags = flags.reshape(1)
     padded = functional.pad(flags, (0, -flags.shape[-1] % 8))
     octets = padded.unflatten(-1, (padded.shape[-1] // 8, 8))
-    if torch.compiler.is_compiling():  # a sum is one kernel, which may be that of the flags as well
+    if torch.compiler.is_compiling() or is_fake(flags):  # a sum is one kernel, which may be that of the flags as well
         positions = torch.arange(8, dtype=torch.int32, device=flags.device)
         return (octets.to(torch.int32) << positions).sum(-1, dtype=torch.int32).to(torch.uint8)
     octets = octets.view(torch.uint8)

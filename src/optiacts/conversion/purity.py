@@ -385,8 +385,23 @@ def _bound(function: types.FunctionType, arguments: list[Any], keywords: dict[st
 
 
 ENDLESS = object()  # no return so far
-_GONE = object()  # what is not there any more
-OWNER = object()  # as a pinned value: the module itself
+
+
+# Both are told by their types: to a compiler a number that it has made a symbol of can be no other object.
+
+
+class _Gone:
+    """What is not there any more."""
+
+
+_GONE = _Gone()
+
+
+class _Owner:
+    """As a pinned value: the module itself."""
+
+
+OWNER = _Owner()
 
 
 def _root(node: ast.expr) -> str:
@@ -430,9 +445,9 @@ def holds(pins: tuple[Pin, ...], callee: Any) -> bool:
                 now = now.__func__  # compilers do not find it by getattr
             else:
                 now = getattr(now, name, _GONE)
-        if now is _GONE:
+        if isinstance(now, _Gone):
             return False
-        if value is OWNER:
+        if isinstance(value, _Owner):
             if now is not callee:
                 return False
         elif not (now is value or _equal(now, value)) or (isinstance(now, Module) and seen(now)):
