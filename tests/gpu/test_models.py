@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor.utils import run_and_get_code
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -71,6 +73,18 @@ def test_conversion(
     if mode != "reduce-overhead":  # graphs have their own pool
         record_property("held / PyTorch's", our_held / held)
         assert our_held <= 0.9 * held
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), **named)
+def test_compiled_graphs_start_nothing_from_python(dtype: torch.dtype) -> None:
+    """Of our ops none is left but what looks at a norm's weights."""
+    model = Block().to(DEVICE, dtype)
+    optiacts.convert(model)
+    torch.compiler.reset()
+    x = torch.randn(512, 256, device=DEVICE, dtype=dtype)
+    _, code = run_and_get_code(lambda: _loss(torch.compile(model, fullgraph=True)(x)).backward())
+    assert set(re.findall(r"optiacts\.(\w+)\.default\(", "".join(code))) == {"norm_factors"}
 
 
 class Convolutions(nn.Module):

@@ -6,6 +6,7 @@ The decoder of a ``Unimodal`` curve has several forms, each the best for somebod
     polynomials.py   float32 on a GPU and in plain torch       data/NAME.json, "polynomials"
     table.py         16 bits on CPU: every output is looked up
     short.py         16 bits on a GPU: arithmetic              data/NAME.json, "short"
+    arithmetic.py    what kernels for GPUs have, in plain torch, for compilers
     inverse.py       float64, and second derivatives: the input is searched
     valley.py        around the minimum, for gated products    data/NAME.json, "valley"
     preimage.py      the input itself, for a norm before it    data/NAME.json, "[gpu_|short_]preimage"
