@@ -54,6 +54,6 @@ def bounds(callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[s
     """The bounds of a call of torch's function, or of a method called so; None if it is another call."""
     name = callee if isinstance(callee, str) else _function_name(callee)
     names = _BOUNDS.get(name, ())
-    if not names or len(args) > len(names) or kwargs.keys() - set(names[len(args) :]):
+    if not names or len(args) > len(names) or any(key not in names[len(args) :] for key in kwargs):
         return None
     return dict(zip(names, args, strict=False)) | kwargs

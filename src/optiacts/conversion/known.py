@@ -136,7 +136,7 @@ def dropping(callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Drop
         module: Any = callee
         return None if args or kwargs or watched(callee) else Dropping(module.p, module.training, module.inplace)
     given = {**dict(zip(("p", "training", "inplace"), args, strict=False)), **kwargs}
-    valid = len(args) <= 3 and not kwargs.keys() - {"p", "training", "inplace"}
+    valid = len(args) <= 3 and all(key in ("p", "training", "inplace") for key in kwargs)
     return Dropping(given.get("p", 0.5), given.get("training", True), given.get("inplace", False)) if valid else None
 
 

@@ -2,7 +2,8 @@
 
 A family's file has everything about its ops (schema, kernel, checks, fake kernel, vmap, sharding), each declared once
 through ``library``, and the autograd Functions that call them: what is saved, backward, double backward, forward
-mode. The Functions stand outside the opaque ops: compilers then keep exactly what is saved there.
+mode. The Functions stand outside the opaque ops: compilers then keep exactly what is saved there. Those for GPUs see
+what an op computes, and fuse it: see ``optiacts.backends.traced``.
 
 In the schemas, ``curve`` is a curve's name.
 """
