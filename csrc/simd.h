@@ -203,48 +203,67 @@ inline Floats lookup(const float* table, Ints i) {
 #endif
 }
 
-// table[i], table[i + 1], table[i + 2] and table[i + 3], as a vector of each. AVX2's gathers take four times as long as
-// eight loads of whole rows and a transposition.
+#if defined(__AVX2__)
+// A vector of what part(0), part(4), ... has for LANES / 4 times four lanes, the first of which is told.
+template <class Part>
+inline Floats by_fours(Part part) {
+#if defined(__AVX512F__)
+    const __m512 low = _mm512_insertf32x4(_mm512_castps128_ps512(part(0)), part(4), 1);
+    return _mm512_insertf32x4(_mm512_insertf32x4(low, part(8), 2), part(12), 3);
+#else
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(part(0)), part(4), 1);
+#endif
+}
+
+// Of each four numbers two of a and two of b, as the immediate of a shuffle chooses them.
+template <int CHOICE>
+inline Floats shuffled(Floats a, Floats b) {
+#if defined(__AVX512F__)
+    return _mm512_shuffle_ps(a, b, CHOICE);
+#else
+    return _mm256_shuffle_ps(a, b, CHOICE);
+#endif
+}
+#endif
+
+// table[i], table[i + 1], table[i + 2] and table[i + 3], as a vector of each. Gathers take two to four times as long
+// as a load of each row and a transposition.
 struct Rows {
     Floats column[4];
 };
 inline Rows rows_of_four(const float* table, Ints i) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-    alignas(32) uint32_t at[LANES];  // by way of memory: taking a number out of a vector is two instructions
+#if defined(__AVX2__)
+    alignas(sizeof(Ints)) uint32_t at[LANES];  // by way of memory: taking a number out of a vector is two instructions
     store(at, i);
-    const auto pair = [=, &at](int low, int high) {
-        const __m256 first = _mm256_castps128_ps256(_mm_loadu_ps(table + at[low]));
-        return _mm256_insertf128_ps(first, _mm_loadu_ps(table + at[high]), 1);
+    const auto each_fourth = [=, &at](int first) {
+        return by_fours([=, &at](int lane) { return _mm_loadu_ps(table + at[first + lane]); });
     };
-    const __m256 a = pair(0, 4), b = pair(1, 5), c = pair(2, 6), d = pair(3, 7);
-    const __m256 ab_low = _mm256_unpacklo_ps(a, b), ab_high = _mm256_unpackhi_ps(a, b);
-    const __m256 cd_low = _mm256_unpacklo_ps(c, d), cd_high = _mm256_unpackhi_ps(c, d);
-    return {{same_bits<Floats>(_mm256_shuffle_ps(ab_low, cd_low, 0x44)),
-             same_bits<Floats>(_mm256_shuffle_ps(ab_low, cd_low, 0xee)),
-             same_bits<Floats>(_mm256_shuffle_ps(ab_high, cd_high, 0x44)),
-             same_bits<Floats>(_mm256_shuffle_ps(ab_high, cd_high, 0xee))}};
+    const Floats a = each_fourth(0), b = each_fourth(1), c = each_fourth(2), d = each_fourth(3);
+    const Floats ab_low = shuffled<0x44>(a, b), ab_high = shuffled<0xee>(a, b);
+    const Floats cd_low = shuffled<0x44>(c, d), cd_high = shuffled<0xee>(c, d);
+    return {{shuffled<0x88>(ab_low, cd_low), shuffled<0xdd>(ab_low, cd_low), shuffled<0x88>(ab_high, cd_high),
+             shuffled<0xdd>(ab_high, cd_high)}};
 #else
     return {{lookup(table, i), lookup(table + 1, i), lookup(table + 2, i), lookup(table + 3, i)}};
 #endif
 }
 
-// table[2 * i] and table[2 * i + 1], as a vector of each; here, too, loads are faster than AVX2's gathers.
+// table[2 * i] and table[2 * i + 1], as a vector of each.
 struct Pairs {
     Floats first, second;
 };
 inline Pairs pairs_of_two(const float* table, Ints i) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-    alignas(32) uint32_t at[LANES];
+#if defined(__AVX2__)
+    alignas(sizeof(Ints)) uint32_t at[LANES];
     store(at, i);
-    const auto two = [=, &at](int low, int high) {
-        const __m128d first = _mm_load_sd(reinterpret_cast<const double*>(table + 2 * at[low]));
-        return _mm_loadh_pd(first, reinterpret_cast<const double*>(table + 2 * at[high]));
+    const auto row = [=, &at](int lane) { return reinterpret_cast<const double*>(table + 2 * at[lane]); };
+    const auto two_of_four = [=](int first) {
+        return by_fours([=](int lane) {
+            return _mm_castpd_ps(_mm_loadh_pd(_mm_load_sd(row(first + lane)), row(first + lane + 1)));
+        });
     };
-    const auto four = [=](int low, int high) {
-        return _mm256_castpd_ps(_mm256_set_m128d(two(high, high + 1), two(low, low + 1)));
-    };
-    const __m256 a = four(0, 4), b = four(2, 6);
-    return {same_bits<Floats>(_mm256_shuffle_ps(a, b, 0x88)), same_bits<Floats>(_mm256_shuffle_ps(a, b, 0xdd))};
+    const Floats a = two_of_four(0), b = two_of_four(2);
+    return {shuffled<0x88>(a, b), shuffled<0xdd>(a, b)};
 #else
     return {lookup(table, i + i), lookup(table + 1, i + i)};
 #endif
