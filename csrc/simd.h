@@ -155,7 +155,10 @@ inline Floats smaller(Floats a, Floats b) {
 
 // The whole number of `low` to `high` that is nearest.
 inline Ints between(Ints v, int32_t low, int32_t high) {
-#if defined(__AVX2__) && !defined(__AVX512F__)  // one instruction each, of which GCC makes three
+#if defined(__AVX512F__)  // one instruction each, of which GCC makes two or three
+    const __m512i from = _mm512_max_epi32(same_bits<__m512i>(v), _mm512_set1_epi32(low));
+    return same_bits<Ints>(_mm512_min_epi32(from, _mm512_set1_epi32(high)));
+#elif defined(__AVX2__)
     const __m256i from = _mm256_max_epi32(same_bits<__m256i>(v), _mm256_set1_epi32(low));
     return same_bits<Ints>(_mm256_min_epi32(from, _mm256_set1_epi32(high)));
 #else
@@ -226,6 +229,20 @@ inline Floats shuffled(Floats a, Floats b) {
 }
 #endif
 
+#if defined(__AVX2__)
+// Two neighbouring numbers.
+inline uint64_t numbers_of(Ints i, int lane) {
+#if defined(__AVX512F__)
+    const __m512i v = same_bits<__m512i>(i);
+    const __m128i part = lane < 4 ? _mm512_castsi512_si128(v) : lane < 8 ? _mm512_extracti32x4_epi32(v, 1) : lane < 12 ? _mm512_extracti32x4_epi32(v, 2) : _mm512_extracti32x4_epi32(v, 3);
+#else
+    const __m256i v = same_bits<__m256i>(i);
+    const __m128i part = lane < 4 ? _mm256_castsi256_si128(v) : _mm256_extracti128_si256(v, 1);
+#endif
+    return lane % 4 ? _mm_extract_epi64(part, 1) : _mm_cvtsi128_si64(part);
+}
+#endif
+
 // table[i], table[i + 1], table[i + 2] and table[i + 3], as a vector of each. Gathers take two to four times as long
 // as a load of each row and a transposition.
 struct Rows {
@@ -233,17 +250,17 @@ struct Rows {
 };
 inline Rows rows_of_four(const float* table, Ints i) {
 #if defined(__AVX2__)
-    alignas(sizeof(Ints)) uint32_t at[LANES];  // by way of memory: taking a number out of a vector is two instructions
-    store(at, i);
-    const auto each_fourth = [=, &at](int first) {
-        return by_fours([=, &at](int lane) { return _mm_loadu_ps(table + at[first + lane]); });
-    };
-    const Floats a = each_fourth(0), b = each_fourth(1), c = each_fourth(2), d = each_fourth(3);
+    const auto row = [=](uint64_t number) { return _mm_loadu_ps(table + 4 * number); };
+    const Floats a = by_fours([=](int lane) { return row(uint32_t(numbers_of(i, lane))); });
+    const Floats b = by_fours([=](int lane) { return row(numbers_of(i, lane) >> 32); });
+    const Floats c = by_fours([=](int lane) { return row(uint32_t(numbers_of(i, lane + 2))); });
+    const Floats d = by_fours([=](int lane) { return row(numbers_of(i, lane + 2) >> 32); });
     const Floats ab_low = shuffled<0x44>(a, b), ab_high = shuffled<0xee>(a, b);
     const Floats cd_low = shuffled<0x44>(c, d), cd_high = shuffled<0xee>(c, d);
     return {{shuffled<0x88>(ab_low, cd_low), shuffled<0xdd>(ab_low, cd_low), shuffled<0x88>(ab_high, cd_high),
              shuffled<0xdd>(ab_high, cd_high)}};
 #else
+    i *= 4;
     return {{lookup(table, i), lookup(table + 1, i), lookup(table + 2, i), lookup(table + 3, i)}};
 #endif
 }
@@ -254,12 +271,11 @@ struct Pairs {
 };
 inline Pairs pairs_of_two(const float* table, Ints i) {
 #if defined(__AVX2__)
-    alignas(sizeof(Ints)) uint32_t at[LANES];
-    store(at, i);
-    const auto row = [=, &at](int lane) { return reinterpret_cast<const double*>(table + 2 * at[lane]); };
     const auto two_of_four = [=](int first) {
         return by_fours([=](int lane) {
-            return _mm_castpd_ps(_mm_loadh_pd(_mm_load_sd(row(first + lane)), row(first + lane + 1)));
+            const uint64_t two = numbers_of(i, first + lane);
+            const auto row = [=](uint64_t at) { return reinterpret_cast<const double*>(table) + at; };
+            return _mm_castpd_ps(_mm_loadh_pd(_mm_load_sd(row(uint32_t(two))), row(two >> 32)));
         });
     };
     const Floats a = two_of_four(0), b = two_of_four(2);
