@@ -209,7 +209,7 @@ inline Floats lookup(const float* table, Ints i) {
 #if defined(__AVX2__)
 // A vector of what part(0), part(4), ... has for LANES / 4 times four lanes, the first of which is told.
 template <class Part>
-inline Floats by_fours(Part part) {
+__attribute__((always_inline)) inline Floats by_fours(Part part) {
 #if defined(__AVX512F__)
     const __m512 low = _mm512_insertf32x4(_mm512_castps128_ps512(part(0)), part(4), 1);
     return _mm512_insertf32x4(_mm512_insertf32x4(low, part(8), 2), part(12), 3);
@@ -231,7 +231,7 @@ inline Floats shuffled(Floats a, Floats b) {
 
 #if defined(__AVX2__)
 // Two neighbouring numbers.
-inline uint64_t numbers_of(Ints i, int lane) {
+__attribute__((always_inline)) inline uint64_t numbers_of(Ints i, int lane) {
 #if defined(__AVX512F__)
     const __m512i v = same_bits<__m512i>(i);
     const __m128i part = lane < 4 ? _mm512_castsi512_si128(v) : lane < 8 ? _mm512_extracti32x4_epi32(v, 1) : lane < 12 ? _mm512_extracti32x4_epi32(v, 2) : _mm512_extracti32x4_epi32(v, 3);
@@ -248,7 +248,7 @@ inline uint64_t numbers_of(Ints i, int lane) {
 struct Rows {
     Floats column[4];
 };
-inline Rows rows_of_four(const float* table, Ints i) {
+__attribute__((always_inline)) inline Rows rows_of_four(const float* table, Ints i) {
 #if defined(__AVX2__)
     const auto row = [=](uint64_t number) { return _mm_loadu_ps(table + 4 * number); };
     const Floats a = by_fours([=](int lane) { return row(uint32_t(numbers_of(i, lane))); });
@@ -269,7 +269,7 @@ inline Rows rows_of_four(const float* table, Ints i) {
 struct Pairs {
     Floats first, second;
 };
-inline Pairs pairs_of_two(const float* table, Ints i) {
+__attribute__((always_inline)) inline Pairs pairs_of_two(const float* table, Ints i) {
 #if defined(__AVX2__)
     const auto two_of_four = [=](int first) {
         return by_fours([=](int lane) {

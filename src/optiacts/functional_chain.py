@@ -23,7 +23,6 @@ docs/chains.md.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +33,7 @@ from torch.nn import Module
 from optiacts import curves
 from optiacts import functional as activations
 from optiacts._torch import (
+    PLAIN,
     known_to_compilers,
     saved_tensors_hooks,
     statistics_of,
@@ -166,9 +166,13 @@ def _run(x: Tensor, kind: Chain, forward: Callable[[Tensor], Tensor], given: Sta
         with torch.no_grad():
             z = forward(x.detach())
         return ops.Normed(z, *(given or (None, None)))
-    with contextlib.nullcontext() if saved_tensors_hooks() is None else _nobody():
+    if saved_tensors_hooks() is None:
         z = forward(x.detach().requires_grad_())
-        known = given if kind.statistics == "given" else statistics_of(z)
+        known = statistics_of(z) if given is None else given
+    else:
+        with _nobody():
+            z = forward(x.detach().requires_grad_())
+            known = statistics_of(z) if given is None else given
     z = z.detach()
     if known is None or known[1].dtype is not arithmetic(x.dtype):
         return ops.Normed(z, None, None)
@@ -188,5 +192,7 @@ def _itself(tensor: Tensor) -> Tensor:
 
 def supports(input: Tensor, *parameters: Tensor | None) -> bool:
     """Whether a gradient is wanted, of tensors that chains support: all that norms do but DTensors."""
-    sharded = any(sharding.is_dtensor_type(type(tensor)) for tensor in (input, *parameters))
-    return not sharded and saves_memory(input, *parameters)
+    for tensor in (input, *parameters):
+        if type(tensor) not in PLAIN and sharding.is_dtensor_type(type(tensor)):
+            return False
+    return saves_memory(input, *parameters)

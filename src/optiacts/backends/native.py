@@ -173,12 +173,21 @@ def side_bits(x: Tensor, curve: Curve) -> Tensor:
 
 def _for_scale(name: str, scale: float | None) -> tuple[Any, tuple[float, ...]]:
     """The function called so, and what it takes besides: behind a dropout the scale and its inverse."""
-    return (_function(name), ()) if scale is None else (_function(f"dropped_{name}"), (scale, 1 / scale))
+    return (function(name), ()) if scale is None else (function(f"dropped_{name}"), (scale, 1 / scale))
 
 
 @functools.cache
-def _function(name: str) -> Any:
+def function(name: str) -> Any:
+    """The kernel of this name."""
     return getattr(library(), f"optiacts_{name}")
+
+
+def are_single(*tensors: Tensor | None) -> bool:
+    """Whether all of them are float32, the precision in which the kernels of norms and chains compute."""
+    for tensor in tensors:  # noqa: SIM110  a generator takes three times as long
+        if tensor is not None and tensor.dtype is not torch.float32:
+            return False
+    return True
 
 
 def rows_and_columns(x: Tensor) -> tuple[int, int]:
