@@ -24,8 +24,6 @@ struct ChainKernels {
                      int64_t count);
     void (*gradient_channels)(const float* g, const float* x_hat, const float* factor, const float* constant,
                               const float* slope, void* grad_x, int64_t count);
-    // SiLU in place, and whether its input was below a threshold.
-    void (*silu)(void* z, uint8_t* bits, int64_t count, float threshold);
     // The sum of the squares of how far they lie below a threshold. A NaN lies nowhere.
     double (*excess)(const void* x, int64_t count, float threshold);
 };

@@ -280,15 +280,6 @@ double optiacts_excess(int dtype, const void* x, int64_t count, float threshold,
     return total;
 }
 
-void optiacts_silu(int dtype, void* z, uint8_t* bits, int64_t rows, int64_t cols, float threshold, int threads) {
-    const ChainKernels& of = kernels(dtype);
-    parallel_ranges(rows, 1, threads, [=, &of](int64_t row, int64_t end) {
-        for (; row < end; ++row)
-            of.silu(static_cast<char*>(z) + row * cols * of.element_size, bits + row * ((cols + 7) / 8), cols,
-                    threshold);
-    });
-}
-
 void optiacts_chain_backward(const optiacts_chain* chain) {
     const Chain c(*chain);
     if (chain->last)

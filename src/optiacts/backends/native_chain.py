@@ -22,6 +22,7 @@ from optiacts import curves
 from optiacts._torch import once
 from optiacts.backends import eager_chain, native, native_library
 from optiacts.backends.native_constants import DTYPES, CurveStruct, LinesStruct, curve_struct, lines_struct
+from optiacts.backends.native_forward import forward_into, is_fused
 from optiacts.backends.native_library import library
 from optiacts.chains import SavedChain
 from optiacts.curves import Curve, Unimodal
@@ -29,14 +30,11 @@ from optiacts.decoders.lines import lines_with_input
 from optiacts.decoders.polynomials import DEGREE
 from optiacts.decoders.preimage import PIECES, preimage_coefficients, preimage_table, smallest_share
 from optiacts.decoders.table import decode_table
-from optiacts.packing import packed_shape
 
 name = "native"
 
 _STATISTICS = ("rows", "batch", "given")  # in the order of csrc/optiacts.h
 _ELEMENTS_PER_THREAD = 1 << 14  # take it about 10 µs
-GRAIN = 1 << 15  # numbers that a thread of PyTorch's takes at least
-WHOLE_VECTORS = 64  # a multiple of what PyTorch computes at once, on any CPU
 _KEPT = 1 << 20  # elements that a thread keeps decoded: 4 MiB, or, if the result is of 16 bits, 8
 _MOST_WORKSPACE = 1 << 22  # numbers of float32 that stay for the next backward: 16 MiB
 
@@ -48,40 +46,11 @@ def forward(z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[
 
 def forward_(z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """The same, with the output in the place of z: in one pass, where a kernel has PyTorch's bits."""
-    laid, count = rows(z), z.numel()
-    if not _is_fused(curve, z) or laid.data_ptr() != z.data_ptr():
-        bits = side_bits(laid, curve)
-        return curve.forward_(z), bits
-    bits = torch.empty(packed_shape(laid.shape), dtype=torch.uint8, device="cpu")
-    cols = laid.shape[-1]
-    native.function(curve.native)(
-        DTYPES.index(z.dtype), laid.data_ptr(), bits.data_ptr(), count // cols, cols, curve.threshold(z.dtype),
-        min(native_library.threads(), count // _ELEMENTS_PER_THREAD + 1),
-    )  # fmt: skip
-    return z, bits
-
-
-_unfused: set[tuple[str, torch.dtype]] = set()
-
-
-def unfuse(curve: Curve, dtype: torch.dtype) -> bool:
-    """Leaves the forward of ``curve`` to PyTorch's op, which may be all that is wrong; False if it was already."""
-    if curve.native is None or (curve.name, dtype) in _unfused:
-        return False
-    _unfused.add((curve.name, dtype))
-    return True
-
-
-def _is_fused(curve: Curve, z: Tensor) -> bool:
-    """Whether a kernel has PyTorch's bits: where that computes in whole vectors, and not the rest of one by itself.
-
-    Its threads share out ``z.numel()`` numbers, ``GRAIN`` to each at least.
-    """
-    if curve.native is None or (curve.name, z.dtype) in _unfused:
-        return False
-    count = z.numel()
-    parts = min(torch.get_num_threads(), -(-count // GRAIN))
-    return count % (WHOLE_VECTORS * parts) == 0
+    laid = rows(z)
+    if is_fused(curve, z) and laid.data_ptr() == z.data_ptr():
+        return z, forward_into(laid, laid, curve)
+    bits = side_bits(laid, curve)
+    return curve.forward_(z), bits
 
 
 def side_bits(rows: Tensor, curve: Curve) -> Tensor:
