@@ -22,7 +22,7 @@ extern "C" {
 
 /* To be raised, here and in backends/native_library.py, with every change of a struct or of a function's arguments:
  * a library of another number than its caller's is not used. */
-enum { OPTIACTS_INTERFACE = 4 };
+enum { OPTIACTS_INTERFACE = 5 };
 
 OPTIACTS_API int optiacts_interface(void);
 

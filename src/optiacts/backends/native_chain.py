@@ -35,6 +35,7 @@ name = "native"
 
 _STATISTICS = ("rows", "batch", "given")  # in the order of csrc/optiacts.h
 _ELEMENTS_PER_THREAD = 1 << 14  # take it about 10 µs
+_ROWS_AT_ONCE = 16  # of all channels: ROWS_PER_SUM of csrc/chains.cpp
 _KEPT = 1 << 20  # elements that a thread keeps decoded: 4 MiB, or, if the result is of 16 bits, 8
 _MOST_WORKSPACE = 1 << 22  # numbers of float32 that stay for the next backward: 16 MiB
 
@@ -87,12 +88,12 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
         rescued, rescues = rescued.contiguous(), columns.numel()
         rescue = torch.full((channels,), -1).index_copy(0, columns.long(), torch.arange(rescues))
     threads = min(native_library.threads(), count // _ELEMENTS_PER_THREAD + 1)
-    row = channels if last else positions
+    decoded = channels * _ROWS_AT_ONCE if last else positions
     together = positions * (channels if last else channels // groups)
     if statistics == "batch":
         together = samples * positions if not last else -(-samples * positions // threads) * channels
     kept = together if together <= _KEPT and statistics != "given" else 0
-    room = max(2 * row, kept + kept % 2 if dtype is torch.float32 else 2 * kept)  # even: the workspace has doubles
+    room = max(2 * decoded, kept + kept % 2 if dtype is torch.float32 else 2 * kept)  # even: the workspace has doubles
     workspace = _workspace.of(6 * channels + threads * (room + 16 * channels))
     by_scale, by_shift = (torch.empty(channels, dtype=torch.float32, device="cpu") for _ in range(2))
     dx = torch.empty(grad.shape, dtype=dtype, device="cpu")
