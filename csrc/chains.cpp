@@ -74,16 +74,19 @@ struct Chain {
 
 // --- positions are the last dimension: a row is a channel of a sample ---
 
-void decode(const Chain& c, int64_t sample, int64_t channel, float* g, float* x_hat) {
+// Decodes a row, and adds it to `sums` if they are not null.
+void decode(const Chain& c, int64_t sample, int64_t channel, float* g, float* x_hat, double* sums) {
     const optiacts_chain& t = c.given;
     const int64_t row = sample * t.channels + channel;
+    const bool rescued = c.rescue && c.rescue[channel] >= 0;
     c.of.decode(c.in(t.grad, row, t.positions, c.of.element_size), c.in(t.y, row, t.positions, c.of.element_size),
-                c.bits(row, t.positions), t.shift[channel], c.inverse[channel], g, x_hat, t.positions, t.decoder);
-    if (c.rescue && c.rescue[channel] >= 0) {
-        const int64_t from = sample * t.rescues + c.rescue[channel], statistic = c.statistic(sample, channel);
-        c.of_rescued.from_input(c.in(t.rescued, from, t.positions, c.of_rescued.element_size),
-                                t.mean ? t.mean[statistic] : 0, t.rstd[statistic], x_hat, t.positions);
-    }
+                c.bits(row, t.positions), t.shift[channel], c.inverse[channel], g, x_hat, rescued ? nullptr : sums,
+                t.positions, t.decoder);
+    if (!rescued) return;
+    const int64_t from = sample * t.rescues + c.rescue[channel], statistic = c.statistic(sample, channel);
+    c.of_rescued.from_input(c.in(t.rescued, from, t.positions, c.of_rescued.element_size),
+                            t.mean ? t.mean[statistic] : 0, t.rstd[statistic], x_hat, t.positions);
+    if (sums) c.of.add(g, x_hat, sums, t.positions);
 }
 
 // Some channels of some samples, which are normalised together: sums[0] is that of w g, sums[1] of w g x_hat.
@@ -105,15 +108,13 @@ void together(const Chain& c, int64_t first_sample, int64_t last_sample, int64_t
     double sums[2] = {};
     if (!given)
         each_row([&](int64_t sample, int64_t channel, float* g, float* x_hat) {
-            decode(c, sample, channel, g, x_hat);
             double own[2] = {};
-            c.of.add(g, x_hat, own, size);
+            decode(c, sample, channel, g, x_hat, own);
             for (int i = 0; i < 2; ++i) c.sums[2 * channel + i] += own[i], sums[i] += t.scale[channel] * own[i];
         });
     const double mean = t.centered ? sums[0] / double(all) : 0, product = sums[1] / double(all);
     each_row([&](int64_t sample, int64_t channel, float* g, float* x_hat) {
-        if (!fits) decode(c, sample, channel, g, x_hat);
-        if (given) c.of.add(g, x_hat, c.sums + 2 * channel, size);
+        if (!fits) decode(c, sample, channel, g, x_hat, given ? c.sums + 2 * channel : nullptr);
         const float rstd = t.rstd[c.statistic(sample, channel)];
         char* const out =
             c.at(static_cast<char*>(t.grad_x), sample * t.channels + channel, size, c.of_result.element_size);
