@@ -67,8 +67,12 @@ def norm_activation(input: Tensor, norm: Module, activation: str) -> Tensor:
         ValueError: the output of the activation does not tell its input.
         TypeError: ``norm`` is none of these; a ``SyncBatchNorm``, whose statistics lie on several devices.
     """
-    name = checked(norm, activation)
-    return chained(input, norm, name)
+    curve = curves.get(activation)
+    result = chained_or_none(norm, input, (), {}, curve.name) if curve.tells_input else None
+    if result is not None:
+        return result
+    name = checked(norm, activation)  # before anything is run
+    return activations.activation(norm(input), name)
 
 
 def checked(norm: Module, activation: str) -> str:
@@ -149,7 +153,9 @@ def chain(
             return None
         if not may_rely(kind, weight, bias, input.dtype):
             return None
-        return compiled_chain(input, weight, bias, kind, _run(input, kind, forward, given))
+        with torch.no_grad():
+            normed = ops.Normed(forward(input.detach()), *(given or (None, None)))
+        return compiled_chain(input, weight, bias, kind, normed)
     factors = ops.factors(weight, bias, kind)
     channels = look(kind, *factors, input.dtype)
     if not channels.keep_output:
@@ -162,10 +168,6 @@ def _run(x: Tensor, kind: Chain, forward: Callable[[Tensor], Tensor], given: Sta
 
     They stand in the graph that PyTorch records, which is thrown away then.
     """
-    if torch.compiler.is_compiling():
-        with torch.no_grad():
-            z = forward(x.detach())
-        return ops.Normed(z, *(given or (None, None)))
     if saved_tensors_hooks() is None:
         z = forward(x.detach().requires_grad_())
         known = statistics_of(z) if given is None else given
@@ -177,8 +179,10 @@ def _run(x: Tensor, kind: Chain, forward: Callable[[Tensor], Tensor], given: Sta
     if known is None or known[1].dtype is not arithmetic(x.dtype):
         return ops.Normed(z, None, None)
     shape = (x.shape[1],) if kind.statistics != "rows" else (z.shape[0] if not kind.dims else -1, kind.groups)
-    mean, rstd = (each.detach() if each.shape == shape else each.detach().reshape(shape) for each in known)
-    return ops.Normed(z, mean, rstd)
+    mean, rstd = known[0].detach(), known[1].detach()
+    return (
+        ops.Normed(z, mean, rstd) if rstd.shape == shape else ops.Normed(z, mean.reshape(shape), rstd.reshape(shape))
+    )
 
 
 def _nobody() -> torch.autograd.graph.saved_tensors_hooks:

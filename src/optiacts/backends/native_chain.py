@@ -93,9 +93,12 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
     if statistics == "batch":
         together = samples * positions if not last else -(-samples * positions // threads) * channels
     kept = together if together <= _KEPT and statistics != "given" else 0
-    room = max(2 * decoded, kept + kept % 2 if dtype is torch.float32 else 2 * kept)  # even: the workspace has doubles
+    room = max(
+        2 * decoded, kept + kept % 2 if dtype is torch.float32 else 2 * kept
+    )  # even: the workspace has doubles
     workspace = _workspace.of(6 * channels + threads * (room + 16 * channels))
-    by_scale, by_shift = (torch.empty(channels, dtype=torch.float32, device="cpu") for _ in range(2))
+    by_scale = torch.empty(channels, dtype=torch.float32, device="cpu")
+    by_shift = torch.empty_like(by_scale)
     dx = torch.empty(grad.shape, dtype=dtype, device="cpu")
     native.ask_for_huge_pages(dx, count * dx.itemsize)
     decoder = _decoder(curve, kind)

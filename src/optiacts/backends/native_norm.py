@@ -122,7 +122,8 @@ def any_bad(scale: Tensor | None, shift: Tensor | None, norm: Norm | Chain, dtyp
     scale = None if scale is None else scale.contiguous()
     shift = None if shift is None else shift.contiguous()
     limits = norm.limits(dtype, given.shape[-1])
-    return bool(library().optiacts_norm_any_bad(_address(scale), _address(shift), *limits, given.numel()))
+    kernel = native_library.function("norm_any_bad")
+    return bool(kernel(_address(scale), _address(shift), *limits, given.numel()))
 
 
 def _factors(given: Tensor | None, like: Tensor, cols: int, missing: float) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from optiacts import backends, curves
-from optiacts._torch import is_alone, is_fake, run, saved_tensors_hooks
+from optiacts._torch import is_alone, is_fake, run
 from optiacts.chains import Chain, SavedChain, furthest_told, loses_inputs, most_excess
 from optiacts.ops import library
 from optiacts.ops.chain_scaled import keeping
@@ -115,7 +115,7 @@ def _pieces(rows: Tensor) -> int:
 
 def _lost(kind: Chain, z: Tensor, last: bool, rescued: Tensor | None) -> Tensor | None:
     """Whether (bool, a number of z's device) too much of z lies where outputs do not tell it; None if nothing may."""
-    if is_fake(z) or not loses_inputs(kind.curve, z.dtype):
+    if not loses_inputs(kind.curve, z.dtype) or is_fake(z):
         return None
     if rescued is not None:
         z = kind.rows(z, last).index_fill(2 if last else 1, rescued, 0.0)
@@ -248,7 +248,6 @@ class OptiActsChain(torch.autograd.Function):
         if not kind.dims:
             ctx.saved_version = y._version
         remember(ctx, y)
-        ctx.unseen = saved_tensors_hooks() is None
         ctx.save_for_backward(y, bits, rstd, scale, shift, mean, columns, rescued)
         return y
 
@@ -309,7 +308,7 @@ def _gradients(
     if ctx.known is not None:
         scale, shift = guard(ctx.known, scale, shift, columns, getattr(ctx, "maker", None), ctx.lost)
     told = bits, rstd, scale, shift, mean, columns, rescued
-    dx, by_scale, by_shift = gradients_from(kind, last, ctx.dtype, grad, y, *told, unseen=ctx.unseen)
+    dx, by_scale, by_shift = gradients_from(kind, last, ctx.dtype, grad, y, *told, unseen=ctx.state is None)
     by_x, by_weight, by_bias, _ = ctx.needs_input_grad
     weight, bias = ctx.like
     return (

@@ -44,6 +44,9 @@ class Channels(NamedTuple):
     known: Known | None = None
 
 
+_TELLS_ALL = Channels(True)
+
+
 def look(
     kind: Norm | Chain,
     weight: Tensor | None,
@@ -55,15 +58,15 @@ def look(
     """What there is to know before a forward with a ``dtype`` output; scale and shift are those of the parameters."""
     first = weight if weight is not None else bias
     if first is None or is_fake(first) or first.is_meta:
-        return Channels(True)
+        return _TELLS_ALL
     if not waits(first.device):
         if not backends.any_bad(scale, shift, kind, dtype):
-            return Channels(True)
+            return _TELLS_ALL
         bad = kind.bad(scale, shift, dtype)
         assert bad is not None
         numbers = bad.nonzero().squeeze(-1)
         if not len(numbers):  # what the quick look takes for bad may not be
-            return Channels(True)
+            return _TELLS_ALL
         return Channels(len(numbers) <= kind.most_rescued(len(bad)), numbers)
     if not all(parameter is None or parameter.is_leaf for parameter in (weight, bias)):
         return Channels(False)  # new tensors each time: nothing to remember
