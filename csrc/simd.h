@@ -50,6 +50,7 @@ template <class Element>
 inline void ask_for_later(const Element* from) {
     __builtin_prefetch(reinterpret_cast<const char*>(from) + 1024);
 }
+inline void ask_for_later(const uint8_t* bits) { __builtin_prefetch(bits + 128); }
 
 inline Floats all(float value) { return value - Floats{}; }
 inline Ints all(int32_t value) { return value - Ints{}; }
