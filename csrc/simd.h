@@ -123,7 +123,8 @@ inline Ints nearest(Floats v) {
 #elif defined(__AVX2__)
     return same_bits<Ints>(_mm256_cvtps_epi32(v));
 #else
-    return same_bits<Ints>(v + 0x1.8p23f) - 0x4b400000;  // of numbers below 2^22
+    typedef uint32_t Words __attribute__((vector_size(4 * LANES)));  // of numbers below 2^22; others wrap around
+    return same_bits<Ints>(same_bits<Words>(v + 0x1.8p23f) - 0x4b400000u);
 #endif
 }
 
