@@ -6,11 +6,13 @@
 
 struct ChainKernels {
     int64_t element_size;
-    // g and x_hat of a row of one channel, x_hat = (z - shift) * inverse; and of a row of all channels.
+    // g and x_hat of a row of one channel, x_hat = (z - shift) * inverse; and of rows of all channels. If `by_shift` is
+    // not null, g and g * x_hat of each channel are added to it and to `by_scale`.
     void (*decode)(const void* grad, const void* y, const uint8_t* bits, float shift, float inverse, float* g,
-                   float* x_hat, int64_t count, const void* decoder);
+                   float* x_hat, double* sums, int64_t count, const void* decoder);
     void (*decode_channels)(const void* grad, const void* y, const uint8_t* bits, const float* shift,
-                            const float* inverse, float* g, float* x_hat, int64_t count, const void* decoder);
+                            const float* inverse, float* g, float* x_hat, float* by_shift, float* by_scale,
+                            int64_t channels, int64_t rows, const void* decoder);
     // x_hat from the input.
     void (*from_input)(const void* x, float mean, float rstd, float* x_hat, int64_t count);
     // The sums of g and of g * x_hat over a row; and added to those of each channel.
@@ -23,9 +25,7 @@ struct ChainKernels {
     void (*gradient)(const float* g, const float* x_hat, float factor, float constant, float slope, void* grad_x,
                      int64_t count);
     void (*gradient_channels)(const float* g, const float* x_hat, const float* factor, const float* constant,
-                              const float* slope, void* grad_x, int64_t count);
-    // SiLU in place, and whether its input was below a threshold.
-    void (*silu)(void* z, uint8_t* bits, int64_t count, float threshold);
+                              const float* slope, void* grad_x, int64_t channels, int64_t rows);
     // The sum of the squares of how far they lie below a threshold. A NaN lies nowhere.
     double (*excess)(const void* x, int64_t count, float threshold);
 };

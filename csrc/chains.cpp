@@ -20,7 +20,7 @@ const ChainKernels& kernels(int dtype) {
     return chain_kernels_portable[dtype];
 }
 
-constexpr int64_t ROWS_PER_SUM = 16;  // so many are added up in float32
+constexpr int64_t ROWS_PER_SUM = 16;  // so many are decoded at once, and added up in float32
 enum { ROWS, BATCH, GIVEN };          // what is normalised together: optiacts.h
 
 struct Chain {
@@ -74,16 +74,19 @@ struct Chain {
 
 // --- positions are the last dimension: a row is a channel of a sample ---
 
-void decode(const Chain& c, int64_t sample, int64_t channel, float* g, float* x_hat) {
+// Decodes a row, and adds it to `sums` if they are not null.
+void decode(const Chain& c, int64_t sample, int64_t channel, float* g, float* x_hat, double* sums) {
     const optiacts_chain& t = c.given;
     const int64_t row = sample * t.channels + channel;
+    const bool rescued = c.rescue && c.rescue[channel] >= 0;
     c.of.decode(c.in(t.grad, row, t.positions, c.of.element_size), c.in(t.y, row, t.positions, c.of.element_size),
-                c.bits(row, t.positions), t.shift[channel], c.inverse[channel], g, x_hat, t.positions, t.decoder);
-    if (c.rescue && c.rescue[channel] >= 0) {
-        const int64_t from = sample * t.rescues + c.rescue[channel], statistic = c.statistic(sample, channel);
-        c.of_rescued.from_input(c.in(t.rescued, from, t.positions, c.of_rescued.element_size),
-                                t.mean ? t.mean[statistic] : 0, t.rstd[statistic], x_hat, t.positions);
-    }
+                c.bits(row, t.positions), t.shift[channel], c.inverse[channel], g, x_hat, rescued ? nullptr : sums,
+                t.positions, t.decoder);
+    if (!rescued) return;
+    const int64_t from = sample * t.rescues + c.rescue[channel], statistic = c.statistic(sample, channel);
+    c.of_rescued.from_input(c.in(t.rescued, from, t.positions, c.of_rescued.element_size),
+                            t.mean ? t.mean[statistic] : 0, t.rstd[statistic], x_hat, t.positions);
+    if (sums) c.of.add(g, x_hat, sums, t.positions);
 }
 
 // Some channels of some samples, which are normalised together: sums[0] is that of w g, sums[1] of w g x_hat.
@@ -105,15 +108,13 @@ void together(const Chain& c, int64_t first_sample, int64_t last_sample, int64_t
     double sums[2] = {};
     if (!given)
         each_row([&](int64_t sample, int64_t channel, float* g, float* x_hat) {
-            decode(c, sample, channel, g, x_hat);
             double own[2] = {};
-            c.of.add(g, x_hat, own, size);
+            decode(c, sample, channel, g, x_hat, own);
             for (int i = 0; i < 2; ++i) c.sums[2 * channel + i] += own[i], sums[i] += t.scale[channel] * own[i];
         });
     const double mean = t.centered ? sums[0] / double(all) : 0, product = sums[1] / double(all);
     each_row([&](int64_t sample, int64_t channel, float* g, float* x_hat) {
-        if (!fits) decode(c, sample, channel, g, x_hat);
-        if (given) c.of.add(g, x_hat, c.sums + 2 * channel, size);
+        if (!fits) decode(c, sample, channel, g, x_hat, given ? c.sums + 2 * channel : nullptr);
         const float rstd = t.rstd[c.statistic(sample, channel)];
         char* const out =
             c.at(static_cast<char*>(t.grad_x), sample * t.channels + channel, size, c.of_result.element_size);
@@ -143,20 +144,24 @@ void positions_last(const Chain& c) {
 
 // --- channels are the last dimension: a row is a position ---
 
-void decode_channels(const Chain& c, int64_t sample, int64_t position, float* g, float* x_hat) {
+// Decodes neighbouring rows. If `by_channel` is not null, they are added to its sums of each channel.
+void decode_channels(const Chain& c, int64_t row, int64_t rows, float* g, float* x_hat, float* by_channel) {
     const optiacts_chain& t = c.given;
-    const int64_t row = sample * t.positions + position;
+    float* const summed = c.rescue ? nullptr : by_channel;
     c.of.decode_channels(c.in(t.grad, row, t.channels, c.of.element_size),
                          c.in(t.y, row, t.channels, c.of.element_size), c.bits(row, t.channels), t.shift, c.inverse, g,
-                         x_hat, t.channels, t.decoder);
+                         x_hat, summed, summed ? summed + t.channels : nullptr, t.channels, rows, t.decoder);
     if (!c.rescue) return;
-    const char* const exact = c.in(t.rescued, row, t.rescues, c.of_rescued.element_size);
-    for (int64_t channel = 0; channel < t.channels; ++channel)
-        if (c.rescue[channel] >= 0) {
-            const int64_t statistic = c.statistic(sample, channel);
-            c.of_rescued.from_input(exact + c.rescue[channel] * c.of_rescued.element_size,
-                                    t.mean ? t.mean[statistic] : 0, t.rstd[statistic], x_hat + channel, 1);
-        }
+    for (const int64_t end = row + rows; row < end; ++row, g += t.channels, x_hat += t.channels) {
+        const char* const exact = c.in(t.rescued, row, t.rescues, c.of_rescued.element_size);
+        for (int64_t channel = 0; channel < t.channels; ++channel)
+            if (c.rescue[channel] >= 0) {
+                const int64_t statistic = c.statistic(row / t.positions, channel);
+                c.of_rescued.from_input(exact + c.rescue[channel] * c.of_rescued.element_size,
+                                        t.mean ? t.mean[statistic] : 0, t.rstd[statistic], x_hat + channel, 1);
+            }
+        if (by_channel) c.of.add_channels(g, x_hat, by_channel, by_channel + t.channels, t.channels);
+    }
 }
 
 // The numbers of `gradient_channels`, from the sums of each channel over `count` elements each.
@@ -177,29 +182,35 @@ void constants(const Chain& c, int64_t sample, const double* sums, int64_t count
     }
 }
 
-// Decodes some rows, one after the other, and adds them to `sums`.
+// Runs body(row, rows, g, x_hat) on stretches of at most ROWS_PER_SUM rows, and where these are decoded to.
+template <class Body>
+void by_stretches(const Chain& c, int64_t first, int64_t end, float* scratch, bool kept, Body body) {
+    for (int64_t row = first; row < end; row += ROWS_PER_SUM) {
+        const int64_t rows = end - row < ROWS_PER_SUM ? end - row : ROWS_PER_SUM;
+        const auto [g, x_hat] = kept ? c.place(row, c.given.channels, scratch, row - first, end - first)
+                                     : c.place(row, c.given.channels * rows, scratch, 0, 0);
+        body(row, rows, g, x_hat);
+    }
+}
+
+// Decodes some rows and adds them to `sums`.
 void add_rows(const Chain& c, int64_t first, int64_t end, double* sums, float* by_channel, float* scratch,
               bool keep) {
-    const optiacts_chain& t = c.given;
-    for (int64_t row = first; row < end; ++row) {
-        const auto [g, x_hat] = c.place(row, t.channels, scratch, row - first, keep ? end - first : 0);
-        decode_channels(c, row / t.positions, row % t.positions, g, x_hat);
-        c.of.add_channels(g, x_hat, by_channel, by_channel + t.channels, t.channels);
-        if ((row - first) % ROWS_PER_SUM == ROWS_PER_SUM - 1 || row + 1 == end)
-            c.of.settle(by_channel, sums, 2 * t.channels);
-    }
+    by_stretches(c, first, end, scratch, keep, [&](int64_t row, int64_t rows, float* g, float* x_hat) {
+        decode_channels(c, row, rows, g, x_hat, by_channel);
+        c.of.settle(by_channel, sums, 2 * c.given.channels);
+    });
 }
 
 void write_rows(const Chain& c, int64_t first, int64_t end, const float* factor, float* scratch, bool kept) {
     const optiacts_chain& t = c.given;
     const int64_t channels = t.channels;
-    for (int64_t row = first; row < end; ++row) {
-        const auto [g, x_hat] = c.place(row, channels, scratch, row - first, kept ? end - first : 0);
-        if (!kept) decode_channels(c, row / t.positions, row % t.positions, g, x_hat);
+    by_stretches(c, first, end, scratch, kept, [&](int64_t row, int64_t rows, float* g, float* x_hat) {
+        if (!kept) decode_channels(c, row, rows, g, x_hat, nullptr);
         c.of_result.gradient_channels(
             g, t.statistics == GIVEN ? nullptr : x_hat, factor, factor + channels, factor + 2 * channels,
-            c.at(static_cast<char*>(t.grad_x), row, channels, c.of_result.element_size), channels);
-    }
+            c.at(static_cast<char*>(t.grad_x), row, channels, c.of_result.element_size), channels, rows);
+    });
 }
 
 // Whether some rows are kept decoded between the sums and the gradient.
@@ -235,10 +246,13 @@ void channels_last(const Chain& c) {
             const int64_t first = rows * part / parts, end = rows * (part + 1) / parts;
             if (t.statistics == GIVEN) {
                 constants(c, 0, totals, 1, factor);
-                for (int64_t row = first; row < end; ++row) {
-                    add_rows(c, row, row + 1, totals, by_channel, scratch, true);
-                    write_rows(c, row, row + 1, factor, scratch, true);
-                }
+                by_stretches(c, first, end, scratch, false, [&](int64_t row, int64_t rows, float* g, float* x_hat) {
+                    decode_channels(c, row, rows, g, x_hat, by_channel);
+                    c.of.settle(by_channel, totals, 2 * channels);
+                    c.of_result.gradient_channels(
+                        g, nullptr, factor, nullptr, nullptr,
+                        c.at(static_cast<char*>(t.grad_x), row, channels, c.of_result.element_size), channels, rows);
+                });
             } else {
                 add_rows(c, first, end, totals, by_channel, scratch, fit(t, end - first));
             }
@@ -278,15 +292,6 @@ double optiacts_excess(int dtype, const void* x, int64_t count, float threshold,
         for (int64_t part = 0; part < parts; ++part) total += sums[part];
     }
     return total;
-}
-
-void optiacts_silu(int dtype, void* z, uint8_t* bits, int64_t rows, int64_t cols, float threshold, int threads) {
-    const ChainKernels& of = kernels(dtype);
-    parallel_ranges(rows, 1, threads, [=, &of](int64_t row, int64_t end) {
-        for (; row < end; ++row)
-            of.silu(static_cast<char*>(z) + row * cols * of.element_size, bits + row * ((cols + 7) / 8), cols,
-                    threshold);
-    });
 }
 
 void optiacts_chain_backward(const optiacts_chain* chain) {

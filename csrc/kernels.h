@@ -6,6 +6,7 @@
 struct Kernels {
     int64_t element_size;
     void (*pack)(const void* x, uint8_t* bits, int64_t count, uint32_t first, uint32_t span);
+    void (*silu)(const void* x, void* out, uint8_t* bits, int64_t count, float threshold);
     void (*backward)(const void* grad, const void* y, const uint8_t* bits, void* out, int64_t count,
                      const void* decoder);
     void (*dropped_backward)(const void* grad, const void* y, const uint8_t* bits, void* out, int64_t count,

@@ -113,6 +113,15 @@ void optiacts_pack(int dtype, const void* x, uint8_t* bits, int64_t rows, int64_
     });
 }
 
+void optiacts_silu(int dtype, const void* x, void* out, uint8_t* bits, int64_t rows, int64_t cols, float threshold,
+                   int threads) {
+    const Kernels& of = kernels(dtype);
+    for_contiguous(rows, cols, threads, DECODED_PER_THREAD, [=, &of](int64_t element, int64_t byte, int64_t count) {
+        const int64_t from = element * of.element_size;
+        of.silu(at(x, from), at(out, from), bits + byte, count, threshold);
+    });
+}
+
 void optiacts_backward(int dtype, const void* grad, const void* y, const uint8_t* bits, void* out, int64_t rows,
                        int64_t cols, const void* decoder, int threads) {
     const Kernels& of = kernels(dtype);

@@ -22,7 +22,7 @@ extern "C" {
 
 /* To be raised, here and in backends/native_library.py, with every change of a struct or of a function's arguments:
  * a library of another number than its caller's is not used. */
-enum { OPTIACTS_INTERFACE = 3 };
+enum { OPTIACTS_INTERFACE = 5 };
 
 OPTIACTS_API int optiacts_interface(void);
 
@@ -136,6 +136,10 @@ enum { OPTIACTS_FLOAT32 = 0, OPTIACTS_BFLOAT16 = 1, OPTIACTS_FLOAT16 = 2, OPTIAC
 OPTIACTS_API void optiacts_pack(int dtype, const void* x, uint8_t* bits, int64_t rows, int64_t cols, uint32_t first,
                                 uint32_t span, int threads);
 
+/* out = silu(x), and bit = x < threshold. `out` may be `x`. */
+OPTIACTS_API void optiacts_silu(int dtype, const void* x, void* out, uint8_t* bits, int64_t rows, int64_t cols,
+                                float threshold, int threads);
+
 /* The decoder, for float32: an optiacts_lines, or in pieces an optiacts_pieces. For 16 bits: three tables of 65536
  * floats, read at the pattern of a value: f' from an output whose side bit is 0, from one whose bit is 1, and act(gate)
  * from a slot that does not hold up. In the valley, where no output lies, the first two have f' of the value itself. */
@@ -208,10 +212,6 @@ OPTIACTS_API void optiacts_dropped_gated_backward(int dtype, const void* grad, c
 
 /* The sum of the squares of how far elements lie below `threshold`. */
 OPTIACTS_API double optiacts_excess(int dtype, const void* x, int64_t count, float threshold, int threads);
-
-/* SiLU in place of its input, of whose bits each tells whether it was below `threshold`. */
-OPTIACTS_API void optiacts_silu(int dtype, void* z, uint8_t* bits, int64_t rows, int64_t cols, float threshold,
-                                int threads);
 
 /* The gradients of a chain. */
 OPTIACTS_API void optiacts_chain_backward(const optiacts_chain* chain);

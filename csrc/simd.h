@@ -45,6 +45,13 @@ inline void store(Element* to, Vector v) {
     memcpy(to, &v, sizeof v);
 }
 
+// Asks for what is read a while later: loads of table rows fill the window in which a CPU looks ahead by itself.
+template <class Element>
+inline void ask_for_later(const Element* from) {
+    __builtin_prefetch(reinterpret_cast<const char*>(from) + 1024);
+}
+inline void ask_for_later(const uint8_t* bits) { __builtin_prefetch(bits + 128); }
+
 inline Floats all(float value) { return value - Floats{}; }
 inline Ints all(int32_t value) { return value - Ints{}; }
 
@@ -116,7 +123,8 @@ inline Ints nearest(Floats v) {
 #elif defined(__AVX2__)
     return same_bits<Ints>(_mm256_cvtps_epi32(v));
 #else
-    return same_bits<Ints>(v + 0x1.8p23f) - 0x4b400000;  // of numbers below 2^22
+    typedef uint32_t Words __attribute__((vector_size(4 * LANES)));  // of numbers below 2^22; others wrap around
+    return same_bits<Ints>(same_bits<Words>(v + 0x1.8p23f) - 0x4b400000u);
 #endif
 }
 
@@ -155,7 +163,10 @@ inline Floats smaller(Floats a, Floats b) {
 
 // The whole number of `low` to `high` that is nearest.
 inline Ints between(Ints v, int32_t low, int32_t high) {
-#if defined(__AVX2__) && !defined(__AVX512F__)  // one instruction each, of which GCC makes three
+#if defined(__AVX512F__)  // one instruction each, of which GCC makes two or three
+    const __m512i from = _mm512_max_epi32(same_bits<__m512i>(v), _mm512_set1_epi32(low));
+    return same_bits<Ints>(_mm512_min_epi32(from, _mm512_set1_epi32(high)));
+#elif defined(__AVX2__)
     const __m256i from = _mm256_max_epi32(same_bits<__m256i>(v), _mm256_set1_epi32(low));
     return same_bits<Ints>(_mm256_min_epi32(from, _mm256_set1_epi32(high)));
 #else
@@ -203,48 +214,80 @@ inline Floats lookup(const float* table, Ints i) {
 #endif
 }
 
-// table[i], table[i + 1], table[i + 2] and table[i + 3], as a vector of each. AVX2's gathers take four times as long as
-// eight loads of whole rows and a transposition.
+#if defined(__AVX2__)
+// A vector of what part(0), part(4), ... has for LANES / 4 times four lanes, the first of which is told.
+template <class Part>
+__attribute__((always_inline)) inline Floats by_fours(Part part) {
+#if defined(__AVX512F__)
+    const __m512 low = _mm512_insertf32x4(_mm512_castps128_ps512(part(0)), part(4), 1);
+    return _mm512_insertf32x4(_mm512_insertf32x4(low, part(8), 2), part(12), 3);
+#else
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(part(0)), part(4), 1);
+#endif
+}
+
+// Of each four numbers two of a and two of b, as the immediate of a shuffle chooses them.
+template <int CHOICE>
+inline Floats shuffled(Floats a, Floats b) {
+#if defined(__AVX512F__)
+    return _mm512_shuffle_ps(a, b, CHOICE);
+#else
+    return _mm256_shuffle_ps(a, b, CHOICE);
+#endif
+}
+#endif
+
+#if defined(__AVX2__)
+// Two neighbouring numbers.
+__attribute__((always_inline)) inline uint64_t numbers_of(Ints i, int lane) {
+#if defined(__AVX512F__)
+    const __m512i v = same_bits<__m512i>(i);
+    const __m128i part = lane < 4 ? _mm512_castsi512_si128(v) : lane < 8 ? _mm512_extracti32x4_epi32(v, 1) : lane < 12 ? _mm512_extracti32x4_epi32(v, 2) : _mm512_extracti32x4_epi32(v, 3);
+#else
+    const __m256i v = same_bits<__m256i>(i);
+    const __m128i part = lane < 4 ? _mm256_castsi256_si128(v) : _mm256_extracti128_si256(v, 1);
+#endif
+    return lane % 4 ? _mm_extract_epi64(part, 1) : _mm_cvtsi128_si64(part);
+}
+#endif
+
+// table[i], table[i + 1], table[i + 2] and table[i + 3], as a vector of each. Gathers take two to four times as long
+// as a load of each row and a transposition.
 struct Rows {
     Floats column[4];
 };
-inline Rows rows_of_four(const float* table, Ints i) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-    alignas(32) uint32_t at[LANES];  // by way of memory: taking a number out of a vector is two instructions
-    store(at, i);
-    const auto pair = [=, &at](int low, int high) {
-        const __m256 first = _mm256_castps128_ps256(_mm_loadu_ps(table + at[low]));
-        return _mm256_insertf128_ps(first, _mm_loadu_ps(table + at[high]), 1);
-    };
-    const __m256 a = pair(0, 4), b = pair(1, 5), c = pair(2, 6), d = pair(3, 7);
-    const __m256 ab_low = _mm256_unpacklo_ps(a, b), ab_high = _mm256_unpackhi_ps(a, b);
-    const __m256 cd_low = _mm256_unpacklo_ps(c, d), cd_high = _mm256_unpackhi_ps(c, d);
-    return {{same_bits<Floats>(_mm256_shuffle_ps(ab_low, cd_low, 0x44)),
-             same_bits<Floats>(_mm256_shuffle_ps(ab_low, cd_low, 0xee)),
-             same_bits<Floats>(_mm256_shuffle_ps(ab_high, cd_high, 0x44)),
-             same_bits<Floats>(_mm256_shuffle_ps(ab_high, cd_high, 0xee))}};
+__attribute__((always_inline)) inline Rows rows_of_four(const float* table, Ints i) {
+#if defined(__AVX2__)
+    const auto row = [=](uint64_t number) { return _mm_loadu_ps(table + 4 * number); };
+    const Floats a = by_fours([=](int lane) { return row(uint32_t(numbers_of(i, lane))); });
+    const Floats b = by_fours([=](int lane) { return row(numbers_of(i, lane) >> 32); });
+    const Floats c = by_fours([=](int lane) { return row(uint32_t(numbers_of(i, lane + 2))); });
+    const Floats d = by_fours([=](int lane) { return row(numbers_of(i, lane + 2) >> 32); });
+    const Floats ab_low = shuffled<0x44>(a, b), ab_high = shuffled<0xee>(a, b);
+    const Floats cd_low = shuffled<0x44>(c, d), cd_high = shuffled<0xee>(c, d);
+    return {{shuffled<0x88>(ab_low, cd_low), shuffled<0xdd>(ab_low, cd_low), shuffled<0x88>(ab_high, cd_high),
+             shuffled<0xdd>(ab_high, cd_high)}};
 #else
+    i *= 4;
     return {{lookup(table, i), lookup(table + 1, i), lookup(table + 2, i), lookup(table + 3, i)}};
 #endif
 }
 
-// table[2 * i] and table[2 * i + 1], as a vector of each; here, too, loads are faster than AVX2's gathers.
+// table[2 * i] and table[2 * i + 1], as a vector of each.
 struct Pairs {
     Floats first, second;
 };
-inline Pairs pairs_of_two(const float* table, Ints i) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-    alignas(32) uint32_t at[LANES];
-    store(at, i);
-    const auto two = [=, &at](int low, int high) {
-        const __m128d first = _mm_load_sd(reinterpret_cast<const double*>(table + 2 * at[low]));
-        return _mm_loadh_pd(first, reinterpret_cast<const double*>(table + 2 * at[high]));
+__attribute__((always_inline)) inline Pairs pairs_of_two(const float* table, Ints i) {
+#if defined(__AVX2__)
+    const auto two_of_four = [=](int first) {
+        return by_fours([=](int lane) {
+            const uint64_t two = numbers_of(i, first + lane);
+            const auto row = [=](uint64_t at) { return reinterpret_cast<const double*>(table) + at; };
+            return _mm_castpd_ps(_mm_loadh_pd(_mm_load_sd(row(uint32_t(two))), row(two >> 32)));
+        });
     };
-    const auto four = [=](int low, int high) {
-        return _mm256_castpd_ps(_mm256_set_m128d(two(high, high + 1), two(low, low + 1)));
-    };
-    const __m256 a = four(0, 4), b = four(2, 6);
-    return {same_bits<Floats>(_mm256_shuffle_ps(a, b, 0x88)), same_bits<Floats>(_mm256_shuffle_ps(a, b, 0xdd))};
+    const Floats a = two_of_four(0), b = two_of_four(2);
+    return {shuffled<0x88>(a, b), shuffled<0xdd>(a, b)};
 #else
     return {lookup(table, i + i), lookup(table + 1, i + i)};
 #endif

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from optiacts import curves
-from optiacts.backends import eager_chain, native_chain, native_library
+from optiacts.backends import eager_chain, native, native_chain, native_forward, native_library
 from optiacts.chains import SavedChain
 from tests.kernels import DTYPES, LEVELS, named
 
@@ -155,7 +155,7 @@ def test_side_bits_are_eagers() -> None:
     "chosen", LEVELS[1:]
 )  # the portable level of x86 multiplies and adds apart: a trial finds that
 @pytest.mark.parametrize("dtype", DTYPES, **named)
-def test_silu_in_place_has_pytorchs_bits(dtype: torch.dtype, chosen: str) -> None:
+def test_silu_has_pytorchs_bits(dtype: torch.dtype, chosen: str) -> None:
     """All numbers of 16 bits, many patterns of 32, on any number of threads, in rows with and without a rest."""
     native_library.use_level(chosen)
     curve = curves.get("silu")
@@ -172,13 +172,20 @@ def test_silu_in_place_has_pytorchs_bits(dtype: torch.dtype, chosen: str) -> Non
             assert torch.equal(y.nan_to_num(nan=-9.0), expected.nan_to_num(nan=-9.0))
             assert torch.equal(bits, theirs)
             assert y.data_ptr() != z.data_ptr()
+            given = z.clone()
+            y, bits = native.activation_forward(given, curve, ())
+            assert torch.equal(y.nan_to_num(nan=-9.0), expected.nan_to_num(nan=-9.0))
+            assert torch.equal(bits, theirs)
+            assert torch.equal(given.nan_to_num(nan=-9.0), z.nan_to_num(nan=-9.0))
+            assert torch.equal(native.activation_forward_(given, curve, ()), bits)
+            assert torch.equal(given.nan_to_num(nan=-9.0), y.nan_to_num(nan=-9.0))
     finally:
         torch.set_num_threads(before)
 
 
 def test_a_rest_of_a_vector_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch computes it with another exponential; and everything, where a trial has found other bits."""
-    curve, fused = curves.get("silu"), native_chain._is_fused
+    curve, fused = curves.get("silu"), native_forward.is_fused
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
@@ -186,7 +193,7 @@ def test_a_rest_of_a_vector_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) 
             assert fused(curve, torch.zeros(count)) == whole
     finally:
         torch.set_num_threads(before)
-    monkeypatch.setattr(native_chain, "_unfused", set())
-    assert not native_chain.unfuse(curves.get("mish"), torch.float32)
-    assert native_chain.unfuse(curve, torch.float32) and not native_chain.unfuse(curve, torch.float32)
+    monkeypatch.setattr(native_forward, "_unfused", set())
+    assert not native_forward.unfuse(curves.get("mish"), torch.float32)
+    assert native_forward.unfuse(curve, torch.float32) and not native_forward.unfuse(curve, torch.float32)
     assert not fused(curve, torch.zeros(64)) and fused(curve, torch.zeros(64, dtype=torch.bfloat16))

@@ -299,6 +299,9 @@ def register_sharding(op: Any) -> Callable[[Callable[..., Any]], Any]:
     return register_sharding(op)
 
 
+PLAIN = (Tensor, torch.nn.Parameter)
+"""The types of tensors that are nothing but one."""
+
 TRACERS = frozenset(
     ("torch._subclasses.fake_tensor.FakeTensor", "torch._subclasses.functional_tensor.FunctionalTensor")
 )
@@ -308,7 +311,7 @@ TRACERS = frozenset(
 def is_fake(tensor: Tensor) -> bool:
     """Whether a tensor only stands for one, and has no values to look at."""
     kind = type(tensor)
-    return f"{kind.__module__}.{kind.__name__}" in TRACERS
+    return kind not in PLAIN and f"{kind.__module__}.{kind.__name__}" in TRACERS
 
 
 _owners: Callable[[int], int] = _bound("_storage_Use_Count", lambda storage: 0)

@@ -77,19 +77,17 @@ class Chain:
             return None
         size = torch.ones_like(shift) if scale is None else scale.abs()  # type: ignore[arg-type]
         away = torch.zeros_like(size) if shift is None else shift.abs()
-        smallest, _, most = self.limits(dtype)
+        smallest, _, most = _limits(self.curve, dtype)
         lost = size * _spread(self.curve, dtype) + away > furthest_told(self.curve, dtype)
         return lost | (size < smallest) | (away > most * size)
 
     def limits(self, dtype: torch.dtype, channels: int = 1) -> tuple[float, float, float]:
         """The smallest and the largest |scale|, and the largest |shift| / |scale|, of what is surely not bad."""
-        most, spread = _MOST_BIAS[dtype.itemsize], _spread(self.curve, dtype)
-        largest = furthest_told(self.curve, dtype) / (spread + most)
-        return _SMALLEST_NORMALS * torch.finfo(dtype).tiny, largest, most
+        return _limits(self.curve, dtype)
 
     def bounds(self, dtype: torch.dtype, channels: int) -> Bounds:
         """What ``bad`` goes by."""
-        smallest, _, most = self.limits(dtype)
+        smallest, _, most = _limits(self.curve, dtype)
         spread, furthest = _spread(self.curve, dtype), furthest_told(self.curve, dtype)
         return Bounds(smallest, most, spread, 1.0, furthest)
 
@@ -101,14 +99,22 @@ class Chain:
         """Whether the channels of ``tensor`` lie next to each other in memory."""
         if self.dims or tensor.ndim == 2:
             return True
-        return not tensor.is_contiguous() and tensor.movedim(1, -1).is_contiguous()
+        if tensor.is_contiguous():
+            return False
+        if tensor.ndim == 4:
+            return tensor.is_contiguous(memory_format=torch.channels_last)
+        return tensor.movedim(1, -1).is_contiguous()
 
     def rows(self, tensor: Tensor, last: bool) -> Tensor:
         """``tensor`` as (samples, channels, positions), or (samples, positions, channels) if ``last``."""
         if self.dims:
             return tensor.flatten(tensor.ndim - self.dims).contiguous().flatten(0, -2).unsqueeze(1)
-        flat = tensor.unsqueeze(-1) if tensor.ndim == 2 else tensor.flatten(2)
-        return (flat.movedim(1, -1) if last else flat).contiguous()
+        shape = tensor.shape
+        if last and len(shape) == 4 and tensor.is_contiguous(memory_format=torch.channels_last):  # in one step
+            samples, channels, positions = shape[0], shape[1], shape[2] * shape[3]
+            return tensor.as_strided((samples, positions, channels), (positions * channels, channels, 1))
+        flat = tensor.unsqueeze(-1) if len(shape) == 2 else tensor.flatten(2)
+        return (flat.transpose(1, 2) if last else flat).contiguous()
 
     def chosen(self, tensor: Tensor, columns: Tensor, last: bool) -> Tensor:
         """The channels ``columns`` of ``tensor``, as ``rows`` would have them."""
@@ -141,12 +147,8 @@ class Chain:
 
     def restored(self, rows: Tensor, like: Tensor, last: bool) -> Tensor:
         """Undoes ``rows`` for a tensor of the shape of ``like``."""
-        if self.dims:
-            return rows.reshape(like.shape)
-        if not last:
-            return rows.reshape(like.shape)
-        spread = rows.reshape(like.shape[0], *like.shape[2:], like.shape[1])
-        return spread.movedim(-1, 1)
+        channels_last = last and not self.dims
+        return (rows.transpose(1, 2) if channels_last else rows).reshape(like.shape)
 
 
 class SavedChain(NamedTuple):
@@ -176,6 +178,14 @@ class SavedChain(NamedTuple):
     statistics: str
     centered: bool
     last: bool
+
+
+@once
+def _limits(curve: str, dtype: torch.dtype) -> tuple[float, float, float]:
+    """See ``Chain.limits``."""
+    most = _MOST_BIAS[dtype.itemsize]
+    largest = furthest_told(curve, dtype) / (_spread(curve, dtype) + most)
+    return _SMALLEST_NORMALS * torch.finfo(dtype).tiny, largest, most
 
 
 @once

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from optiacts import curves
-from optiacts._torch import TRACERS, is_exporting, is_one_of_several_views
+from optiacts._torch import PLAIN, TRACERS, is_exporting, is_one_of_several_views
 from optiacts.ops import activation as ops
 from optiacts.ops import sharding
 
@@ -143,7 +143,7 @@ def saves_memory(input: Tensor) -> bool:
 def passes_our_ops(input: Tensor) -> bool:
     """Plain tensors, fake ones (tracing, memory reports), and DTensors that can shard their bits."""
     kind = type(input)
-    if kind in (Tensor, torch.nn.Parameter):
+    if kind in PLAIN:
         return True
     if sharding.is_dtensor_type(kind):
         return sharding.supports(input)

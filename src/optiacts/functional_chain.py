@@ -23,7 +23,6 @@ docs/chains.md.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +33,7 @@ from torch.nn import Module
 from optiacts import curves
 from optiacts import functional as activations
 from optiacts._torch import (
+    PLAIN,
     known_to_compilers,
     saved_tensors_hooks,
     statistics_of,
@@ -67,8 +67,12 @@ def norm_activation(input: Tensor, norm: Module, activation: str) -> Tensor:
         ValueError: the output of the activation does not tell its input.
         TypeError: ``norm`` is none of these; a ``SyncBatchNorm``, whose statistics lie on several devices.
     """
-    name = checked(norm, activation)
-    return chained(input, norm, name)
+    curve = curves.get(activation)
+    result = chained_or_none(norm, input, (), {}, curve.name) if curve.tells_input else None
+    if result is not None:
+        return result
+    name = checked(norm, activation)  # before anything is run
+    return activations.activation(norm(input), name)
 
 
 def checked(norm: Module, activation: str) -> str:
@@ -149,7 +153,9 @@ def chain(
             return None
         if not may_rely(kind, weight, bias, input.dtype):
             return None
-        return compiled_chain(input, weight, bias, kind, _run(input, kind, forward, given))
+        with torch.no_grad():
+            normed = ops.Normed(forward(input.detach()), *(given or (None, None)))
+        return compiled_chain(input, weight, bias, kind, normed)
     factors = ops.factors(weight, bias, kind)
     channels = look(kind, *factors, input.dtype)
     if not channels.keep_output:
@@ -162,19 +168,21 @@ def _run(x: Tensor, kind: Chain, forward: Callable[[Tensor], Tensor], given: Sta
 
     They stand in the graph that PyTorch records, which is thrown away then.
     """
-    if torch.compiler.is_compiling():
-        with torch.no_grad():
-            z = forward(x.detach())
-        return ops.Normed(z, *(given or (None, None)))
-    with contextlib.nullcontext() if saved_tensors_hooks() is None else _nobody():
+    if saved_tensors_hooks() is None:
         z = forward(x.detach().requires_grad_())
-        known = given if kind.statistics == "given" else statistics_of(z)
+        known = statistics_of(z) if given is None else given
+    else:
+        with _nobody():
+            z = forward(x.detach().requires_grad_())
+            known = statistics_of(z) if given is None else given
     z = z.detach()
     if known is None or known[1].dtype is not arithmetic(x.dtype):
         return ops.Normed(z, None, None)
     shape = (x.shape[1],) if kind.statistics != "rows" else (z.shape[0] if not kind.dims else -1, kind.groups)
-    mean, rstd = (each.detach() if each.shape == shape else each.detach().reshape(shape) for each in known)
-    return ops.Normed(z, mean, rstd)
+    mean, rstd = known[0].detach(), known[1].detach()
+    return (
+        ops.Normed(z, mean, rstd) if rstd.shape == shape else ops.Normed(z, mean.reshape(shape), rstd.reshape(shape))
+    )
 
 
 def _nobody() -> torch.autograd.graph.saved_tensors_hooks:
@@ -188,5 +196,7 @@ def _itself(tensor: Tensor) -> Tensor:
 
 def supports(input: Tensor, *parameters: Tensor | None) -> bool:
     """Whether a gradient is wanted, of tensors that chains support: all that norms do but DTensors."""
-    sharded = any(sharding.is_dtensor_type(type(tensor)) for tensor in (input, *parameters))
-    return not sharded and saves_memory(input, *parameters)
+    for tensor in (input, *parameters):
+        if type(tensor) not in PLAIN and sharding.is_dtensor_type(type(tensor)):
+            return False
+    return saves_memory(input, *parameters)

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from optiacts import casts
-from optiacts._torch import forward_mode, is_exporting, transforms_active
+from optiacts._torch import PLAIN, forward_mode, is_exporting, transforms_active
 from optiacts.functional import passes_our_ops
 from optiacts.norms import Norm
 from optiacts.ops import norm as ops
@@ -190,5 +190,5 @@ def _plain(tensor: Tensor) -> bool:
     return (
         tensor.dtype in _DTYPES
         and tensor.layout is torch.strided
-        and (sharding.is_dtensor_type(type(tensor)) or passes_our_ops(tensor))
+        and (type(tensor) in PLAIN or sharding.is_dtensor_type(type(tensor)) or passes_our_ops(tensor))
     )

@@ -6,6 +6,7 @@ the call tells all that a chain needs to know.
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -75,17 +76,19 @@ class NormCall(NamedTuple):
 def norm_name(callee: Any) -> str | None:
     """Which norm of PyTorch's a module, a module's own forward or a function computes; None for anything else."""
     if isinstance(callee, Module):
-        forward = getattr(_own_class(callee), "forward", None)  # TorchScript has none
-        return _FORWARDS.get(forward) if isinstance(forward, types.FunctionType) else None
+        return _FORWARDS.get(_own_forward(callee))
     if isinstance(callee, types.MethodType):
         return _FORWARDS.get(callee.__func__) if isinstance(callee.__self__, Module) else None
     return _FUNCTIONS.get(callee) if isinstance(callee, types.FunctionType) else None
 
 
-def _own_class(norm: Module) -> type[Module]:
-    """The class with the norm's own forward: before a conversion, and without ours."""
-    kind: type[Module] = getattr(type(norm), "optiacts_original", type(norm))
-    return next(k for k in kind.__mro__ if k.__module__ != "optiacts.nn_norm")
+def _own_forward(norm: Module) -> Any:
+    """The norm's own forward: that of its class before a conversion, and without ours. None if it is no function."""
+    kind: Any = getattr(type(norm), "optiacts_original", type(norm))
+    if kind.__module__ == "optiacts.nn_norm":
+        kind = next(k for k in kind.__mro__ if k.__module__ != "optiacts.nn_norm")
+    forward = getattr(kind, "forward", None)  # TorchScript has none
+    return forward if isinstance(forward, types.FunctionType) else None
 
 
 def why_no_norm(norm: Module) -> str:
@@ -97,7 +100,8 @@ def why_no_norm(norm: Module) -> str:
 
 def norm_call(callee: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], curve: str) -> NormCall | None:
     """What ``callee(x, *args, **kwargs)`` computes now, with ``curve`` after it; None if that is not for a chain."""
-    name = norm_name(callee)
+    own = _own_forward(callee) if isinstance(callee, Module) else None
+    name = norm_name(callee) if own is None else _FORWARDS.get(own)
     if name is None:
         return None
     if isinstance(callee, types.FunctionType):
@@ -105,16 +109,15 @@ def norm_call(callee: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, A
     elif args or kwargs:
         return None
     else:
-        options = _of_module(name, callee if isinstance(callee, Module) else callee.__self__, x)
+        options = _of_module(name, callee.__self__ if own is None else callee, x)
     if options is None:
         return None
     kind = _kind(name, curve, x, options)
     if kind is None:
         return None
-    forward = _own_class(callee).forward if isinstance(callee, Module) else None
 
     def run(x: Tensor) -> Tensor:
-        z: Tensor = callee(x, *args, **kwargs) if forward is None else forward(callee, x)
+        z: Tensor = callee(x, *args, **kwargs) if own is None else own(callee, x)
         return z
 
     return NormCall(kind, options["weight"], options.get("bias"), run, _given(kind, options))
@@ -138,64 +141,76 @@ def _named(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str
 
 
 def _of_module(name: str, module: Any, x: Tensor) -> dict[str, Any] | None:
-    """The arguments with which a norm module calls the function."""
+    """The arguments with which a norm module calls the function; None if its parameters are not simply kept.
+
+    Those that ``torch.nn.utils.parametrize`` makes are computed anew for whoever asks for them.
+    """
+    kept, buffers = module._parameters, module._buffers  # where ``Module.__getattr__`` finds them, in less time
     options: dict[str, Any] = {"eps": module.eps}
     for parameter in ("weight", "bias"):
-        options[parameter] = module._parameters.get(parameter)
+        if parameter not in kept and (parameter in module.__dict__ or hasattr(type(module), parameter)):
+            return None
+        options[parameter] = kept.get(parameter)
+    if name == "GroupNorm":
+        options["num_groups"] = module.num_groups
+        return options if x.ndim >= 2 and x.shape[1] == module.num_channels else None
+    if name in ("LayerNorm", "RMSNorm"):
+        options["normalized_shape"] = module.normalized_shape
+        return options
+    for running in ("running_mean", "running_var"):
+        options[running] = buffers[running] if running in buffers else getattr(module, running)
     if name == "BatchNorm":
-        running = module.running_mean is not None and module.running_var is not None
-        options["training"] = module.training or not running
-    elif name == "InstanceNorm":
+        known = options["running_mean"] is not None and options["running_var"] is not None
+        options["training"] = module.training or not known
+    else:
         if x.ndim != module._get_no_batch_dim() + 1:
             return None
         options["use_input_stats"] = module.training or not module.track_running_stats
-    elif name == "GroupNorm":
-        options["num_groups"] = module.num_groups
-        return options if x.ndim >= 2 and x.shape[1] == module.num_channels else None
-    else:
-        options["normalized_shape"] = module.normalized_shape
-        return options
-    options["running_mean"], options["running_var"] = module.running_mean, module.running_var
     return options if x.ndim >= 2 and x.shape[1] == module.num_features else None
 
 
 def _kind(name: str, curve: str, x: Tensor, options: dict[str, Any]) -> Chain | None:
     """What a norm with these arguments computes of x; None if PyTorch would refuse them, or we cannot tell."""
-    eps: Any = options["eps"]
-    found: dict[str, Any]
+    eps, shape = options["eps"], x.shape
     if eps is None:
         eps = torch.finfo(arithmetic(x.dtype)).eps
     if not isinstance(eps, (int, float)) or not x.numel():
         return None
+    statistics, dims, groups = "rows", 0, 1
     if name in ("LayerNorm", "RMSNorm"):
-        shape = options["normalized_shape"]
-        if not isinstance(shape, (tuple, list)) or not shape or tuple(x.shape[x.ndim - len(shape) :]) != tuple(shape):
+        channels = options["normalized_shape"]
+        if not isinstance(channels, (tuple, list)) or not channels:
             return None
-        channels = tuple(shape)
-        found = {"statistics": "rows", "dims": len(shape), "centered": name == "LayerNorm"}
+        channels, dims = tuple(channels), len(channels)
+        if tuple(shape[x.ndim - dims :]) != channels:
+            return None
     else:
         if x.ndim < 2:
             return None
-        channels = (x.shape[1],)
+        channels = (shape[1],)
         if name == "GroupNorm":
             groups = options["num_groups"]
-            if not isinstance(groups, int) or groups < 1 or x.shape[1] % groups:
+            if not isinstance(groups, int) or groups < 1 or shape[1] % groups:
                 return None
-            found = {"statistics": "rows", "groups": groups}
         else:
             takes = options["training" if name == "BatchNorm" else "use_input_stats"]
             running = options["running_mean"], options["running_var"]
             if not isinstance(takes, bool) or (not takes and not all(_shaped(r, channels) for r in running)):
                 return None
-            over = "batch" if name == "BatchNorm" else "rows"
-            groups = x.shape[1] if takes and name == "InstanceNorm" else 1
-            found = {"statistics": over if takes else "given", "groups": groups}
-    fits = all(p is None or _shaped(p, channels) for p in (options["weight"], options.get("bias")))
-    return Chain(name, curve, eps=eps, **found) if fits else None
+            statistics = "given" if not takes else "batch" if name == "BatchNorm" else "rows"
+            groups = shape[1] if takes and name == "InstanceNorm" else 1
+    for parameter in (options["weight"], options.get("bias")):
+        if parameter is not None and not _shaped(parameter, channels):
+            return None
+    made = Chain if torch.compiler.is_compiling() else _chain
+    return made(name, curve, statistics, eps, dims, groups, name != "RMSNorm")
+
+
+_chain = functools.lru_cache(maxsize=1 << 12)(Chain)  # for eager calls, of which many are alike
 
 
 def _shaped(tensor: Any, shape: tuple[int, ...]) -> bool:
-    return isinstance(tensor, Tensor) and tuple(tensor.shape) == shape
+    return isinstance(tensor, Tensor) and tensor.shape == shape
 
 
 def _given(kind: Chain, options: dict[str, Any]) -> Statistics | None:

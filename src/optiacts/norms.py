@@ -168,10 +168,9 @@ class Saved(NamedTuple):
 def flat(parameter: Tensor, copy: bool) -> Tensor:
     """``parameter`` with one dimension, in the precision of the arithmetic; ``copy``: never the parameter itself."""
     flat = parameter.flatten() if parameter.ndim != 1 else parameter
-    wide = arithmetic(parameter.dtype)
-    if flat.dtype is wide:
+    if parameter.dtype in (torch.float32, torch.float64):  # the arithmetic's own
         return flat.clone() if copy else flat
-    return flat.to(wide)
+    return flat.to(torch.float32)
 
 
 def arithmetic(dtype: torch.dtype) -> torch.dtype:

@@ -20,6 +20,7 @@ from optiacts.backends import (
     eager_norm,
     native,
     native_chain,
+    native_forward,
     native_norm,
     selection,
     traced,
@@ -136,7 +137,7 @@ def _for_curve(kind: tuple[Any, ...], x: Tensor, curve: Curve, scaled: bool, wha
         _ACTIVATIONS,
         lambda fast, _: x.dtype in fast.dtypes and fast.serves(curve, x.dtype),
         trial,
-        lambda kernels: kernels is triton and triton.unfuse(*of),
+        lambda kernels: _unfuse(kernels, curve, x),
     )
 
 
@@ -334,10 +335,11 @@ def select_chain(z: Tensor, curve: Curve) -> ChainBackend:
     )
 
 
-def _unfuse(kernels: Any, curve: Curve, z: Tensor) -> bool:
-    if kernels is native_chain:
-        return native_chain.unfuse(curve, z.dtype)
-    return kernels is triton_chain and triton.unfuse(curve, z.dtype, z.device)
+def _unfuse(kernels: Any, curve: Curve, x: Tensor) -> bool:
+    """Leaves an activation's forward to PyTorch's op; False if it was already."""
+    if kernels in (native, native_chain):
+        return native_forward.unfuse(curve, x.dtype)
+    return kernels in (triton, triton_chain) and triton.unfuse(curve, x.dtype, x.device)
 
 
 def select_chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> ChainBackend:

@@ -1,6 +1,7 @@
 """The CPU backend: the kernels of csrc/, called with ctypes. Loaded on first use, never on import.
 
-The forward is PyTorch's own kernel, followed by one pass that packs the side bits. The backward is one pass
+The forward is PyTorch's own kernel, followed by one pass that packs the side bits, or one kernel that does both
+(``native_forward``). The backward is one pass
 over gradient, output and bits: float32 by the generated polynomials, bfloat16 and float16 by the exhaustive
 tables. In 16-bit dtypes every instruction set gives the bits of the eager backend; in float32 AVX2 and AVX-512
 agree to the bit, and all are within a few units in the last place of each other and of eager.
@@ -12,7 +13,6 @@ Environment: ``OPTIACTS_HUGE_PAGES=0`` leaves the pages of large results as the 
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 from typing import Any
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from optiacts.backends import eager, native_library
 from optiacts.backends.native_constants import DTYPES, Constants, constants_of
-from optiacts.backends.native_library import library, threads
+from optiacts.backends.native_forward import forward_into, is_fused
+from optiacts.backends.native_library import function, library, threads
 from optiacts.curves import ClosedForm, Curve, Unimodal
 from optiacts.decoders.pieces import has_pieces
 from optiacts.layouts import Order, by_rows, permute, restore
@@ -52,6 +53,9 @@ def unavailable(device: torch.device) -> str | None:
 
 def activation_forward(x: Tensor, curve: Curve, order: Order) -> tuple[Tensor, Tensor]:
     """PyTorch's own output, and the packed side bits."""
+    if is_fused(curve, x) and (laid := permute(x, order)).is_contiguous():
+        y = _result_like(x)
+        return y, forward_into(y, laid, curve)
     constants = constants_of(curve.name, x.dtype)
     if curve.forward_out is not None and x.nbytes >= _HUGE_PAGES_FROM and x.is_contiguous():
         y = curve.forward_out(x.detach(), _result_like(x))
@@ -62,6 +66,8 @@ def activation_forward(x: Tensor, curve: Curve, order: Order) -> tuple[Tensor, T
 
 def activation_forward_(x: Tensor, curve: Curve, order: Order) -> Tensor:
     """Overwrites ``x`` with the output and returns the packed side bits."""
+    if is_fused(curve, x) and (laid := permute(x, order)).is_contiguous():
+        return forward_into(x, laid, curve)
     bits = _pack(permute(x, order), constants_of(curve.name, x.dtype))
     curve.forward_(x)
     return bits
@@ -173,12 +179,15 @@ def side_bits(x: Tensor, curve: Curve) -> Tensor:
 
 def _for_scale(name: str, scale: float | None) -> tuple[Any, tuple[float, ...]]:
     """The function called so, and what it takes besides: behind a dropout the scale and its inverse."""
-    return (_function(name), ()) if scale is None else (_function(f"dropped_{name}"), (scale, 1 / scale))
+    return (function(name), ()) if scale is None else (function(f"dropped_{name}"), (scale, 1 / scale))
 
 
-@functools.cache
-def _function(name: str) -> Any:
-    return getattr(library(), f"optiacts_{name}")
+def are_single(*tensors: Tensor | None) -> bool:
+    """Whether all of them are float32, the precision in which the kernels of norms and chains compute."""
+    for tensor in tensors:  # noqa: SIM110  a generator takes three times as long
+        if tensor is not None and tensor.dtype is not torch.float32:
+            return False
+    return True
 
 
 def rows_and_columns(x: Tensor) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from optiacts import curves
 from optiacts._torch import once
 from optiacts.backends import eager_chain, native, native_library
 from optiacts.backends.native_constants import DTYPES, CurveStruct, LinesStruct, curve_struct, lines_struct
+from optiacts.backends.native_forward import forward_into, is_fused
 from optiacts.backends.native_library import library
 from optiacts.chains import SavedChain
 from optiacts.curves import Curve, Unimodal
@@ -29,14 +30,12 @@ from optiacts.decoders.lines import lines_with_input
 from optiacts.decoders.polynomials import DEGREE
 from optiacts.decoders.preimage import PIECES, preimage_coefficients, preimage_table, smallest_share
 from optiacts.decoders.table import decode_table
-from optiacts.packing import packed_shape
 
 name = "native"
 
 _STATISTICS = ("rows", "batch", "given")  # in the order of csrc/optiacts.h
 _ELEMENTS_PER_THREAD = 1 << 14  # take it about 10 µs
-GRAIN = 1 << 15  # numbers that a thread of PyTorch's takes at least
-WHOLE_VECTORS = 64  # a multiple of what PyTorch computes at once, on any CPU
+_ROWS_AT_ONCE = 16  # of all channels: ROWS_PER_SUM of csrc/chains.cpp
 _KEPT = 1 << 20  # elements that a thread keeps decoded: 4 MiB, or, if the result is of 16 bits, 8
 _MOST_WORKSPACE = 1 << 22  # numbers of float32 that stay for the next backward: 16 MiB
 
@@ -49,39 +48,10 @@ def forward(z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[
 def forward_(z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """The same, with the output in the place of z: in one pass, where a kernel has PyTorch's bits."""
     laid = rows(z)
-    if not _is_fused(curve, z) or laid.data_ptr() != z.data_ptr():
-        bits = side_bits(laid, curve)
-        return curve.forward_(z), bits
-    bits = laid.new_empty(packed_shape(laid.shape), dtype=torch.uint8)
-    threads = min(native_library.threads(), z.numel() // _ELEMENTS_PER_THREAD + 1)
-    getattr(library(), f"optiacts_{curve.native}")(
-        DTYPES.index(z.dtype), laid.data_ptr(), bits.data_ptr(), *native.rows_and_columns(laid),
-        curve.threshold(z.dtype), threads,
-    )  # fmt: skip
-    return z, bits
-
-
-_unfused: set[tuple[str, torch.dtype]] = set()
-
-
-def unfuse(curve: Curve, dtype: torch.dtype) -> bool:
-    """Leaves the forward of ``curve`` to PyTorch's op, which may be all that is wrong; False if it was already."""
-    if curve.native is None or (curve.name, dtype) in _unfused:
-        return False
-    _unfused.add((curve.name, dtype))
-    return True
-
-
-def _is_fused(curve: Curve, z: Tensor) -> bool:
-    """Whether a kernel has PyTorch's bits: where that computes in whole vectors, and not the rest of one by itself.
-
-    Its threads share out ``z.numel()`` numbers, ``GRAIN`` to each at least.
-    """
-    if curve.native is None or (curve.name, z.dtype) in _unfused:
-        return False
-    count = z.numel()
-    parts = min(torch.get_num_threads(), -(-count // GRAIN))
-    return count % (WHOLE_VECTORS * parts) == 0
+    if is_fused(curve, z) and laid.data_ptr() == z.data_ptr():
+        return z, forward_into(laid, laid, curve)
+    bits = side_bits(laid, curve)
+    return curve.forward_(z), bits
 
 
 def side_bits(rows: Tensor, curve: Curve) -> Tensor:
@@ -100,46 +70,58 @@ def excess(z: Tensor, furthest: float) -> Tensor:
 
 def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """All three gradients; see ``eager_chain.chain_backward``."""
-    y, rescued, last = saved.y, saved.rescued, saved.last
-    formats = {grad.dtype, y.dtype, dtype} | (set() if rescued is None else {rescued.dtype})
-    single = all(t is None or t.dtype is torch.float32 for t in (saved.rstd, saved.scale, saved.shift, saved.mean))
-    if grad.dtype is not y.dtype or not native.dtypes.issuperset(formats) or not y.numel() or not single:
+    y, bits, rstd, scale, shift, mean, columns, rescued, curve, statistics, centered, last = saved
+    count, kind = y.numel(), y.dtype
+    numbers = _numbers(kind, grad.dtype, dtype, None if rescued is None else rescued.dtype)
+    if numbers is None or not count or not native.are_single(rstd, scale, shift, mean):
         return eager_chain.chain_backward(grad, saved, dtype)
-    samples, channels, positions = (y.shape[0], y.shape[2], y.shape[1]) if last else y.shape
-    rstd = saved.rstd.contiguous()
-    scale = rstd.new_ones(channels) if saved.scale is None else saved.scale.contiguous()
-    shift = rstd.new_zeros(channels) if saved.shift is None else saved.shift.contiguous()
-    mean = None if saved.mean is None else saved.mean.contiguous()
-    groups = rstd.shape[1] if saved.statistics == "rows" else 1
-    rescue = None
-    if saved.columns is not None and rescued is not None:
-        rescued = rescued.contiguous()
-        numbers = torch.arange(saved.columns.numel())
-        rescue = torch.full((channels,), -1, dtype=torch.int64).index_copy(0, saved.columns.long(), numbers)
-    threads = min(native_library.threads(), y.numel() // _ELEMENTS_PER_THREAD + 1)
-    row = channels if last else positions
+    samples, channels, positions = y.shape
+    if last:
+        channels, positions = positions, channels
+    grad, y, bits, rstd = grad.contiguous(), y.contiguous(), bits.contiguous(), rstd.contiguous()
+    scale = torch.ones(channels, dtype=torch.float32, device="cpu") if scale is None else scale.contiguous()
+    shift = torch.zeros(channels, dtype=torch.float32, device="cpu") if shift is None else shift.contiguous()
+    mean = None if mean is None else mean.contiguous()
+    groups = rstd.shape[1] if statistics == "rows" else 1
+    rescue, rescues = None, 0
+    if columns is not None and rescued is not None:
+        rescued, rescues = rescued.contiguous(), columns.numel()
+        rescue = torch.full((channels,), -1).index_copy(0, columns.long(), torch.arange(rescues))
+    threads = min(native_library.threads(), count // _ELEMENTS_PER_THREAD + 1)
+    decoded = channels * _ROWS_AT_ONCE if last else positions
     together = positions * (channels if last else channels // groups)
-    if saved.statistics == "batch":
+    if statistics == "batch":
         together = samples * positions if not last else -(-samples * positions // threads) * channels
-    kept = together if together <= _KEPT and saved.statistics != "given" else 0
-    room = max(2 * row, kept + kept % 2 if dtype is torch.float32 else 2 * kept)  # even: the workspace has doubles
+    kept = together if together <= _KEPT and statistics != "given" else 0
+    room = max(
+        2 * decoded, kept + kept % 2 if dtype is torch.float32 else 2 * kept
+    )  # even: the workspace has doubles
     workspace = _workspace.of(6 * channels + threads * (room + 16 * channels))
-    by_scale, by_shift = rstd.new_empty(channels), rstd.new_empty(channels)
-    grad, y, bits = grad.contiguous(), y.contiguous(), saved.bits.contiguous()
-    dx = torch.empty(grad.shape, dtype=dtype)
-    native.ask_for_huge_pages(dx, dx.nbytes)
-    decoder = _decoder(saved.curve, y.dtype)
-    numbered = DTYPES.index
+    by_scale = torch.empty(channels, dtype=torch.float32, device="cpu")
+    by_shift = torch.empty_like(by_scale)
+    dx = torch.empty(grad.shape, dtype=dtype, device="cpu")
+    native.ask_for_huge_pages(dx, count * dx.itemsize)
+    decoder = _decoder(curve, kind)
     arguments = _Chain(
         grad.data_ptr(), y.data_ptr(), bits.data_ptr(), decoder.address, rstd.data_ptr(), _address(mean),
         scale.data_ptr(), shift.data_ptr(), _address(rescue), _address(rescued), dx.data_ptr(), by_scale.data_ptr(),
-        by_shift.data_ptr(), ctypes.addressof(workspace), samples, channels, positions, groups,
-        0 if saved.columns is None else saved.columns.numel(), _KEPT, room, numbered(y.dtype),
-        numbered((y if rescued is None else rescued).dtype), numbered(dtype), decoder.closed,
-        _STATISTICS.index(saved.statistics), saved.centered, last, threads,
+        by_shift.data_ptr(), ctypes.addressof(workspace), samples, channels, positions, groups, rescues, _KEPT, room,
+        *numbers, decoder.closed, _STATISTICS.index(statistics), centered, last, threads,
     )  # fmt: skip
     library().optiacts_chain_backward(ctypes.addressof(arguments))
     return dx, by_scale, by_shift
+
+
+@once
+def _numbers(
+    y: torch.dtype, grad: torch.dtype, dx: torch.dtype, rescued: torch.dtype | None
+) -> tuple[int, int, int] | None:
+    """The numbers of the dtypes of y, of what is rescued and of the result; None if there is no kernel for them."""
+    formats = y, rescued or y, dx
+    if grad is not y or not native.dtypes.issuperset(formats):
+        return None
+    first, second, third = map(DTYPES.index, formats)
+    return first, second, third
 
 
 class _Workspace(threading.local):

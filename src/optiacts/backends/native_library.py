@@ -21,7 +21,7 @@ from optiacts.backends.notices import tell
 
 LEVELS = ("portable", "avx2", "avx512")
 FILE = "_native.so"
-INTERFACE = 3  # what OPTIACTS_INTERFACE of csrc/optiacts.h was when the signatures below were written
+INTERFACE = 5  # what OPTIACTS_INTERFACE of csrc/optiacts.h was when the signatures below were written
 
 
 def library() -> ctypes.CDLL:
@@ -30,6 +30,12 @@ def library() -> ctypes.CDLL:
     if isinstance(loaded, str):
         raise RuntimeError(f"the native CPU kernels are not available: {loaded}")
     return loaded
+
+
+@functools.cache
+def function(name: str) -> Any:
+    """The kernel ``optiacts_<name>``."""
+    return getattr(library(), f"optiacts_{name}")
 
 
 def lacking() -> str | None:
@@ -89,6 +95,7 @@ def _declare(library: ctypes.CDLL) -> None:
         "optiacts_has_threads": [],
         "optiacts_huge_pages": [address, size],
         "optiacts_pack": [count, address, address, size, size, pattern, pattern, count],
+        "optiacts_silu": [count, *3 * [address], size, size, number, count],
         "optiacts_backward": [count, *4 * [address], size, size, address, count],
         "optiacts_gated_forward": [count, *rows, *rows, *3 * [address], size, size, number, number, number, count],
         "optiacts_gated_backward": [count, *4 * [address], *rows, *rows, size, size, address, count],
@@ -103,7 +110,6 @@ def _declare(library: ctypes.CDLL) -> None:
             *[size, size, address, count],
         ],
         "optiacts_chain_backward": [address],
-        "optiacts_silu": [count, address, address, size, size, number, count],
         "optiacts_excess": [count, address, size, number, count],
         "optiacts_pack_dropped": [address, address, size, size, count],
         "optiacts_scale_kept": [count, *3 * [address], size, size, number, count],

@@ -37,7 +37,7 @@ def norm_statistics(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """mean and rstd of x, unless they are ``known``, and the remainder bits of y if it has some, row by row."""
     remainder = norm.remainder and y.element_size() <= 2
-    if not x.numel() or not _single(scale, shift, *(known or ())) or (remainder and y.dtype != x.dtype):
+    if not x.numel() or not native.are_single(scale, shift, *(known or ())) or (remainder and y.dtype != x.dtype):
         return eager_norm.norm_statistics(x, y, scale, shift, norm, known)
     row = (*x.shape[:-1], 1)
     if known is None:
@@ -73,7 +73,7 @@ def norm_backward(
     kept, mean, rstd, scale, shift, columns, rescued, bits, centered, output = saved
     formats = [grad.dtype, kept.dtype, dtype] if rescued is None else [grad.dtype, kept.dtype, dtype, rescued.dtype]
     fits = native.dtypes.issuperset(formats) and (bits is None or kept.element_size() == 2)
-    if not fits or not kept.numel() or not _single(mean, rstd, scale, shift):
+    if not fits or not kept.numel() or not native.are_single(mean, rstd, scale, shift):
         return eager_norm.norm_backward(grad, saved, dtype, of_factors)
     rows, cols = native.rows_and_columns(kept)
     row = (*kept.shape[:-1], 1)
@@ -115,18 +115,15 @@ def norm_backward(
 def any_bad(scale: Tensor | None, shift: Tensor | None, norm: Norm | Chain, dtype: torch.dtype) -> bool:
     """Whether any channel is bad: see ``optiacts.norms.Norm.bad``."""
     given = scale if scale is not None else shift
-    if given is None or not _single(scale, shift):
+    if given is None or not native.are_single(scale, shift):
         return eager_norm.any_bad(scale, shift, norm, dtype)
     if scale is not None and shift is not None:
         _expect_shape("shift", shift, scale.shape)
-    scale, shift = (None if each is None else each.contiguous() for each in (scale, shift))
+    scale = None if scale is None else scale.contiguous()
+    shift = None if shift is None else shift.contiguous()
     limits = norm.limits(dtype, given.shape[-1])
-    return bool(library().optiacts_norm_any_bad(_address(scale), _address(shift), *limits, given.numel()))
-
-
-def _single(*tensors: Tensor | None) -> bool:
-    """Whether all of them are float32, the precision in which the kernels compute."""
-    return all(tensor is None or tensor.dtype is torch.float32 for tensor in tensors)
+    kernel = native_library.function("norm_any_bad")
+    return bool(kernel(_address(scale), _address(shift), *limits, given.numel()))
 
 
 def _factors(given: Tensor | None, like: Tensor, cols: int, missing: float) -> Tensor:

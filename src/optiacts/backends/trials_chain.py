@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optiacts.backends import eager_chain, native_chain
+from optiacts.backends import eager_chain, native_forward
 from optiacts.backends.proof import Claim
 from optiacts.backends.trials import drawn, inputs, normal, same
 from optiacts.backends.trials_norm import near
@@ -48,8 +48,8 @@ def forward(kernels: Any, curve: Curve, dtype: torch.dtype, device: torch.device
 def _of_whole_vectors(every: Tensor) -> Tensor:
     """So many of ``every``, again and again, that all of PyTorch's threads have work, and none has half a vector."""
     threads = torch.get_num_threads()
-    unit = native_chain.WHOLE_VECTORS * threads
-    count = -(-max(len(every), native_chain.GRAIN * threads) // unit) * unit
+    unit = native_forward.WHOLE_VECTORS * threads
+    count = -(-max(len(every), native_forward.GRAIN * threads) // unit) * unit
     return every.repeat(-(-count // len(every)))[:count]
 
 

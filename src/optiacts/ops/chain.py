@@ -27,7 +27,7 @@ from optiacts import backends, curves
 from optiacts._torch import is_alone, is_fake, run
 from optiacts.chains import Chain, SavedChain, furthest_told, loses_inputs, most_excess
 from optiacts.ops import library
-from optiacts.ops.chain_scaled import Keeping, may_be_scaled
+from optiacts.ops.chain_scaled import keeping
 from optiacts.ops.functions import differentiable
 from optiacts.ops.norm import norm_statistics
 from optiacts.ops.norm_channels import Channels, Known, guard, waits
@@ -54,8 +54,8 @@ class Factors(NamedTuple):
 
 def factors(weight: Tensor | None, bias: Tensor | None, kind: Chain) -> Factors:
     """With copies as they are now: who changes the parameters unseen must not change the gradient."""
-    with torch.no_grad():
-        return Factors(weight, bias, kind.scale(weight, copy=True), kind.shift(bias, copy=True))
+    scale = None if weight is None else kind.scale(weight.detach(), copy=True)
+    return Factors(weight, bias, scale, None if bias is None else kind.shift(bias.detach(), copy=True))
 
 
 def chain(x: Tensor, given: Factors, kind: Chain, normed: Normed, channels: Channels) -> Tensor:
@@ -71,14 +71,15 @@ def chain(x: Tensor, given: Factors, kind: Chain, normed: Normed, channels: Chan
     if z.element_size() < x.element_size() or keep:  # channels were judged by the dtype of x
         columns, lost = torch.arange(z.numel() // _positions(kind, z), device=z.device), None
     told = _Told(kind, last, z, mean, rstd, scale, shift, columns, channels.known, lost)
-    if kind.dims or not may_be_scaled(z):
+    hooked = None if kind.dims else keeping(z)
+    if hooked is None:
         result: Tensor = run(OptiActsChain, x, weight, bias, told)
         return result
-    with Keeping() as keeping:
+    with hooked:
         result = run(OptiActsChain, x, weight, bias, told)
-    if result.grad_fn is not None and keeping.kept is not None:
-        result.grad_fn.kept = weakref.ref(keeping.kept)  # type: ignore[attr-defined]
-        keeping.kept = None  # the graph's alone
+    if result.grad_fn is not None and hooked.kept is not None:
+        result.grad_fn.kept = weakref.ref(hooked.kept)  # type: ignore[attr-defined]
+        hooked.kept = None  # the graph's alone
     return result
 
 
@@ -115,7 +116,7 @@ def _pieces(rows: Tensor) -> int:
 
 def _lost(kind: Chain, z: Tensor, last: bool, rescued: Tensor | None) -> Tensor | None:
     """Whether (bool, a number of z's device) too much of z lies where outputs do not tell it; None if nothing may."""
-    if is_fake(z) or not loses_inputs(kind.curve, z.dtype):
+    if not loses_inputs(kind.curve, z.dtype) or is_fake(z):
         return None
     if rescued is not None:
         z = kind.rows(z, last).index_fill(2 if last else 1, rescued, 0.0)
@@ -244,10 +245,12 @@ class OptiActsChain(torch.autograd.Function):
         kind, last, z, mean, rstd, scale, shift, columns, ctx.known, ctx.lost = told
         y, bits = _activated(z, kind, last)
         ctx.kind, ctx.last, ctx.dtype = kind, last, x.dtype
-        ctx.like = [None if t is None else (t.shape, t.dtype) for t in (weight, bias)]
+        ctx.like = _form(weight), _form(bias)
         ctx.set_materialize_grads(False)
         rescued = None if columns is None else kind.chosen(x, columns, last)
         mean = mean if kind.centered and columns is not None else None
+        if not kind.dims:
+            ctx.saved_version = y._version
         remember(ctx, y)
         ctx.save_for_backward(y, bits, rstd, scale, shift, mean, columns, rescued)
         return y
@@ -309,13 +312,25 @@ def _gradients(
     if ctx.known is not None:
         scale, shift = guard(ctx.known, scale, shift, columns, getattr(ctx, "maker", None), ctx.lost)
     told = bits, rstd, scale, shift, mean, columns, rescued
-    dx, by_scale, by_shift = gradients_from(kind, last, ctx.dtype, grad, y, *told)
+    dx, by_scale, by_shift = gradients_from(kind, last, ctx.dtype, grad, y, *told, unseen=ctx.state is None)
+    by_x, by_weight, by_bias, _ = ctx.needs_input_grad
     weight, bias = ctx.like
     return (
-        dx if ctx.needs_input_grad[0] else None,
-        by_scale.view(weight[0]).to(weight[1]) if ctx.needs_input_grad[1] else None,
-        by_shift.view(bias[0]).to(bias[1]) if ctx.needs_input_grad[2] else None,
+        dx if by_x else None,
+        _formed(by_scale, weight) if by_weight else None,
+        _formed(by_shift, bias) if by_bias else None,
     )
+
+
+def _form(parameter: Tensor | None) -> tuple[torch.Size, torch.dtype] | None:
+    return None if parameter is None else (parameter.shape, parameter.dtype)
+
+
+def _formed(flat: Tensor, form: tuple[torch.Size, torch.dtype]) -> Tensor:
+    """What is flat, in the shape and the dtype of the parameter."""
+    shape, dtype = form
+    shaped = flat if len(shape) == 1 else flat.view(shape)
+    return shaped if shaped.dtype is dtype else shaped.to(dtype)
 
 
 def gradients_from(
@@ -331,9 +346,17 @@ def gradients_from(
     mean: Tensor | None = None,
     columns: Tensor | None = None,
     rescued: Tensor | None = None,
+    unseen: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, in ``dtype``, of scale and of shift; bits as ``Chain.rows`` makes them."""
+    """The gradients of x, in ``dtype``, of scale and of shift; bits as ``Chain.rows`` makes them.
+
+    ``unseen``: nobody else had what was saved, so that there is nothing to check.
+    """
     what = kind.curve, kind.statistics, kind.centered, last
     saved = SavedChain(kind.rows(y, last), bits, rstd, scale, shift, mean, columns, rescued, *what)
-    dx, by_scale, by_shift = library.call(chain_backward, kind.rows(grad, last), *saved, dtype)
+    rows = kind.rows(grad, last)
+    if unseen and library.is_plain(rows):
+        dx, by_scale, by_shift = _backward(rows, *saved, dtype)
+    else:
+        dx, by_scale, by_shift = library.call(chain_backward, rows, *saved, dtype)
     return kind.restored(dx, y, last), by_scale, by_shift

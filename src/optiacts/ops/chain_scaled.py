@@ -83,11 +83,14 @@ def _restored(product: Tensor, gate: Tensor, known: Known | None, maker: Any) ->
 
 
 class Keeping(contextlib.AbstractContextManager["Keeping"]):
-    """While it is entered, the first tensor that a Function saves goes into ``kept``."""
+    """While it is entered, the first tensor that a Function saves goes into ``kept``.
 
-    def __init__(self) -> None:
+    Needed under hooks on saved tensors: what was packed by them cannot be taken over later, as ``_taken_over`` does.
+    """
+
+    def __init__(self, outer: Any) -> None:
         self.kept: Kept | None = None
-        self._outer = saved_tensors_hooks()
+        self._outer = outer
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
 
     def __enter__(self) -> Keeping:
@@ -96,44 +99,65 @@ class Keeping(contextlib.AbstractContextManager["Keeping"]):
 
     def __exit__(self, *error: Any) -> None:
         self._hooks.__exit__(*error)
+        del self._hooks  # they hold this object
 
     def _pack(self, tensor: Tensor) -> Any:
-        if self._outer is not None:
-            packed = self._outer[0](tensor)
-        elif self.kept is None:
-            packed = tensor.detach()  # a saved output holds its own node, and would never go
-        else:
-            packed = tensor
+        packed = self._outer[0](tensor)
         if self.kept is None:
-            self.kept = packed = Kept(packed, _itself if self._outer is None else self._outer[1])
+            self.kept = packed = Kept(packed, self._outer[1])
         return packed
 
     def _unpack(self, packed: Any) -> Tensor:
-        if isinstance(packed, Kept):
-            return packed.output()
-        found: Tensor = packed if self._outer is None else self._outer[1](packed)
+        found: Tensor = packed.output() if isinstance(packed, Kept) else self._outer[1](packed)
         return found
 
 
-def may_be_scaled(z: Tensor) -> bool:
-    """Whether a chain of ``z`` should keep its output in such a way that a product can take its place."""
-    if torch.compiler.is_compiling() or z.ndim < 3 or z.dtype not in _DTYPES:
+def keeping(z: Tensor) -> Keeping | None:
+    """For a chain of ``z`` under hooks: None if its output cannot be let go of, or if there are none."""
+    hooks = saved_tensors_hooks()
+    return None if hooks is None or not _may_be_scaled(z, hooks) else Keeping(hooks)
+
+
+def _may_be_scaled(y: Tensor, hooks: Any) -> bool:
+    """Whether a product may take the place of a chain's output.
+
+    Hooks of the report see what is let go; others may want it elsewhere.
+    """
+    if torch.compiler.is_compiling() or y.ndim < 3 or y.dtype not in _DTYPES:
         return False
-    hooks = saved_tensors_hooks()  # those of the report see what is let go; others may want it elsewhere
     return hooks is None or str(getattr(hooks[0], "__module__", "")).startswith("optiacts.")
 
 
 def scaled(y: Tensor, gate: Tensor) -> Tensor | None:
     """``y * gate``, with y let go; None, with nothing run, if y is no chain's output or the gate does not tell it."""
-    reference = getattr(y.grad_fn, "kept", None)
-    kept: Kept | None = None if reference is None else reference()
-    if kept is None or not kept.itself or not isinstance(gate, Tensor) or not may_be_scaled(y):
+    node: Any = y.grad_fn
+    if not hasattr(node, "saved_version") or not _may_be_scaled(y, saved_tensors_hooks()):
         return None
-    known = getattr(y.grad_fn, "known", None)
-    if not _broadcast(gate, y) or not _tells(gate, known):
+    known = node.known
+    if not isinstance(gate, Tensor) or not _broadcast(gate, y) or not _tells(gate, known):
+        return None
+    reference = getattr(node, "kept", None)
+    kept: Kept | None = _taken_over(node, y) if reference is None else reference()
+    if kept is None or not kept.itself:
         return None
     result: Tensor = OptiActsScaled.apply(y, gate, kept, known)
     return result
+
+
+def _taken_over(node: Any, y: Tensor) -> Kept | None:
+    """What the graph of the chain ``node`` holds of its output y, from now on kept so that it can be let go.
+
+    None if it was changed in place, which backward will say, if it is gone, or if hooks have packed it.
+    """
+    if y._version != node.saved_version:
+        return None
+    kept = Kept(y.detach(), _itself)
+    try:
+        node._raw_saved_tensors[0].register_hooks(lambda tensor: kept, Kept.output)
+    except RuntimeError:
+        return None
+    node.kept = weakref.ref(kept)
+    return kept
 
 
 def _broadcast(gate: Tensor, y: Tensor) -> bool:

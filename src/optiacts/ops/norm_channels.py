@@ -44,6 +44,9 @@ class Channels(NamedTuple):
     known: Known | None = None
 
 
+_TELLS_ALL = Channels(True)
+
+
 def look(
     kind: Norm | Chain,
     weight: Tensor | None,
@@ -53,19 +56,19 @@ def look(
     dtype: torch.dtype,
 ) -> Channels:
     """What there is to know before a forward with a ``dtype`` output; scale and shift are those of the parameters."""
-    given = [parameter for parameter in (weight, bias) if parameter is not None]
-    if not given or is_fake(given[0]) or given[0].is_meta:
-        return Channels(True)
-    if not waits(given[0].device):
+    first = weight if weight is not None else bias
+    if first is None or is_fake(first) or first.is_meta:
+        return _TELLS_ALL
+    if not waits(first.device):
         if not backends.any_bad(scale, shift, kind, dtype):
-            return Channels(True)
+            return _TELLS_ALL
         bad = kind.bad(scale, shift, dtype)
         assert bad is not None
         numbers = bad.nonzero().squeeze(-1)
         if not len(numbers):  # what the quick look takes for bad may not be
-            return Channels(True)
+            return _TELLS_ALL
         return Channels(len(numbers) <= kind.most_rescued(len(bad)), numbers)
-    if not all(parameter.is_leaf for parameter in given):
+    if not all(parameter is None or parameter.is_leaf for parameter in (weight, bias)):
         return Channels(False)  # new tensors each time: nothing to remember
     watch_optimizers()
     collect()
@@ -73,7 +76,7 @@ def look(
     if known.distrusted:
         return Channels(False)
     if known.versions != versions_of(weight, bias):
-        if is_capturing(given[0].device):
+        if is_capturing(first.device):
             return Channels(False)
         known.look()
         if known.poisoned is not None and known.poisoned.cpu():  # FSDP: the hook after a step could not look
