@@ -110,7 +110,35 @@ def _packed_unless_fake(position_ids: Any) -> Any:
     return original(position_ids)
 
 
-class LikeCuda(TorchFunctionMode):
+class Faked(TorchFunctionMode):
+    """Runs on fake tensors what kernels take and PyTorch's shape functions refuse: grouped products in float32."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _GROUPED and args[0].dtype is not torch.bfloat16 and args[0].ndim == 2 and args[1].ndim == 3:
+            return _GroupedProduct.apply(*args[:2], (kwargs or {}).get("offs"))
+        return func(*args, **(kwargs or {}))
+
+
+# That of mixtures of experts. Before PyTorch 2.10 its kernels took bfloat16 alone.
+_GROUPED = torch._grouped_mm if hasattr(functional, "grouped_mm") else None
+
+
+class _GroupedProduct(torch.autograd.Function):
+    """Each group of rows times a matrix of its own. (Sizes, not values.)"""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, matrices, ends)
+        return rows.new_empty(rows.shape[0], matrices.shape[2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        rows, matrices, _ = ctx.saved_tensors
+        of_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
+        return of_rows, torch.empty_like(matrices) if ctx.needs_input_grad[1] else None, None
+
+
+class LikeCuda(Faked):
     """Makes fake CPU forwards save what CUDA's save, where the two differ.
 
     - Autocast: CUDA's keeps more functions in float32 than the CPU's.
@@ -133,7 +161,7 @@ class LikeCuda(TorchFunctionMode):
             return _attention(*args, **kwargs)
         if func is functional.multi_head_attention_forward:
             return _of_several_heads(*args, **kwargs)
-        return func(*args, **kwargs)
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 # "CUDA Ops that can autocast to float32": PyTorch's documentation of torch.amp

@@ -19,9 +19,9 @@ class Ranks(NamedTuple):
 
 def ranks_of(said: str | Ranks) -> Ranks:
     """What is said as ``"fsdp=8"``, ``"tp=2"`` or ``"fsdp=8,tp=2"``; ``ReportError`` for anything else."""
+    wrong = ReportError(f"a shard must be such as fsdp=8, tp=2 or fsdp=8,tp=2, with numbers from 1 on; got {said!r}")
     if isinstance(said, Ranks):
-        return said
-    wrong = ReportError(f"shard: must be such as fsdp=8, tp=2 or fsdp=8,tp=2, with numbers from 1 on; got {said!r}")
+        said = str(said)
     if not isinstance(said, str):
         raise wrong
     found: dict[str, int] = {}
