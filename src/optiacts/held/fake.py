@@ -8,7 +8,7 @@ import sys
 import threading
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -67,6 +67,12 @@ def autocasting(model: torch.nn.Module, values: Any, dtype: torch.dtype | None) 
         return
     with torch.autocast(device, dtype):
         yield
+
+
+def uncompiled(model: torch.nn.Module) -> AbstractContextManager[Any]:
+    """Runs what ``torch.compile`` made of modules in ``model`` as those are: its code has no values to run on."""
+    compiled = any(type(module).__name__ == "OptimizedModule" for module in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 _lock = threading.Lock()

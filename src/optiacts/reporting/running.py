@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from optiacts.conversion.sites import curve_of
 from optiacts.held.activations import CurveOf
-from optiacts.held.fake import Faked, LikeCuda, autocasting, mode_of, one_sequence_per_row, unlogged
+from optiacts.held.fake import Faked, LikeCuda, autocasting, mode_of, one_sequence_per_row, uncompiled, unlogged
 from optiacts.held.memory import storage_key
 from optiacts.held.sharing import ActivationSite, sites
 from optiacts.held.trace import Trace
@@ -199,6 +199,7 @@ class Runner:
         if self._mode is not None:
             stack.enter_context(self._mode)
             stack.enter_context(one_sequence_per_row())
+            stack.enter_context(uncompiled(self.model))
             stack.enter_context(unlogged())
         stack.enter_context(self._functions())
         return stack
