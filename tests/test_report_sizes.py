@@ -105,3 +105,12 @@ def test_torchscript_is_refused() -> None:
     """Its copies hide their gradients: they were counted as none."""
     with pytest.raises(ReportError, match="model is a TorchScript module"):
         optiacts.report(torch.jit.script(nn.Linear(3, 4)), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("peak", [True, False])
+def test_inputs_of_another_dtype_are_refused_as_a_real_step_refuses_them(peak: bool) -> None:
+    for model, x in ((nn.Linear(3, 4).bfloat16(), torch.ones(2, 3)), (nn.Linear(3, 4), torch.ones(2, 3).long())):
+        with pytest.raises(RuntimeError):
+            model(x)
+        with pytest.raises(ReportError, match=r"addmm of different dtypes: .*float.*Check that the inputs"):
+            optiacts.report(model, x, peak=peak)

@@ -57,6 +57,18 @@ def unlogged() -> Iterator[None]:
         log.disabled = silent
 
 
+_PRODUCTS = frozenset(f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "linear", "convolution"))
+
+
+def require_one_dtype(name: str, args: Any) -> None:
+    """Raises where the op ``name`` is a matrix product of two dtypes, as real ones do: fake tensors let it pass."""
+    if name in _PRODUCTS:
+        dtypes = {value.dtype for value in args if isinstance(value, Tensor)}
+        if len(dtypes) > 1:
+            names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+            raise RuntimeError(f"{name.removeprefix('aten::')} of different dtypes: {names}")
+
+
 @contextmanager
 def autocasting(model: torch.nn.Module, values: Any, dtype: torch.dtype | None) -> Iterator[None]:
     """Autocast in ``dtype`` on the device of ``model`` and ``values``; as it is on already, or without a dtype."""

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from optiacts.reporting.errors import ReportError
 
+_MOST = 1024  # FSDP takes each parameter apart into as many pieces: more take many minutes
+
 
 class Ranks(NamedTuple):
     """``fsdp`` ranks share parameters, gradients and optimizer state; ``tp`` ranks share the work of each Linear."""
@@ -35,4 +37,7 @@ def ranks_of(said: str | Ranks) -> Ranks:
         ):
             raise wrong
         found[name] = int(number)
-    return Ranks(**found)
+    ranks = Ranks(**found)
+    if ranks.fsdp * ranks.tp > _MOST:
+        raise ReportError(f"a shard is one of at most {_MOST} ranks; got {said!r}")
+    return ranks
