@@ -320,3 +320,13 @@ def test_adapters_of_the_choices_are_those_that_are_said() -> None:
     assert len(small.options) == 3
     with pytest.raises(ReportError, match="no Linear is called 'q_proj'"):
         report(model, x, choices=True, lora=Lora(targets=("q_proj",)))
+
+
+def test_without_linears_in_the_layers_there_are_no_adapters() -> None:
+    """As in EfficientNet, whose one Linear is its head."""
+    model = Stacked(2)
+    model.layers = nn.ModuleList(nn.Sequential(nn.LayerNorm(32), nn.GELU()) for _ in range(2))
+    words = [one.choice.words for one in report(model, torch.randn(2, 32), choices=True).options]
+    assert "checkpointing" in words and not [name for name in words if "LoRA" in name]
+    with pytest.raises(ReportError, match="needs a model with Linear layers; it has none"):
+        report(model, torch.randn(2, 32), choices=True, lora=Lora(rank=4))

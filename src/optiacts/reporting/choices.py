@@ -16,7 +16,7 @@ from optiacts.reporting import conversion
 from optiacts.reporting.changes import checkpointed, chunked_loss, layers_of
 from optiacts.reporting.folding import FEW, MORE, Pairs, aligned, shortened, stack_of, with_larger_batch
 from optiacts.reporting.growth import Growth
-from optiacts.reporting.lora import Lora, set_train_mode, targets_in
+from optiacts.reporting.lora import Lora, linears, set_train_mode, targets_in
 from optiacts.reporting.optimizers import Cost, cost
 from optiacts.reporting.step import Step
 
@@ -132,8 +132,10 @@ class Choices:
         if self._optimizer.startswith("adamw") and self._optimizer != "adamw-8bit":
             found += [replace(one, optimizer="adamw-8bit") for one in (plain, ours, most)]
         trained = all(p.requires_grad for p in self._model.parameters())
-        if trained and every and any(isinstance(m, torch.nn.Linear) for m in self._model.modules()):
+        possible = trained and every > 0 and any(linears(self._model))
+        if possible or (trained and self._lora != Lora()):
             targets_in(self._model, self._lora)
+        if possible:
             for mode in ("lora", "qlora"):
                 adapters = replace(plain, train_mode=mode)
                 found += [adapters, replace(adapters, optiacts=True)]

@@ -134,8 +134,8 @@ def set_train_mode(model: torch.nn.Module, mode: str, lora: Lora | None = None) 
 
 
 def targets_in(model: torch.nn.Module, lora: Lora) -> list[tuple[torch.nn.Module, str, torch.nn.Module]]:
-    """The Linears that get an adapter, as ``_linears`` tells them; ``ValueError`` where a target is not there."""
-    found = list(_linears(model))
+    """The Linears that get an adapter, as ``linears`` tells them; ``ValueError`` where a target is not there."""
+    found = list(linears(model))
     if not found:
         raise ValueError("train_mode 'lora' needs a model with Linear layers; it has none")
     names = {name for _, name, _ in found}
@@ -156,12 +156,12 @@ def _add_adapters(model: torch.nn.Module, lora: Lora) -> None:
 def _quantise(model: torch.nn.Module) -> None:
     layers = [module for module in model.modules() if isinstance(module, LoraLinear)]
     adapters = {id(one) for layer in layers for part in (layer.lora_A, layer.lora_B) for one in part.values()}
-    for parent, name, child in list(_linears(model)):
+    for parent, name, child in list(linears(model)):
         if id(child) not in adapters and isinstance(child, torch.nn.Linear):
             setattr(parent, name, FourBitLinear(child.weight, child.bias))
 
 
-def _linears(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, torch.nn.Module]]:
+def linears(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, torch.nn.Module]]:
     """The Linears in the repeated layers: the module that each is part of, its name there, itself."""
     lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
     roots: list[torch.nn.Module] = [*lists] or [model]
