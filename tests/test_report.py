@@ -328,7 +328,9 @@ def test_frozen_bert_shares_nothing() -> None:
 
 
 def test_a_failing_forward_says_what_to_do() -> None:
-    with pytest.raises(ReportError, match=r"the forward failed: RuntimeError: .*Check that the inputs fit the model"):
+    with pytest.raises(
+        ReportError, match=r"the forward failed: RuntimeError: .*Check that the inputs .* fit the model"
+    ):
         report(nn.Linear(3, 4), torch.randn(2, 5))
 
 
@@ -438,3 +440,12 @@ def test_llama_70b_in_2_gib_of_host_memory() -> None:
     tokens, hidden, inner, layers = 4096, 8192, 28672, 80
     # the MLPs' inner tensors alone; two residual streams in fp32 and in bf16, normed, for two norms
     assert saved > layers * tokens * (4 * inner * 2 + 2 * hidden * (4 + 2 + 2))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_model_is_told_as_it_runs_uncompiled() -> None:
+    """Its activations were seen, and not converted."""
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4)), torch.zeros(2, 4)
+    told = report(model, x).to_dict()["stages"]
+    for compiled in (torch.compile(model), nn.Sequential(torch.compile(model))):
+        assert report(compiled, x).to_dict()["stages"] == told  # type: ignore[arg-type]

@@ -184,7 +184,7 @@ def test_adapters_hold_what_pefts_hold() -> None:
 def test_targets_that_are_not_there_are_named() -> None:
     with pytest.raises(ValueError, match=r"no Linear is called 'q_proj'; there are down, up"):
         set_train_mode(Stacked(2), "lora", Lora(targets=("q_proj",)))
-    with pytest.raises(ValueError, match=r"--lora-rank must be a whole number from 1 on; got 0"):
+    with pytest.raises(ValueError, match=r"rank must be a whole number from 1 on; got 0"):
         Lora(rank=0)
 
 
@@ -306,3 +306,27 @@ def test_a_batch_that_does_not_fit_becomes_a_shorter_sample() -> None:
     fits, more = (peak_of(model, {"input_ids": ids[:, :n]}, "sgd") for n in (found.longest, found.longest + 2**10))
     assert fits.bytes <= 2**26 < more.bytes
     assert f"the longest sample that fits has {found.longest} tokens" in str(found)
+
+
+def test_adapters_of_the_choices_are_those_that_are_said() -> None:
+    model, x = Stacked(4), torch.randn(2, 32)
+    small, large = (
+        report(model, x, choices=("LoRA", "LoRA with dropout 0.3 + OptiActs"), lora=Lora(rank, ("up",), 0.3))
+        for rank in (1, 65)
+    )
+    for one, other in zip(small.options[1:], large.options[1:], strict=True):
+        adapters = sum(64 * (m.in_features + m.out_features) for n, m in model.named_modules() if n.endswith("up"))
+        assert other.peak - one.peak >= 4 * 4 * adapters  # weight, gradient and two moments
+    assert len(small.options) == 3
+    with pytest.raises(ReportError, match="no Linear is called 'q_proj'"):
+        report(model, x, choices=True, lora=Lora(targets=("q_proj",)))
+
+
+def test_without_linears_in_the_layers_there_are_no_adapters() -> None:
+    """As in EfficientNet, whose one Linear is its head."""
+    model = Stacked(2)
+    model.layers = nn.ModuleList(nn.Sequential(nn.LayerNorm(32), nn.GELU()) for _ in range(2))
+    words = [one.choice.words for one in report(model, torch.randn(2, 32), choices=True).options]
+    assert "checkpointing" in words and not [name for name in words if "LoRA" in name]
+    with pytest.raises(ReportError, match="needs a model with Linear layers; it has none"):
+        report(model, torch.randn(2, 32), choices=True, lora=Lora(rank=4))

@@ -37,6 +37,9 @@ def wrong_input():
 def not_a_model():
     return 3
 
+def three():
+    return torch.nn.Linear(3, 4), 3, 4
+
 def raises():
     raise KeyError("weights")
 """
@@ -57,6 +60,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tiny = {"model_type": "bert", "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
     tiny |= {"vocab_size": 50, "num_hidden_layers": 2, "architectures": ["BertForMaskedLM"]}
     (tmp_path / "tiny.json").write_text(json.dumps(tiny))
+    (tmp_path / "unnamed.json").write_text(json.dumps(tiny | {"architectures": "BertForMaskedLM"}))
+    (tmp_path / "number.json").write_text('{"model_type": 3}')
+    decoder = tiny | {"model_type": "llama", "num_key_value_heads": 2, "architectures": ["LlamaForCausalLM"]}
+    (tmp_path / "decoder.json").write_text(json.dumps(decoder))
     return tmp_path
 
 
@@ -71,9 +78,10 @@ BAD = [
     (("untyped.json",), "has no 'model_type'"),
     (("unknown.json",), "does not accept this config"),
     (("misfit.json",), "the model cannot be built from its config"),
-    (("tiny.json", "--batch", "0"), "--batch must be at least 1; got 0"),
-    (("tiny.json", "--batch", "-3"), "--batch must be at least 1; got -3"),
-    (("tiny.json", "--seq", "0"), "--seq must be at least 1; got 0"),
+    (("tiny.json", "--batch", "0"), "argument --batch: must be at least 1; got 0"),
+    (("tiny.json", "--batch", "-3"), "argument --batch: must be at least 1; got -3"),
+    (("tiny.json", "--seq", "0"), "argument --seq: must be at least 1; got 0"),
+    (("tiny.json", "--seq", "9" * 20), "argument --seq: must be at most 2147483647; got 99999999999999999999"),
     (("tiny.json", "--seq", "513"), "--seq 513 is more than the 512 positions of this model"),
     (("vit-base", "--seq", "9"), "--seq means nothing to a model of images"),
     (("tiny.json", "--set", "hiden_size=3"), "--set hiden_size=...: tiny.json has no such entry"),
@@ -98,7 +106,7 @@ BAD = [
     (("tiny.json", "--set", "hidden_act=3"), "hidden_act"),
     (("gemma-2-9b", "--attention", "sdpa"), "--attention eager"),
     (("tiny.json", "--tokens", "64", "--attention", "sdpa"), "only flash attention keeps its sequences apart"),
-    (("tiny.json", "--tokens", "0"), "--tokens must be at least 1; got 0"),
+    (("tiny.json", "--tokens", "0"), "argument --tokens: must be at least 1; got 0"),
     (("tiny.json", "--image-size", "64"), "--image-size means nothing to tiny.json"),
     (("sd-vae", "--seq", "64"), "--seq means nothing to a model of images"),
     (("sd-vae", "--attention", "eager"), "--attention eager: sd-vae calls scaled_dot_product_attention"),
@@ -111,7 +119,28 @@ BAD = [
     (("other.json",), "the inputs of diffusers' UNet2DModel are not known here"),
     (("report_models:own_defaults", "--image-size", "64"), "--image-size was given, but the function has no param"),
     (("vit-base", "--tokens", "64"), "--tokens means nothing to a model of images"),
-    (("tiny.json", "--shard", "pp=2"), "must be such as fsdp=8, tp=2 or fsdp=8,tp=2"),
+    (("tiny.json", "--shard", "pp=2"), "argument --shard: a shard must be such as fsdp=8, tp=2 or fsdp=8,tp=2"),
+    (("decoder.json", "--shard", "tp=3"), "shard: tp=3 does not divide the 4 of num_attention_heads"),
+    (("decoder.json", "--shard", "tp=4"), "shard: tp=4 does not divide the 2 of num_key_value_heads"),
+    (("tiny.json", "--lora-rank", "0"), "argument --lora-rank: must be at least 1; got 0"),
+    (("tiny.json", "--lora-dropout", "x"), "--lora-dropout: must be a number from 0 to less than 1; got 'x'"),
+    (("tiny.json", "--lora-dropout", "1"), "--lora-dropout: must be a number from 0 to less than 1; got '1'"),
+    (("tiny.json", "--lora-targets", ","), "--lora-targets: must be names such as q_proj,v_proj; got ','"),
+    (("tiny.json", "--lora-rank", "8"), "--lora-rank: nothing here has adapters; give --train-mode lora"),
+    (("tiny.json", "--lora-targets", "q", "--gpu", "t4", "--no-choices"), "nothing here has adapters"),
+    (("tiny.json", "--lora-targets", "q", "--gpu", "t4"), "no Linear is called 'q'; there are dense, key, query"),
+    (("tiny.json", "--train-mode", "lora", "--lora-targets", "q"), "no Linear is called 'q'; there are dense, key"),
+    (("tiny.json", "--checkpoint", "every=0"), "--checkpoint: must be every=N with N from 1 on; got 'every=0'"),
+    (("tiny.json", "--checkpoint", "every=3"), "every=3, but BertForMaskedLM has 2 repeated layers"),
+    (("report_models:own_defaults", "--checkpoint", "every=1"), "but Sequential has no repeated layers"),
+    (("tiny.json", "--attention", "flash", "--dtype", "float32"), "flash attention takes 16-bit numbers"),
+    (("tiny.json", "--set", "model_type=gpt2"), "--set model_type=gpt2: is not changed so; give a config.json of"),
+    (("tiny.json", "--set", "dtype=float32"), "--set dtype=float32: is not changed so; give --dtype"),
+    (("report_models:own_defaults", "--train-mode", "frozen"), "'frozen' needs a model with an embedding"),
+    (("efficientnet-b0", "--train-mode", "frozen"), "'frozen' needs a model with an embedding"),
+    (("unnamed.json",), "'architectures' must be a list of names; got 'BertForMaskedLM'"),
+    (("number.json",), "'model_type' must be a name; got 3"),
+    (("",), "no model is called ''"),
     (("tiny.json", "--shard", "tp=2"), "BertForMaskedLM has no plan for tensor parallelism; leave tp out"),
     (("folder",), "folder/config.json cannot be read"),
     (("owner/no-such-model",), "run `hf download owner/no-such-model config.json` once"),
@@ -121,6 +150,10 @@ BAD = [
     (("report_models:needs_seq",), "the function wants 'seq'; give --seq"),
     (("report_models:wrong_input",), "the forward failed: RuntimeError"),
     (("report_models:not_a_model",), "must return (model, inputs)"),
+    (
+        ("report_models:three",),
+        "must return (model, inputs), a module and its inputs; got a tuple of Linear, int, int",
+    ),
     (("report_models:raises",), "the function failed (KeyError: 'weights')"),
     (("report_models:absent",), "cannot be imported"),
     (("no_module:absent",), "cannot be imported"),

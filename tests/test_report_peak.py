@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from report_calibration import CASES, Case, compared, language_model
+from report_calibration import CASES, Case, compared, language_model, with_adapters
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -16,12 +16,19 @@ from optiacts.reporting.peak import GRADIENTS, HELD, INPUTS, PARAMETERS, STATE, 
 SMALL = {"vocab_size": 1000, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 2}
 SMALL |= {"num_attention_heads": 4}
 GPT2 = {"vocab_size": 1000, "n_embd": 128, "n_layer": 2, "n_head": 4}
+_llama = language_model("Llama", 64, 4, **SMALL, num_key_value_heads=2)
+_mixtral = language_model("Mixtral", 64, 4, **SMALL, num_key_value_heads=2, num_local_experts=4)
 REAL = (
-    Case("Llama", language_model("Llama", 64, 4, **SMALL, num_key_value_heads=2)),
+    Case("Llama", _llama),
     Case("Llama, autocast", language_model("Llama", 64, 4, **SMALL), torch.bfloat16),
     Case("Llama, optimizer", language_model("Llama", 4, 1, **SMALL)),
     Case("BERT, SGD", language_model("Bert", 64, 4, **SMALL), optimizer="sgd"),
     Case("GPT-2", language_model("GPT2", 64, 4, **GPT2)),
+    Case("Llama, checkpointed", _llama, checkpoint=1),
+    Case("Llama, LoRA with dropout", with_adapters(_llama, "lora", torch.bfloat16, dropout=0.1)),
+    Case("Llama, QLoRA, checkpointed", with_adapters(_llama, "qlora"), checkpoint=2),
+    Case("Mixtral", _mixtral),
+    Case("Mixtral, autocast", _mixtral, torch.bfloat16),
 )
 
 
@@ -120,3 +127,13 @@ def test_known_workspaces_of_cuda() -> None:
         assert cuda_workspace(func, (held, q, q), None) == 4 * b * h * 128 * (64 + 1)
         assert cuda_workspace(func, (held, q, q[:, :1]), None) == 4 * b * h * 128 * 65 + 2 * 2 * b * h * s * d
         assert cuda_workspace(torch.ops.aten.mm.default, (q, q), None) == 0
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_what_recurrent_kernels_keep_is_named(kind: type[nn.RNNBase]) -> None:
+    model, x = kind(8, 8), torch.zeros(3, 2, 8)
+    on_cuda = optiacts.report(model, x, like_cuda=True).now.peak
+    assert on_cuda is not None and "_cudnn_rnn" in on_cuda.unknown
+    if kind is nn.LSTM and torch.backends.mkldnn.is_available():
+        there = optiacts.report(model, x).now.peak
+        assert there is not None and "mkldnn_rnn_layer" in there.unknown

@@ -71,6 +71,8 @@ def test_what_ranks_are_is_said_in_words() -> None:
     for wrong in ("fsdp", "fsdp=0", "fsdp=-1", "pp=2", "fsdp=2,fsdp=2", "", "fsdp=two", 8):
         with pytest.raises(ReportError, match="must be such as fsdp=8, tp=2"):
             ranks_of(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ReportError, match="at most 1024 ranks; got 'fsdp=1024,tp=8'"):
+        ranks_of("fsdp=1024,tp=8")
 
 
 def test_what_cannot_be_sharded_says_why() -> None:

@@ -202,3 +202,20 @@ def test_frozen_products_keep_their_gate() -> None:
     before = optiacts.saved_memory(model, x).bytes
     optiacts.convert(model, gated=False, example_inputs=x)
     assert before - optiacts.saved_memory(model, x).bytes == FULL - BITS
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        (torch.zeros(2, 5), "a and b must have same reduction dim"),
+        (torch.zeros(2, 3).long(), "addmm of different dtypes: float32, int64"),
+        ("text", "must be Tensor, not str"),
+        (torch.zeros(0, 3), r"the first has the shape \[0, 3\]; give at least one sample"),
+    ],
+)
+def test_wrong_example_inputs_are_one_sentence(example: Any, message: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 3))
+    with pytest.raises(ValueError, match=f"example_inputs: .*{message}") as raised:
+        optiacts.convert(model, example_inputs=example)
+    assert "\n" not in str(raised.value)
+    assert type(model[1]) is nn.GELU

@@ -69,6 +69,12 @@ def test_small_amounts_name_their_own_unit() -> None:
         ({"optimizer": "lion"}, r"optimizer must be one of adamw.*got 'lion'"),
         ({"optimizer": ["adamw"]}, r"optimizer must be one of adamw"),
         ({"autocast": "bfloat16"}, r"autocast must be torch.bfloat16.*got 'bfloat16'"),
+        ({"fake": "no"}, "fake must be True or False; got 'no'"),
+        ({"like_cuda": 1}, "like_cuda must be True or False; got 1"),
+        ({"setting": "lora"}, "setting must be a dict of words; got 'lora'"),
+        ({"progress": 3}, "progress must be called with words and a fraction; got 3"),
+        ({"checkpoint": 1}, "checkpoint: every=1, but Linear has no repeated layers"),
+        ({"shard": 8}, "a shard must be such as fsdp=8.*got 8"),
     ],
 )
 def test_wrong_arguments_are_named(options: dict[str, object], message: str) -> None:
@@ -79,3 +85,32 @@ def test_wrong_arguments_are_named(options: dict[str, object], message: str) -> 
 def test_a_name_is_no_model() -> None:
     with pytest.raises(ReportError, match=r"model must be a torch.nn.Module; got 'bert-base'"):
         optiacts.report("bert-base", torch.ones(2, 3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "message"),
+    [
+        (nn.LazyLinear(4), (2, 3), "model has a LazyLinear without sizes yet"),
+        (nn.Linear(3, 4), (0, 3), r"inputs: the first has the shape \[0, 3\]; give at least one sample"),
+        (nn.Linear(3, 4), (2, 5), r"Check that the inputs \(float32 \[2, 5\]\) fit the model"),
+    ],
+)
+def test_models_and_inputs_without_sizes_are_refused(model: nn.Module, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ReportError, match=message):
+        optiacts.report(model, torch.ones(shape))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript_is_refused() -> None:
+    """Its copies hide their gradients: they were counted as none."""
+    with pytest.raises(ReportError, match="model is a TorchScript module"):
+        optiacts.report(torch.jit.script(nn.Linear(3, 4)), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("peak", [True, False])
+def test_inputs_of_another_dtype_are_refused_as_a_real_step_refuses_them(peak: bool) -> None:
+    for model, x in ((nn.Linear(3, 4).bfloat16(), torch.ones(2, 3)), (nn.Linear(3, 4), torch.ones(2, 3).long())):
+        with pytest.raises(RuntimeError):
+            model(x)
+        with pytest.raises(ReportError, match=r"addmm of different dtypes: .*float.*Check that the inputs"):
+            optiacts.report(model, x, peak=peak)

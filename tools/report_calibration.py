@@ -10,6 +10,7 @@ import gc
 import logging
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ from torch.utils._pytree import tree_leaves
 import optiacts
 from optiacts.held.memory import local_tensors
 from optiacts.reporting.analysis import peak_of
+from optiacts.reporting.changes import checkpointed, layers_of
+from optiacts.reporting.lora import Lora, set_train_mode
 from optiacts.reporting.loss import scalar
 
 TABLE = Path(__file__).parents[1] / "docs" / "figures" / "report_calibration.md"
@@ -37,6 +40,7 @@ class Case(NamedTuple):
     make: Callable[[], Made]
     autocast: torch.dtype | None = None
     optimizer: str = "adamw"
+    checkpoint: int = 0  # every so many-th of the layers
 
 
 def observed(
@@ -90,8 +94,10 @@ def compared(case: Case) -> list[tuple[str, str, int, int]]:
     for words in ("", ", converted"):
         if words:
             optiacts.convert(model, gated=True, dropout=True, norms=True)
-        now = peak_of(model, inputs, case.optimizer, autocast=case.autocast)
-        real = observed(model, inputs, case.autocast, case.optimizer)
+        now = peak_of(model, inputs, case.optimizer, autocast=case.autocast, checkpoint=case.checkpoint)
+        layers = layers_of(model)[:: case.checkpoint] if case.checkpoint else []
+        with checkpointed(layers, nullcontext):
+            real = observed(model, inputs, case.autocast, case.optimizer)
         rows.append((case.name + words, now.phase, now.bytes, real))
     return rows
 
@@ -110,6 +116,20 @@ def language_model(
         return model, {"input_ids": ids, "labels": ids.clone()}
 
     return make
+
+
+def with_adapters(
+    make: Callable[[], Made], mode: str, dtype: torch.dtype = torch.float32, **options: Any
+) -> Callable[[], Made]:
+    """The same on a frozen base in ``dtype``."""
+
+    def made() -> Made:
+        model, inputs = make()
+        module: nn.Module = model.to(dtype)
+        set_train_mode(module, mode, Lora(**options))
+        return module, inputs
+
+    return made
 
 
 def _conv(channels_last: bool = False) -> Made:
@@ -136,12 +156,21 @@ LLAMA |= {"num_attention_heads": 8, "num_key_value_heads": 4}
 BERT = {"vocab_size": 4000, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4}
 BERT |= {"num_attention_heads": 8}
 GPT2 = {"vocab_size": 4000, "n_embd": 256, "n_layer": 4, "n_head": 8}
+_llama = language_model("Llama", 256, 4, **LLAMA)
+_mixtral = language_model("Mixtral", 256, 4, **LLAMA, num_local_experts=4)
 CASES = (
-    Case("Llama, 4 layers, 4 x 256", language_model("Llama", 256, 4, **LLAMA)),
-    Case("Llama, 4 layers, 4 x 256, bfloat16 autocast", language_model("Llama", 256, 4, **LLAMA), torch.bfloat16),
+    Case("Llama, 4 layers, 4 x 256", _llama),
+    Case("Llama, 4 layers, 4 x 256, bfloat16 autocast", _llama, torch.bfloat16),
     Case("Llama, 4 layers, 1 x 16: the optimizer's step", language_model("Llama", 16, 1, **LLAMA)),
-    Case("Llama, 4 layers, 4 x 256, SGD", language_model("Llama", 256, 4, **LLAMA), optimizer="sgd"),
+    Case("Llama, 4 layers, 4 x 256, SGD", _llama, optimizer="sgd"),
+    Case("Llama, 4 layers, 4 x 256, every layer checkpointed", _llama, checkpoint=1),
+    Case("Llama, 4 layers, 4 x 256, every second layer checkpointed", _llama, checkpoint=2),
+    Case("Llama, 4 layers, 4 x 256, LoRA with dropout", with_adapters(_llama, "lora", dropout=0.1)),
+    Case("Llama, 4 layers, 4 x 256, LoRA on bfloat16", with_adapters(_llama, "lora", torch.bfloat16)),
+    Case("Llama, 4 layers, 4 x 256, LoRA, every layer checkpointed", with_adapters(_llama, "lora"), checkpoint=1),
+    Case("Mixtral, 4 layers, 4 x 256, 4 experts, SGD", _mixtral, optimizer="sgd"),
     Case("BERT, 4 layers, 4 x 256", language_model("Bert", 256, 4, **BERT)),
+    Case("BERT, 4 layers, 4 x 256, bfloat16 autocast", language_model("Bert", 256, 4, **BERT), torch.bfloat16),
     Case("GPT-2, 4 layers, 4 x 256", language_model("GPT2", 256, 4, **GPT2)),
     Case("convolutions with BatchNorm and SiLU, 16 images of 66 x 66", _conv, optimizer="sgd"),
     Case("the same in channels_last", lambda: _conv(channels_last=True), optimizer="sgd"),

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from optiacts.conversion.followers import is_linear
 from optiacts.conversion.norm_recognition import norm_of
 from optiacts.conversion.sites import curve_of
-from optiacts.held.fake import autocasting, fake_copy, mode_of, one_sequence_per_row, unlogged
+from optiacts.held.fake import autocasting, fake_copy, mode_of, one_sequence_per_row, require_one_dtype, unlogged
 from optiacts.held.memory import saved_memory
 from optiacts.held.sharing import sharing, unkept, unkept_products, without_gain
 from optiacts.held.trace import trace
@@ -65,6 +65,11 @@ def rehearse(
     """
     keywords = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
     positional = example_inputs if isinstance(example_inputs, tuple) else () if keywords else (example_inputs,)
+    tensors = [leaf for leaf in tree_leaves((positional, keywords)) if isinstance(leaf, Tensor) and leaf.ndim > 0]
+    if tensors and not tensors[0].shape[0]:
+        raise ValueError(
+            f"example_inputs: the first has the shape {list(tensors[0].shape)}; give at least one sample"
+        )
     found = Rehearsal()
     with _no_trace():
         try:
@@ -118,14 +123,10 @@ def _training(model: Module, values: Any, autocast: bool) -> Iterator[None]:
 
 
 class _OneDtype(TorchDispatchMode):
-    """Raises where a matrix product of two dtypes would: fake tensors let it pass."""
+    """Raises where a matrix product of two dtypes would."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name.partition("::")[2]
-        if name in ("mm", "addmm", "bmm", "baddbmm", "linear", "convolution"):
-            dtypes = {value.dtype for value in args if isinstance(value, Tensor)}
-            if len(dtypes) > 1:
-                raise RuntimeError(f"{name} of different dtypes: {', '.join(sorted(map(str, dtypes)))}")
+        require_one_dtype(func._schema.name, args)
         return func(*args, **(kwargs or {}))
 
 

@@ -8,7 +8,7 @@ import sys
 import threading
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -57,6 +57,18 @@ def unlogged() -> Iterator[None]:
         log.disabled = silent
 
 
+_PRODUCTS = frozenset(f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "linear", "convolution"))
+
+
+def require_one_dtype(name: str, args: Any) -> None:
+    """Raises where the op ``name`` is a matrix product of two dtypes, as real ones do: fake tensors let it pass."""
+    if name in _PRODUCTS:
+        dtypes = {value.dtype for value in args if isinstance(value, Tensor)}
+        if len(dtypes) > 1:
+            names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+            raise RuntimeError(f"{name.removeprefix('aten::')} of different dtypes: {names}")
+
+
 @contextmanager
 def autocasting(model: torch.nn.Module, values: Any, dtype: torch.dtype | None) -> Iterator[None]:
     """Autocast in ``dtype`` on the device of ``model`` and ``values``; as it is on already, or without a dtype."""
@@ -67,6 +79,12 @@ def autocasting(model: torch.nn.Module, values: Any, dtype: torch.dtype | None) 
         return
     with torch.autocast(device, dtype):
         yield
+
+
+def uncompiled(model: torch.nn.Module) -> AbstractContextManager[Any]:
+    """Runs what ``torch.compile`` made of modules in ``model`` as those are: its code has no values to run on."""
+    compiled = any(type(module).__name__ == "OptimizedModule" for module in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 _lock = threading.Lock()
@@ -110,7 +128,35 @@ def _packed_unless_fake(position_ids: Any) -> Any:
     return original(position_ids)
 
 
-class LikeCuda(TorchFunctionMode):
+class Faked(TorchFunctionMode):
+    """Runs on fake tensors what kernels take and PyTorch's shape functions refuse: grouped products in float32."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _GROUPED and args[0].dtype is not torch.bfloat16 and args[0].ndim == 2 and args[1].ndim == 3:
+            return _GroupedProduct.apply(*args[:2], (kwargs or {}).get("offs"))
+        return func(*args, **(kwargs or {}))
+
+
+# That of mixtures of experts. Before PyTorch 2.10 its kernels took bfloat16 alone.
+_GROUPED = torch._grouped_mm if hasattr(functional, "grouped_mm") else None
+
+
+class _GroupedProduct(torch.autograd.Function):
+    """Each group of rows times a matrix of its own. (Sizes, not values.)"""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, matrices, ends)
+        return rows.new_empty(rows.shape[0], matrices.shape[2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        rows, matrices, _ = ctx.saved_tensors
+        of_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
+        return of_rows, torch.empty_like(matrices) if ctx.needs_input_grad[1] else None, None
+
+
+class LikeCuda(Faked):
     """Makes fake CPU forwards save what CUDA's save, where the two differ.
 
     - Autocast: CUDA's keeps more functions in float32 than the CPU's.
@@ -133,7 +179,7 @@ class LikeCuda(TorchFunctionMode):
             return _attention(*args, **kwargs)
         if func is functional.multi_head_attention_forward:
             return _of_several_heads(*args, **kwargs)
-        return func(*args, **kwargs)
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 # "CUDA Ops that can autocast to float32": PyTorch's documentation of torch.amp

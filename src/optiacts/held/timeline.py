@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from optiacts._torch import Onlooker, current_node_number
 from optiacts.held.calls import Calls
+from optiacts.held.fake import require_one_dtype
 from optiacts.held.memory import local_tensors, storage_key
 
 Workspace = Callable[[Any, tuple[Any, ...], Any], int]
@@ -166,6 +167,7 @@ class Recorder(Onlooker):
 
     def ran(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         name = func._schema.name
+        require_one_dtype(name, args)
         if name == _WAITS and isinstance(output, Tensor):
             self._waited(args[0], output)
         where = None

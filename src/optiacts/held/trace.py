@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from optiacts._torch import Onlooker, is_wrapped_number, node_number, saved_in
 from optiacts.held import activations
 from optiacts.held.calls import Call, Calls, Where, describe
+from optiacts.held.fake import require_one_dtype
 from optiacts.held.memory import HeldTensor, SavedTensors, is_parameter, local_tensors, state_keys, storage_key
 
 
@@ -151,6 +152,7 @@ class Watch(Onlooker):
 
     def ran(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         name = func._schema.name
+        require_one_dtype(name, args)
         if not _is_inside(self._calls.where()):  # what an activation module does is its own
             if not _takes_no_values(name, func):
                 self._consumed(name, args)

@@ -6,9 +6,11 @@ from optiacts.reporting.analysis import report
 from optiacts.reporting.data import Measured, MemoryReport, Stage
 from optiacts.reporting.errors import ReportError
 from optiacts.reporting.known import sharing, trace
+from optiacts.reporting.lora import Lora
 
 __all__ = [
     "ActivationSite",
+    "Lora",
     "Measured",
     "MemoryReport",
     "ReportError",

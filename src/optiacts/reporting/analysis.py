@@ -8,12 +8,16 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.utils._pytree import tree_leaves
 
 from optiacts.held.fake import fake_copy
 from optiacts.held.sharing import ActivationSite
+from optiacts.reporting.changes import layers_of
 from optiacts.reporting.choices import Choice, Option
 from optiacts.reporting.data import MemoryReport, Stage
 from optiacts.reporting.errors import ReportError
+from optiacts.reporting.lora import Lora
 from optiacts.reporting.optimizers import OPTIMIZERS, cost
 from optiacts.reporting.peak import Peak
 from optiacts.reporting.peak import peak as peak_in
@@ -42,6 +46,7 @@ def report(
     choices: bool | Collection[str] | None = None,
     checkpoint: int = 0,
     shard: str | Ranks | None = None,
+    lora: Lora | None = None,
     peak: bool = True,
     progress: Progress | None = None,
     **keyword_inputs: Any,
@@ -72,6 +77,7 @@ def report(
             own. ``torch.distributed.fsdp.fully_shard`` on each repeated layer and on the model; Linears split by
             transformers' plan for the model. Run with a process group that sends nothing; without ``choices``, which
             are named one by one: ``checkpoint=1``, adapters in the model.
+        lora: the adapters of the choices LoRA and QLoRA, as an ``optiacts.reporting.Lora``.
         peak: find the peak of a step. False runs forwards alone, in half the time.
         progress: called with what is done next, and the fraction that is done already.
 
@@ -81,7 +87,9 @@ def report(
     """
     say = progress or (lambda what, done: None)
     card = _checked(model, optimizer, gpu_memory, autocast)
-    _check_changes(choices, checkpoint)
+    _check_changes(model, choices, checkpoint)
+    _check_kinds(setting, progress, fake=fake, like_cuda=like_cuda, peak=peak)
+    _check_inputs(inputs, keyword_inputs)
     if not peak and (card is not None or choices or checkpoint):
         raise ReportError("peak=False: what fits a card, choices and checkpoints are told by the peak; leave it True")
     ranks = None if shard is None else ranks_of(shard)
@@ -106,7 +114,7 @@ def report(
     longest = None
     if (card is not None if choices is None else choices is not False) and not checkpoint and ranks is None:
         only = choices if isinstance(choices, Collection) else None
-        options, partial, longest = _options(run, found, optimizer, card, held, stages, only, say)
+        options, partial, longest = _options(run, found, optimizer, lora, card, held, stages, only, say)
         stages = [_growing(stage, options) for stage in stages]
     return MemoryReport(
         name=name or type(model).__name__,
@@ -125,6 +133,7 @@ def _options(
     run: Runner,
     found: tuple[ActivationSite, ...],
     optimizer: str,
+    lora: Lora | None,
     card: int | None,
     held: States,
     stages: list[Stage],
@@ -132,18 +141,21 @@ def _options(
     say: Progress,
 ) -> tuple[tuple[Option, ...], tuple[Option, ...], int | None]:
     """What people choose from; with some layers checkpointed; the most tokens that fit. Empty if it is not known."""
-    choices = run.choices(found, optimizer)
+    choices = run.choices(found, optimizer, lora)
     if choices is None:
         return (), (), None
     options: list[Option] = []
-    there = choices.all()
+    try:
+        there = choices.all()
+    except ValueError as error:
+        raise ReportError(str(error)) from error
     unknown = [name for name in only or () if name not in {choice.words for choice in there}]
     if unknown:
         raise ReportError(f"choices: {unknown[0]!r} is none here; there are {', '.join(c.words for c in there)}")
     asked = [choice for choice in there if only is None or choice.words in (NOW, *only)]
     for number, choice in enumerate(asked):
         say(f"what it takes with {choice.words}", number / len(asked))
-        with suppress(ReportError, ValueError):  # where a choice is not for this model
+        with suppress(*(() if only else (ReportError, ValueError))):  # where a choice is not for this model
             option = choices.option(choice)
             whole = _stage_of(choice, stages)
             if whole is not None and whole.peak is not None and option.peak != whole.peak.bytes:
@@ -200,13 +212,33 @@ def peak_of(
         return peak_in(run.step(), spent)
 
 
-def _check_changes(choices: Any, checkpoint: Any) -> None:
+def _check_changes(model: torch.nn.Module, choices: Any, checkpoint: Any) -> None:
     if not isinstance(checkpoint, int) or isinstance(checkpoint, bool) or checkpoint < 0:
         raise ReportError(f"checkpoint must be a whole number from 0 on; got {checkpoint!r}")
+    layers = len(layers_of(model))
+    if checkpoint > layers:
+        there = f"{layers} repeated layers" if layers else "no repeated layers: no torch.nn.ModuleList of two or more"
+        raise ReportError(f"checkpoint: every={checkpoint}, but {type(model).__name__} has {there}")
     if isinstance(choices, str) or not (choices is None or isinstance(choices, (bool, Collection))):
         raise ReportError(
             f'choices must be True, False or names such as ("OptiActs", "checkpointing"); got {choices!r}'
         )
+
+
+def _check_kinds(setting: Any, progress: Any, **switches: Any) -> None:
+    if not (setting is None or isinstance(setting, Mapping)):
+        raise ReportError(f"setting must be a dict of words; got {setting!r}")
+    if not (progress is None or callable(progress)):
+        raise ReportError(f"progress must be called with words and a fraction; got {progress!r}")
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise ReportError(f"{name} must be True or False; got {value!r}")
+
+
+def _check_inputs(*inputs: Any) -> None:
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, torch.Tensor) and leaf.ndim > 0]
+    if tensors and not tensors[0].shape[0]:
+        raise ReportError(f"inputs: the first has the shape {list(tensors[0].shape)}; give at least one sample")
 
 
 def _on_cuda(model: torch.nn.Module) -> bool:
@@ -217,6 +249,11 @@ def _checked(model: Any, optimizer: Any, gpu_memory: Any, autocast: Any) -> int 
     """The bytes of the card; ``ReportError`` for an argument that is not what it should be."""
     if not isinstance(model, torch.nn.Module):
         raise ReportError(f"model must be a torch.nn.Module; got {model!r:.80}")
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ReportError("model is a TorchScript module, which cannot be looked into; give what it was made of")
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+            raise ReportError(f"model has a {type(module).__name__} without sizes yet; run it once on real inputs")
     if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
         raise ReportError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {optimizer!r}")
     if autocast not in (None, torch.bfloat16, torch.float16):

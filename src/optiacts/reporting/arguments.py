@@ -12,6 +12,8 @@ from optiacts.reporting.presets import PRESETS
 from optiacts.reporting.ranks import Ranks, ranks_of
 from optiacts.reporting.sizes import memory_of
 
+_MOST = 2**31 - 1  # samples, tokens, pixels: no size overflows
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds them to ``parser``."""
@@ -48,18 +50,15 @@ def _training(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--attention", choices=ATTENTIONS, help="(sdpa, where the model has it, else eager)")
     parser.add_argument("--train-mode", choices=TRAIN_MODES, default="full", help="(%(default)s)")
-    parser.add_argument("--lora-rank", type=_whole, default=16, help="of lora and qlora (%(default)s)")
+    parser.add_argument("--lora-rank", type=_whole, help="of the adapters of lora and qlora (16)")
     parser.add_argument(
         "--lora-targets",
         metavar="NAMES",
-        default=(),
-        type=lambda text: tuple(name for name in text.split(",") if name),
+        type=_names,
         help="names of Linears, e.g. q_proj,v_proj (all in the repeated layers)",
     )
-    parser.add_argument("--lora-dropout", type=float, default=0.0, help="(%(default)s)")
-    parser.add_argument(
-        "--lora-dtype", choices=DTYPES, default="float32", help="of the adapters (%(default)s, as PEFT has them)"
-    )
+    parser.add_argument("--lora-dropout", type=_share, help="before each adapter (0)")
+    parser.add_argument("--lora-dtype", choices=DTYPES, help="of the adapters (float32, as PEFT has them)")
     parser.add_argument(
         "--checkpoint",
         metavar="every=N",
@@ -112,9 +111,31 @@ def _output(parser: argparse.ArgumentParser) -> None:
 
 def _whole(text: str) -> int:
     try:
-        return int(text)
+        number = int(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"must be a whole number; got {text!r}") from error
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1; got {text}")
+    if number > _MOST:
+        raise argparse.ArgumentTypeError(f"must be at most {_MOST}; got {text}")
+    return number
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to less than 1; got {text!r}")
+    return share
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"must be names such as q_proj,v_proj; got {text!r}")
+    return names
 
 
 def _every(text: str) -> int:

@@ -33,7 +33,7 @@ def _built(name: str, setting: Setting) -> Built:
     path = Path(name)
     if name in PRESETS:
         return _of_config(dict(PRESETS[name]), name, setting)
-    if path.is_dir():
+    if name and path.is_dir():
         return _of_config(read_config(path / "config.json"), name, setting)
     if name.endswith(".json") or path.is_file():
         return _of_config(read_config(path), name, setting)
@@ -42,9 +42,9 @@ def _built(name: str, setting: Setting) -> Built:
     if _HUB_ID.fullmatch(name):
         return _of_config(cached_config(name), name, setting)
     near = difflib.get_close_matches(name, PRESETS, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = f"did you mean {near[0]}? Otherwise " if near else ""
     raise ReportError(
-        f"no model is called {name!r}: {hint}Give one of {', '.join(PRESETS)}, the path of a config.json or of the "
+        f"no model is called {name!r}: {hint}give one of {', '.join(PRESETS)}, the path of a config.json or of the "
         "directory that it is in, a Hub id such as owner/model, or module:function, where the function returns "
         "(model, inputs)"
     )

@@ -13,6 +13,14 @@ from optiacts.reporting.attention import as_transformers_says
 from optiacts.reporting.errors import ReportError
 from optiacts.reporting.setting import DTYPES, LONGEST_DEFAULT, Built, Setting, brief
 
+_DTYPES = ("torch_dtype", "dtype")
+_SAID_OTHERWISE = {
+    **dict.fromkeys(_DTYPES, "give --dtype"),
+    "model_type": "give a config.json of that type",
+    "architectures": "give a config.json with them, or --no-loss for the bare model",
+}
+"""Entries of a config that are no sizes, and what to do in place of --set."""
+
 
 def read_config(path: Path) -> dict[str, Any]:
     """What a config.json says."""
@@ -24,6 +32,12 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ReportError(f"{path} is not JSON ({error}); give a model's config.json as published") from error
     if not isinstance(config, dict) or not {"model_type", "_class_name"} & config.keys():
         raise ReportError(f"{path} has no 'model_type'; give a Hugging Face model's config.json")
+    for entry in ("model_type", "_class_name"):
+        if not isinstance(config.get(entry, ""), str):
+            raise ReportError(f"{path}: {entry!r} must be a name; got {config[entry]!r}")
+    named = config.get("architectures") or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise ReportError(f"{path}: 'architectures' must be a list of names; got {named!r}")
     return config
 
 
@@ -87,10 +101,12 @@ def _config(transformers: Any, config: dict[str, Any], name: str, setting: Setti
     kind = config["model_type"]
     entries = _defaults(transformers, kind) | config
     for key, value in setting.overrides.items():
+        if key in _SAID_OTHERWISE:
+            raise ReportError(f"--set {key}={value}: is not changed so; {_SAID_OTHERWISE[key]}")
         if key not in entries:
             raise ReportError(f"--set {key}=...: {name} has no such entry; see its config.json")
         check_kind(key, value, entries[key])
-    left_out = ("model_type", "torch_dtype", "dtype")
+    left_out = ("model_type", *_DTYPES)
     size = {} if setting.image_size is None else {"image_size": setting.image_size}
     if size and "image_size" not in entries:
         raise ReportError(f"--image-size means nothing to {name}, whose config has no image_size; leave it out")

@@ -35,8 +35,10 @@ def from_function(name: str, setting: Setting) -> Built:
             f"{name}: the function failed ({brief(error)}); it is called with {called} on fake tensors"
         ) from error
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], torch.nn.Module)):
+        parts = ", ".join(type(part).__name__ for part in result) if isinstance(result, tuple) else ""
         raise ReportError(
-            f"{name}: must return (model, inputs), a module and its inputs; got {type(result).__name__}"
+            f"{name}: must return (model, inputs), a module and its inputs; got a {type(result).__name__}"
+            + f" of {parts}" * bool(parts)
         )
     model, inputs = result
     words = {key: str(value).removeprefix("torch.") for key, value in given.items()}

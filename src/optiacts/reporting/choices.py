@@ -16,7 +16,7 @@ from optiacts.reporting import conversion
 from optiacts.reporting.changes import checkpointed, chunked_loss, layers_of
 from optiacts.reporting.folding import FEW, MORE, Pairs, aligned, shortened, stack_of, with_larger_batch
 from optiacts.reporting.growth import Growth
-from optiacts.reporting.lora import Lora, set_train_mode
+from optiacts.reporting.lora import Lora, linears, set_train_mode, targets_in
 from optiacts.reporting.optimizers import Cost, cost
 from optiacts.reporting.step import Step
 
@@ -86,6 +86,7 @@ class Choices:
         run: one step of it.
         sites: what conversion goes by.
         optimizer, like_cuda: as in the report.
+        lora: the adapters of LoRA and QLoRA.
     """
 
     def __init__(
@@ -101,17 +102,22 @@ class Choices:
         mode: FakeTensorMode,
         again: Callable[[], AbstractContextManager[Any]] = nullcontext,
         fold: bool = True,
+        lora: Lora | None = None,
     ) -> None:
         self._model, self._args, self._keywords = model, args, keywords
         self._batch, self._run, self._sites = batch, run, sites
         self._optimizer, self._like_cuda, self._mode, self._again = optimizer, like_cuda, mode, again
         self.fold = fold
+        self._lora = lora or Lora()
         self.layers = len(layers_of(model))
         self._stack = stack_of(model)
         self._ran: dict[tuple[Choice, tuple[int | None, ...], tuple[int, ...]], list[_Ran]] = {}
 
     def all(self) -> list[Choice]:
-        """From what costs nothing to what changes the training, as far as the model has it."""
+        """From what costs nothing to what changes the training, as far as the model has it.
+
+        ``ValueError`` where it has not what the adapters are for.
+        """
         plain = Choice(self._optimizer)
         ours, every = replace(plain, optiacts=True), self.layers
         found = [plain, ours]
@@ -126,12 +132,15 @@ class Choices:
         if self._optimizer.startswith("adamw") and self._optimizer != "adamw-8bit":
             found += [replace(one, optimizer="adamw-8bit") for one in (plain, ours, most)]
         trained = all(p.requires_grad for p in self._model.parameters())
-        if trained and every and any(isinstance(m, torch.nn.Linear) for m in self._model.modules()):
+        possible = trained and every > 0 and any(linears(self._model))
+        if possible or (trained and self._lora != Lora()):
+            targets_in(self._model, self._lora)
+        if possible:
             for mode in ("lora", "qlora"):
                 adapters = replace(plain, train_mode=mode)
                 found += [adapters, replace(adapters, optiacts=True)]
                 if mode == "lora":
-                    found.append(replace(adapters, optiacts=True, dropout=0.1))
+                    found.append(replace(adapters, optiacts=True, dropout=self._lora.dropout or 0.1))
                 found.append(replace(most, train_mode=mode))
         return found
 
@@ -216,7 +225,7 @@ class Choices:
                 with self._mode, FakeCopyMode(self._mode):
                     model = copy.deepcopy(model)
                 with self._mode:
-                    set_train_mode(model, choice.train_mode, Lora(dropout=choice.dropout))
+                    set_train_mode(model, choice.train_mode, replace(self._lora, dropout=choice.dropout))
             try:
                 if choice.optiacts:
                     last = list(conversion.CONVERSIONS)[-2]

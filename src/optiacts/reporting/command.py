@@ -24,6 +24,7 @@ from optiacts.reporting.errors import ReportError
 from optiacts.reporting.lora import Lora
 from optiacts.reporting.measure import measure as measure_step
 from optiacts.reporting.measure import require_cuda
+from optiacts.reporting.names import ADAPTED
 from optiacts.reporting.optimizers import OPTIMIZERS
 from optiacts.reporting.plot import check as check_plot
 from optiacts.reporting.plot import plot as draw
@@ -38,10 +39,6 @@ def run(chosen: argparse.Namespace) -> int:
         require_cuda()
     if chosen.plot is not None:
         check_plot(chosen.plot)
-    try:
-        adapters = Lora(chosen.lora_rank, chosen.lora_targets, chosen.lora_dropout, DTYPES[chosen.lora_dtype])
-    except ValueError as error:
-        raise ReportError(str(error)) from error
     setting = Setting(
         chosen.batch,
         chosen.seq,
@@ -51,7 +48,7 @@ def run(chosen: argparse.Namespace) -> int:
         chosen.loss,
         chosen.autocast,
         dict(chosen.overrides),
-        adapters,
+        _adapters(chosen),
         chosen.tokens,
         chosen.image_size,
     )
@@ -67,6 +64,21 @@ def run(chosen: argparse.Namespace) -> int:
     if chosen.plot is not None:  # after what was asked for in any case
         draw(reports, chosen.plot)
     return 0
+
+
+def _adapters(chosen: argparse.Namespace) -> Lora:
+    """What is said of them; ``ReportError`` where nothing would have any."""
+    said = {name: getattr(chosen, f"lora_{name}") for name in ("rank", "targets", "dropout", "dtype")}
+    said = {name: value for name, value in said.items() if value is not None}
+    runs_choices = chosen.gpu_memory and chosen.choices and not chosen.shard and not chosen.checkpoint
+    if said and chosen.train_mode not in ADAPTED and not (runs_choices and chosen.train_mode == "full"):
+        raise ReportError(
+            f"--lora-{next(iter(said))}: nothing here has adapters; give --train-mode lora or qlora, or --gpu for "
+            "the choices that have them"
+        )
+    if "dtype" in said:
+        said["dtype"] = DTYPES[said["dtype"]]
+    return Lora(**said)
 
 
 def _one(name: str, setting: Setting, chosen: argparse.Namespace, progress: Progress) -> MemoryReport:
@@ -90,6 +102,7 @@ def _one(name: str, setting: Setting, chosen: argparse.Namespace, progress: Prog
                 choices=False if chosen.shard else None if chosen.choices or not chosen.gpu_memory else ("OptiActs",),
                 shard=chosen.shard,
                 checkpoint=chosen.checkpoint,
+                lora=setting.lora,
                 progress=tell,
                 **built.kwargs,
             )

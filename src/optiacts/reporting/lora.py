@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +30,12 @@ class Lora:
     dtype: torch.dtype | None = torch.float32
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise ValueError(f"--lora-rank must be a whole number from 1 on; got {self.rank!r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"--lora-dropout must be from 0 to less than 1; got {self.dropout!r}")
+        if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
+            raise ValueError(f"rank must be a whole number from 1 on; got {self.rank!r}")
+        if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be a number from 0 to less than 1; got {self.dropout!r}")
+        if isinstance(self.targets, str):
+            raise ValueError(f'targets must be names, such as ("q_proj", "v_proj"); got {self.targets!r}')
 
 
 class LoraLinear(torch.nn.Module):
@@ -130,16 +133,21 @@ def set_train_mode(model: torch.nn.Module, mode: str, lora: Lora | None = None) 
         _quantise(model)
 
 
-def _add_adapters(model: torch.nn.Module, lora: Lora) -> None:
-    found = list(_linears(model))
-    chosen = [one for one in found if not lora.targets or one[1] in lora.targets]
+def targets_in(model: torch.nn.Module, lora: Lora) -> list[tuple[torch.nn.Module, str, torch.nn.Module]]:
+    """The Linears that get an adapter, as ``linears`` tells them; ``ValueError`` where a target is not there."""
+    found = list(linears(model))
     if not found:
         raise ValueError("train_mode 'lora' needs a model with Linear layers; it has none")
-    missing = [name for name in lora.targets if name not in {name for _, name, _ in found}]
+    names = {name for _, name, _ in found}
+    missing = [name for name in lora.targets if name not in names]
     if missing:
-        names = ", ".join(sorted({name for _, name, _ in found}))
-        raise ValueError(f"--lora-targets: no Linear is called {missing[0]!r}; there are {names}")
-    for parent, name, child in chosen:
+        there = ", ".join(sorted(names))
+        raise ValueError(f"--lora-targets: no Linear is called {missing[0]!r}; there are {there}")
+    return [one for one in found if not lora.targets or one[1] in lora.targets]
+
+
+def _add_adapters(model: torch.nn.Module, lora: Lora) -> None:
+    for parent, name, child in targets_in(model, lora):
         sizes = _features(child)
         assert sizes is not None
         setattr(parent, name, LoraLinear(child, *sizes, lora))
@@ -148,12 +156,12 @@ def _add_adapters(model: torch.nn.Module, lora: Lora) -> None:
 def _quantise(model: torch.nn.Module) -> None:
     layers = [module for module in model.modules() if isinstance(module, LoraLinear)]
     adapters = {id(one) for layer in layers for part in (layer.lora_A, layer.lora_B) for one in part.values()}
-    for parent, name, child in list(_linears(model)):
+    for parent, name, child in list(linears(model)):
         if id(child) not in adapters and isinstance(child, torch.nn.Linear):
             setattr(parent, name, FourBitLinear(child.weight, child.bias))
 
 
-def _linears(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, torch.nn.Module]]:
+def linears(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, torch.nn.Module]]:
     """The Linears in the repeated layers: the module that each is part of, its name there, itself."""
     lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
     roots: list[torch.nn.Module] = [*lists] or [model]
@@ -176,7 +184,8 @@ def _features(module: torch.nn.Module) -> tuple[int, int] | None:
 def _embeddings(model: torch.nn.Module) -> torch.nn.Module:
     own = getattr(model, "get_input_embeddings", None)
     if callable(own):
-        return own()
+        with suppress(NotImplementedError):  # transformers' models without any have it too
+            return own()
     for module in model.modules():
         if isinstance(module, torch.nn.Embedding):
             return module

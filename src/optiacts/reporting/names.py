@@ -3,4 +3,5 @@
 DTYPES = ("float32", "bfloat16", "float16")
 ATTENTIONS = ("sdpa", "eager", "flash")
 TRAIN_MODES = ("full", "lora", "qlora", "frozen")
+ADAPTED = ("lora", "qlora")  # those with adapters
 OPTIMIZERS = ("adamw", "adamw-fused", "adamw-fp32", "adamw-8bit", "sgd", "sgd-momentum")

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from optiacts.reporting.errors import ReportError
 
+_MOST = 1024  # FSDP takes each parameter apart into as many pieces: more take many minutes
+
 
 class Ranks(NamedTuple):
     """``fsdp`` ranks share parameters, gradients and optimizer state; ``tp`` ranks share the work of each Linear."""
@@ -19,9 +21,9 @@ class Ranks(NamedTuple):
 
 def ranks_of(said: str | Ranks) -> Ranks:
     """What is said as ``"fsdp=8"``, ``"tp=2"`` or ``"fsdp=8,tp=2"``; ``ReportError`` for anything else."""
+    wrong = ReportError(f"a shard must be such as fsdp=8, tp=2 or fsdp=8,tp=2, with numbers from 1 on; got {said!r}")
     if isinstance(said, Ranks):
-        return said
-    wrong = ReportError(f"shard: must be such as fsdp=8, tp=2 or fsdp=8,tp=2, with numbers from 1 on; got {said!r}")
+        said = str(said)
     if not isinstance(said, str):
         raise wrong
     found: dict[str, int] = {}
@@ -35,4 +37,7 @@ def ranks_of(said: str | Ranks) -> Ranks:
         ):
             raise wrong
         found[name] = int(number)
-    return Ranks(**found)
+    ranks = Ranks(**found)
+    if ranks.fsdp * ranks.tp > _MOST:
+        raise ReportError(f"a shard is one of at most {_MOST} ranks; got {said!r}")
+    return ranks

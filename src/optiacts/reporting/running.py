@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from optiacts.conversion.sites import curve_of
 from optiacts.held.activations import CurveOf
-from optiacts.held.fake import LikeCuda, autocasting, mode_of, one_sequence_per_row, unlogged
+from optiacts.held.fake import Faked, LikeCuda, autocasting, mode_of, one_sequence_per_row, uncompiled, unlogged
 from optiacts.held.memory import storage_key
 from optiacts.held.sharing import ActivationSite, sites
 from optiacts.held.trace import Trace
@@ -25,8 +25,11 @@ from optiacts.reporting.changes import checkpointed, layers_of
 from optiacts.reporting.choices import Choice, Choices
 from optiacts.reporting.errors import ReportError
 from optiacts.reporting.known import trace
+from optiacts.reporting.lora import Lora
 from optiacts.reporting.setting import brief
 from optiacts.reporting.step import Step, step
+
+_NAMED = 4  # inputs
 
 
 @dataclass(frozen=True)
@@ -107,14 +110,20 @@ class Runner:
 
     def _checkpointed(self) -> AbstractContextManager[Any]:
         layers = layers_of(self.model) if self._checkpoint else []
-        return checkpointed(layers[:: self._checkpoint or 1], LikeCuda if self._like_cuda else nullcontext)
+        return checkpointed(layers[:: self._checkpoint or 1], self._functions)
 
     def step(self) -> Step:
         """One step."""
         with self._checkpointed():
             return self._step(self._inputs, self._keywords)
 
-    def choices(self, found: tuple[ActivationSite, ...], optimizer: str, keywords: Any = None) -> Choices | None:
+    def choices(
+        self,
+        found: tuple[ActivationSite, ...],
+        optimizer: str,
+        lora: Lora | None = None,
+        keywords: Any = None,
+    ) -> Choices | None:
         """What one may choose from; None where the inputs have no batch."""
         keywords = self._keywords if keywords is None else keywords
         mode, batch = self._mode, self.batch
@@ -126,9 +135,8 @@ class Runner:
                 inputs, given = _repeated((self._inputs, keywords), batch, times)
             return self._step(inputs, given, model, lambda: forward(inputs, given))
 
-        again: Any = LikeCuda if self._like_cuda else nullcontext
-        cuda = self._like_cuda
-        return Choices(self.model, self._inputs, keywords, batch, run, found, optimizer, cuda, mode, again)
+        cuda, again = self._like_cuda, self._functions
+        return Choices(self.model, self._inputs, keywords, batch, run, found, optimizer, cuda, mode, again, lora=lora)
 
     def longest(self, found: tuple[ActivationSite, ...], optimizer: str, card: int) -> int | None:
         """The most tokens of one sample with which the model as it is fits; None if that is not known, or none do."""
@@ -140,7 +148,7 @@ class Runner:
             tokens = (low + high) // 2
             with self._context():
                 fewer = {k: v[:, :tokens].contiguous() for k, v in self._keywords.items() if v.shape == ids.shape}
-            choices = self.choices(found, optimizer, {**self._keywords, **fewer})
+            choices = self.choices(found, optimizer, keywords={**self._keywords, **fewer})
             assert choices is not None
             low, high = (tokens, high) if choices.peak(Choice(optimizer)) <= card else (low, tokens)
         return low or None
@@ -179,8 +187,8 @@ class Runner:
             raise
         except Exception as error:
             raise ReportError(
-                f"the {what} failed: {brief(error)}. Check that the inputs fit the model; a {what} that needs the "
-                "values of tensors cannot run on fake ones"
+                f"the {what} failed: {brief(error)}. Check that the inputs{_shapes((self._inputs, self._keywords))} "
+                f"fit the model; a {what} that needs the values of tensors cannot run on fake ones"
             ) from error
 
     def _context(self, autocast: bool = True) -> ExitStack:
@@ -191,10 +199,23 @@ class Runner:
         if self._mode is not None:
             stack.enter_context(self._mode)
             stack.enter_context(one_sequence_per_row())
+            stack.enter_context(uncompiled(self.model))
             stack.enter_context(unlogged())
-        if self._like_cuda:
-            stack.enter_context(LikeCuda())
+        stack.enter_context(self._functions())
         return stack
+
+    def _functions(self) -> AbstractContextManager[Any]:
+        """The functions that are not PyTorch's own while it runs."""
+        if self._like_cuda:
+            return LikeCuda()
+        return Faked() if self._mode is not None else nullcontext()
+
+
+def _shapes(values: Any) -> str:
+    """The tensors among them in words; nothing where there are none, or many."""
+    tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+    words = ", ".join(f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in tensors)
+    return f" ({words})" if 0 < len(tensors) <= _NAMED else ""
 
 
 def _batch(values: Any) -> int | None:

@@ -11,7 +11,7 @@ import torch
 from optiacts.reporting import names
 from optiacts.reporting.errors import ReportError
 from optiacts.reporting.lora import Lora
-from optiacts.reporting.names import ATTENTIONS
+from optiacts.reporting.names import ADAPTED, ATTENTIONS
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in names.DTYPES}
 LONGEST_DEFAULT = 4096  # tokens, where the model allows more
@@ -53,6 +53,8 @@ class Setting:
         for name, choice, known in (("dtype", self.dtype, DTYPES), ("attention", self.attention, ATTENTIONS)):
             if choice is not None and choice not in known:
                 raise ReportError(f"--{name} must be one of {', '.join(known)}; got {choice!r}")
+        if (self.tokens is not None or self.attention == "flash") and self.weights == "float32" and not self.autocast:
+            raise ReportError("flash attention takes 16-bit numbers; give --dtype bfloat16, or --autocast")
 
     @property
     def samples(self) -> int:
@@ -67,9 +69,11 @@ class Setting:
     @property
     def training(self) -> str:
         """The train mode in words."""
-        if self.train_mode not in ("lora", "qlora"):
+        adapters = self.train_mode in ADAPTED
+        if not adapters and self.lora == Lora():
             return self.train_mode
-        words = [f"{self.train_mode} of rank {self.lora.rank}"]
+        words = [self.train_mode if adapters else f"{self.train_mode}; of the choices LoRA"]
+        words[0] += f" of rank {self.lora.rank}"
         words += [f"on {', '.join(self.lora.targets)}"] if self.lora.targets else []
         words += [f"dropout {self.lora.dropout}"] if self.lora.dropout else []
         if self.lora.dtype is not torch.float32:
@@ -90,5 +94,6 @@ class Built:
 def brief(error: BaseException) -> str:
     """The class of ``error`` and its whole message in one line, unless it is very long."""
     words = " ".join(str(error).split())
+    words = words.partition(" Exception raised from ")[0].rstrip(".")  # PyTorch's own stack follows
     short = words if len(words) <= 300 else f"{words[:300]} ..."
     return f"{type(error).__name__}: {short}" if short else type(error).__name__

@@ -60,6 +60,10 @@ def _parallelize(model: Any, mesh: DeviceMesh) -> None:
         raise ReportError(
             f"shard: tp={mesh.size()}: {type(model).__name__} has no plan for tensor parallelism; leave tp out"
         )
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        heads = getattr(model.config, name, None)
+        if isinstance(heads, int) and heads % mesh.size():
+            raise ReportError(f"shard: tp={mesh.size()} does not divide the {heads} of {name}; give one that does")
     try:
         from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
         from transformers.distributed.tensor_parallel import apply_tensor_parallelism
