@@ -42,11 +42,18 @@ def allowed(name: str, dtype: torch.dtype, slope: Tensor) -> Tensor:
 
 @functools.cache
 def lost_in_float32(name: str) -> float:
-    """What exact inversion of PyTorch's own outputs errs by near the minimum; it depends on the CPU."""
+    """What exact inversion of PyTorch's own outputs errs by near the minimum.
+
+    It depends on the CPU, and on the layout: with AVX-512 GELU has one kernel for what is contiguous, one for the rest.
+    """
     curve = get(name)
-    x = around_minimum(curve, width=20_000)
-    found = derivative_from_output(curve, curve.forward(x).double(), curve.left(x))
-    return float((found - true_derivative(curve, x)).abs().max())
+    x = around_minimum(curve, width=20_000)[1:].view(2, -1)
+
+    def lost(x: Tensor) -> float:
+        found = derivative_from_output(curve, curve.forward(x).double(), curve.left(x))
+        return float((found - true_derivative(curve, x)).abs().max())
+
+    return max(lost(x), lost(x.t()), lost(x[:, ::3]))
 
 
 @settings(max_examples=400, deadline=None)
