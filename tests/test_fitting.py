@@ -77,8 +77,10 @@ def test_the_rounded_forward_is_the_same_on_every_machine(name, dtype):
     y = rounded_forward(curve, x)
     found = curve.forward(x).double()
     off = (found - y.double()).abs() / unit(exact, dtype)
-    # the steps of QuickGELU pass a rounding on; with AVX-512 GELU doubles its input, and the largest overflow
-    assert off[(x > -1) & y.isfinite() & found.isfinite()].max() <= (1 if curve.ops else 2)
+    # with AVX-512 PyTorch's GELU doubles its input, of which the largest overflow, and has no subnormal outputs
+    told = (x > -1) & y.isfinite() & found.isfinite() & (normal | (found != 0))
+    # the steps of QuickGELU pass a rounding on
+    assert off[told].max() <= (1 if curve.ops else 2)
 
 
 def test_rounding_is_done_once():
