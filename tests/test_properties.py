@@ -44,7 +44,7 @@ def allowed(name: str, dtype: torch.dtype, slope: Tensor) -> Tensor:
 def lost_in_float32(name: str) -> float:
     """What exact inversion of PyTorch's own outputs errs by near the minimum.
 
-    It depends on the CPU, and on the layout: with AVX-512 GELU has one kernel for what is contiguous, one for the rest.
+    It depends on the CPU and the layout: with AVX-512 GELU has a kernel of its own for what is contiguous.
     """
     curve = get(name)
     x = around_minimum(curve, width=20_000)[1:].view(2, -1)

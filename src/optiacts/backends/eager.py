@@ -6,6 +6,8 @@ inverting the curve. The product with the incoming gradient is taken in float32 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -72,10 +74,19 @@ def unscaled(y: Tensor, scale: float) -> Tensor:
     return y.to(torch.promote_types(y.dtype, torch.float32)) * (1 / scale)
 
 
-def gated_forward(gate: Tensor, up: Tensor, curve: Curve, order: Order = ()) -> tuple[Tensor, Tensor, Tensor]:
-    """h = act(gate) * up, the slot and the packed bits; docs/gated.md says what the slot holds and why."""
-    s = curve.forward(gate)
-    h = s * up
+def gated_forward(
+    gate: Tensor,
+    up: Tensor,
+    curve: Curve,
+    order: Order = (),
+    rounded: Callable[[Tensor], Tensor] = lambda result: result,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """h = act(gate) * up, the slot and the packed bits; docs/gated.md says what the slot holds and why.
+
+    ``rounded``: what rounds a result to its dtype, where an op does not.
+    """
+    s = rounded(curve.forward(gate))
+    h = rounded(s * up)
     left = curve.left(gate) if curve.decoder.side_bits else s == 0
     limits = torch.finfo(h.dtype)
     size = h.abs()

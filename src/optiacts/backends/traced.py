@@ -15,8 +15,8 @@ from torch import Tensor
 from optiacts.backends import eager, triton
 from optiacts.curves import ClosedForm, Curve
 from optiacts.decoders import arithmetic, branch, valley
-from optiacts.layouts import Order, permute, restore
-from optiacts.packing import pack, unpack_planes
+from optiacts.layouts import Order
+from optiacts.packing import unpack_planes
 
 name = "traced"
 dtypes = frozenset((torch.float32, torch.bfloat16, torch.float16))
@@ -45,21 +45,7 @@ def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve, sca
 
 def gated_forward(gate: Tensor, up: Tensor, curve: Curve, order: Order = ()) -> tuple[Tensor, Tensor, Tensor]:
     """h = act(gate) * up, the slot and the packed bits. h is of act(gate) as it is kept, which tells up again."""
-    s, wide_up = rounded(curve.forward(gate)).float(), up.float()
-    h = rounded((s * wide_up).to(gate.dtype))
-    limits, size = torch.finfo(gate.dtype), h.float().abs()
-    left = curve.left(gate) if curve.decoder.side_bits else s == 0
-    normal = (size >= limits.tiny) & (size <= limits.max)
-    holds_up = (wide_up.abs() > s.abs()) & ~normal
-    if curve.zero_is_flat:
-        holds_up = holds_up & ~(left & (s == 0))  # both gradients are 0 there
-    kept = s
-    if curve.decoder.side_bits:
-        kept = torch.where(valley.contains(curve, gate), gate.float(), s)
-    slot = torch.where(holds_up, wide_up, kept).to(gate.dtype)
-    planes = (left, holds_up) if curve.decoder.side_bits else (holds_up,)
-    h, slot = (permute(t, order).contiguous() for t in (h, slot))
-    return restore(h, order), slot, pack(*(permute(flags, order) for flags in planes))
+    return eager.gated_forward(gate, up, curve, order, rounded)
 
 
 def gated_backward(
