@@ -309,7 +309,9 @@ def test_dynamic_shapes_of_two_norms_with_the_same_numbers(name: str) -> None:
     compiled = torch.compile(model, fullgraph=True, backend=Counter(), dynamic=True)
     for rows in (5, 48):
         x = sample(rows=rows)
-        due, found = (torch.autograd.grad(run(x).square().sum(), list(model.parameters())) for run in (model, compiled))
+        due, found = (
+            torch.autograd.grad(run(x).square().sum(), list(model.parameters())) for run in (model, compiled)
+        )
         torch.testing.assert_close(found, due, rtol=1e-4, atol=1e-4)
 
 
