@@ -39,6 +39,20 @@ class TestFaithfulness:
         for mode in (True, False, True):
             agrees(model.train(mode), original.train(mode), sample())
 
+    def test_product_in_place_that_is_changed_again(self) -> None:
+        """Neither is converted: the product is overwritten, and overwrites the activation."""
+
+        def forward(self: Gated, x: Tensor) -> Tensor:
+            h = self.act(self.gate(x))
+            h *= self.up(x)
+            h += 1
+            return self.down(h)
+
+        original = self._model(forward)
+        model = copy.deepcopy(original)
+        assert not optiacts.convert(model).converted
+        agrees(model, original, sample())
+
     def test_attribute_changed_later(self) -> None:
         def forward(self: Gated, x: Tensor) -> Tensor:
             h = self.act(self.gate(x)) * self.up(x)

@@ -303,6 +303,18 @@ def test_dynamic_shapes_compile_once() -> None:
     assert len(counter.graphs) == graphs
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_dynamic_shapes_of_two_norms_with_the_same_numbers(name: str) -> None:
+    model = nn.Sequential(block(name), block(name))
+    compiled = torch.compile(model, fullgraph=True, backend=Counter(), dynamic=True)
+    for rows in (5, 48):
+        x = sample(rows=rows)
+        due, found = (
+            torch.autograd.grad(run(x).square().sum(), list(model.parameters())) for run in (model, compiled)
+        )
+        torch.testing.assert_close(found, due, rtol=1e-4, atol=1e-4)
+
+
 def test_checkpoint() -> None:
     """Nothing but the input is held, and the norm's op runs once more in backward."""
     model = block("LlamaRMSNorm")

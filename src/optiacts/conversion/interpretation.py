@@ -194,6 +194,8 @@ class Run:
         self._follow(value, Follower(symbol, keeps))
         if position(node) in self._origins:
             self._follow_name(target, Follower("*=", True))
+            if isinstance(target, ast.Name):  # where the product is not converted, it overwrites the activation
+                self._change(self._env.get(target.id, NOTHING), "*=")
             self._bind(target, frozenset((self._origins[position(node)],)))
             return
         load = self._value(target.value if isinstance(target, ast.Subscript) else target)

@@ -30,6 +30,9 @@ from optiacts.ops.norm_graphs import check
 
 def compiled_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: Norm, forward: Forward) -> Tensor:
     """``forward(x)``, which is the norm ``kind`` of x, with its output and one rstd per row for backward."""
+    # With dynamic=True numbers are inputs of the graph. Dynamo has to meet them out here, by an operation: one that
+    # it first meets inside a Function it takes for that Function's, and fails where the next norm has the same.
+    _ = kind.eps > kind.offset
     result: Tensor = OptiActsCompiledNorm.apply(x, weight, bias, kind, forward)
     return result
 
