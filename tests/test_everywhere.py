@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from torch.utils.checkpoint import (
 
 import optiacts
 from optiacts import saved_memory
+from tests.compilers import without_kernels
 
 ROWS, WIDTH, HIDDEN = 16, 32, 128
 TENSOR, BITS = ROWS * HIDDEN * 4, ROWS * HIDDEN // 8
@@ -260,3 +262,36 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
         torch.set_num_threads(1)
         assert torch.equal(several, gradient(function, x))
         torch.set_num_threads(2)
+
+
+LAYER_NORM = nn.LayerNorm(16)
+IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "activation": optiacts.gelu,
+    "gated": lambda h: optiacts.swiglu(h, h.flip(0)),
+    "gated halves": lambda h: optiacts.swiglu(torch.cat([h, h.flip(0)], -1)),
+    "dropped": lambda h: optiacts.activation_dropout(h, "silu", 1e-9),
+    "glu": lambda h: optiacts.glu(torch.cat([h, h.flip(0)], -1)),
+    "layer_norm": lambda h: optiacts.layer_norm(h, (16,)),
+    "rms_norm": lambda h: optiacts.rms_norm(h, (16,)),
+    "chain": lambda h: optiacts.norm_activation(h, LAYER_NORM, "silu"),
+}
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", without_kernels], ids=["aot_eager", "partitioned"])
+@pytest.mark.parametrize("layer", IN_PLACE)
+def test_compiled_an_output_may_be_changed_in_place(layer: str, backend: Any) -> None:
+    """Eager that is an error. Of a compiled Function that saves its output PyTorch says nothing."""
+    torch.compiler.reset()
+    weight = (torch.randn(16, 16) / 4).requires_grad_()
+
+    def run(x: Tensor, in_place: bool) -> Tensor:
+        y = IN_PLACE[layer](x @ weight)
+        y = y.add_(1) if in_place else y + 1
+        return y @ weight
+
+    x = torch.randn(32, 16)
+    found, due = (
+        torch.autograd.grad(torch.compile(run, backend=backend)(x, in_place).square().sum(), weight)[0]
+        for in_place in (True, False)
+    )
+    torch.testing.assert_close(found, due)

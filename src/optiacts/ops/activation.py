@@ -23,7 +23,7 @@ from optiacts._torch import apply, run, transforms_active
 from optiacts.decoders import branch, inverse
 from optiacts.layouts import Order, memory_order, permute, restore
 from optiacts.ops import library
-from optiacts.ops.functions import Decoding, decoding, differentiable
+from optiacts.ops.functions import Decoding, decoding, differentiable, unchanged
 from optiacts.overwritten import remember, saved_tensors
 from optiacts.packing import packed_shape
 
@@ -170,7 +170,7 @@ class OptiActsActivation(torch.autograd.Function):
         ctx.mark_non_differentiable(bits)
         ctx.set_materialize_grads(False)
         remember(ctx, y)
-        ctx.save_for_backward(y, bits)
+        ctx.save_for_backward(unchanged(y), bits)
         ctx.save_for_forward(y, bits)
 
     @staticmethod

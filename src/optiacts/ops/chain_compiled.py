@@ -35,6 +35,7 @@ from optiacts.norms import arithmetic
 from optiacts.ops import library
 from optiacts.ops.chain import Normed, gradients_from
 from optiacts.ops.dropout import dropout_pack
+from optiacts.ops.functions import unchanged
 from optiacts.ops.norm_graphs import check
 from optiacts.packing import packed_shape
 
@@ -249,7 +250,7 @@ class OptiActsCompiledChain(torch.autograd.Function):
         ctx.kind, ctx.last, ctx.dtype = kind, last, x.dtype
         ctx.weight = None if weight is None else (weight.shape, weight.dtype)
         ctx.bias = None if bias is None else (bias.shape, bias.dtype)
-        ctx.save_for_backward(y, bits, rstd, scale, shift)
+        ctx.save_for_backward(unchanged(y), bits, rstd, scale, shift)
         return y
 
     @staticmethod

@@ -27,7 +27,7 @@ from optiacts._torch import run, undisturbed
 from optiacts.layouts import Order, memory_order, permute, restore
 from optiacts.ops import library
 from optiacts.ops.activation import activation_forward, times_derivative
-from optiacts.ops.functions import Decoding, differentiable
+from optiacts.ops.functions import Decoding, differentiable, unchanged
 from optiacts.ops.gated import product, product_backward, save_product
 from optiacts.overwritten import remember, saved_tensors
 from optiacts.packing import packed_shape
@@ -219,7 +219,7 @@ class OptiActsDroppedActivation(torch.autograd.Function):
             bits = bits | dropped
         ctx.by = Decoding(name, order, drawn.scale)
         remember(ctx, drawn.result)
-        ctx.save_for_backward(drawn.result, bits)
+        ctx.save_for_backward(unchanged(drawn.result), bits)
         return drawn.result
 
     @staticmethod

@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,15 @@ class Decoding:
 
 decoding = functools.lru_cache(maxsize=1 << 12)(Decoding)
 """``Decoding`` for eager calls, of which many read alike."""
+
+
+def unchanged(output: Tensor) -> Tensor:
+    """What a Function saves of its output.
+
+    Eager, it is the output, and a change in place is found out in backward. Compilers find out nothing: they would
+    compute with what it was changed to. They are given a copy, which they leave out where nothing is changed.
+    """
+    return output.clone() if torch.compiler.is_compiling() else output
 
 
 def differentiable() -> bool:

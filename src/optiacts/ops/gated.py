@@ -30,7 +30,7 @@ from optiacts import backends, curves, decoders
 from optiacts._torch import apply, computed_once, forward_mode, run
 from optiacts.layouts import Order, memory_order, permute, restore
 from optiacts.ops import library, sharding
-from optiacts.ops.functions import Decoding, decoding, differentiable
+from optiacts.ops.functions import Decoding, decoding, differentiable, unchanged
 from optiacts.overwritten import remember, saved_tensors
 from optiacts.packing import packed_shape, unpack_planes
 
@@ -395,7 +395,7 @@ def save_product(ctx: Any, gate: Tensor, name: str, output: tuple[Tensor, ...], 
     ctx.mark_non_differentiable(*output[1:3])
     ctx.set_materialize_grads(False)
     remember(ctx, output[0])
-    ctx.save_for_backward(*output)
+    ctx.save_for_backward(unchanged(output[0]), *output[1:])
     ctx.save_for_forward(*output)
 
 

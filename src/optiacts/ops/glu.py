@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from optiacts._torch import run
 from optiacts.ops import library
-from optiacts.ops.functions import differentiable
+from optiacts.ops.functions import differentiable, unchanged
 from optiacts.overwritten import remember, saved_tensors
 
 
@@ -79,7 +79,7 @@ class OptiActsGLU(torch.autograd.Function):
         ctx.dim = inputs[1]
         ctx.set_materialize_grads(False)
         remember(ctx, output[0])
-        ctx.save_for_backward(*output)
+        ctx.save_for_backward(unchanged(output[0]), output[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, by_b: Tensor | None) -> tuple[Tensor | None, None]:

@@ -24,6 +24,7 @@ from torch import Tensor
 from optiacts.backends import eager_norm
 from optiacts.norms import Norm, Saved, arithmetic
 from optiacts.ops import library
+from optiacts.ops.functions import unchanged
 from optiacts.ops.norm import Forward, norm_backward, norm_remainder, norm_statistics
 from optiacts.ops.norm_graphs import check
 
@@ -104,7 +105,7 @@ class OptiActsCompiledNorm(torch.autograd.Function):
         ctx.kind, ctx.dtype = kind, x.dtype
         ctx.weight = None if weight is None else (weight.shape, weight.dtype)
         ctx.bias = None if bias is None else (bias.shape, bias.dtype)
-        ctx.save_for_backward(y, rstd, scale, shift, bits)
+        ctx.save_for_backward(unchanged(y), rstd, scale, shift, bits)
         return y
 
     @staticmethod
