@@ -312,7 +312,8 @@ def test_dynamic_shapes_of_two_norms_with_the_same_numbers(name: str) -> None:
         due, found = (
             torch.autograd.grad(run(x).square().sum(), list(model.parameters())) for run in (model, compiled)
         )
-        torch.testing.assert_close(found, due, rtol=1e-4, atol=1e-4)
+        for ours, eager in zip(found, due, strict=True):
+            assert (ours - eager).norm() <= 3e-6 * eager.norm()
 
 
 def test_checkpoint() -> None:

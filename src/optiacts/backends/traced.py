@@ -23,7 +23,6 @@ dtypes = frozenset((torch.float32, torch.bfloat16, torch.float16))
 
 serves = triton.serves
 activation_forward = eager.activation_forward
-activation_forward_ = eager.activation_forward_
 scale_kept = eager.scale_kept
 
 
