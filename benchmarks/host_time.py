@@ -82,12 +82,18 @@ def main() -> None:
     if chosen.cpp:
         cases = {"silu, a bare Function in C++": ([(ROWS, COLUMNS)], functional.silu, _bare_cpp()), **cases}
     for name, (inputs, theirs, ours) in cases.items():
-        leaves = [torch.randn(shape).requires_grad_() for shape in inputs]
+        leaves = [_leaf(shape) for shape in inputs]
         contenders = {"torch": _step(theirs, leaves), "ours": _step(ours, leaves)}
         times = alternate(contenders, chosen.seconds)
         theirs_us, ours_us = (times[who].median * 1e6 for who in ("torch", "ours"))
         table.add_row(name, *(f"{value:.0f}" for value in (theirs_us, ours_us, ours_us - theirs_us)))
     Console().print(table)
+
+
+def _leaf(shape: tuple[int, ...]) -> Tensor:
+    """An input; or a norm's parameter, near 1 as those are that a norm keeps its output with."""
+    values = torch.randn(shape) if len(shape) > 1 else torch.ones(shape)
+    return values.requires_grad_()
 
 
 def _step(op: Callable[..., Tensor], leaves: list[Tensor]) -> Callable[[], object]:

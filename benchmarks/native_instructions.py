@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from optiacts.backends import native_library
 
 _DECODERS = {
-    "float32": "Lines",
+    "float32": "Registers",
     "float32, closed forms": "Pieces",
     "bfloat16": "Table<(anonymous namespace)::BFloat16>",
 }

@@ -22,7 +22,7 @@ extern "C" {
 
 /* To be raised, here and in backends/native_library.py, with every change of a struct or of a function's arguments:
  * a library of another number than its caller's is not used. */
-enum { OPTIACTS_INTERFACE = 5 };
+enum { OPTIACTS_INTERFACE = 6 };
 
 OPTIACTS_API int optiacts_interface(void);
 
@@ -52,6 +52,18 @@ typedef struct {
     const float* rows;
     optiacts_valley valley;
 } optiacts_lines;
+
+enum { OPTIACTS_REGISTER_DEGREE = 4, OPTIACTS_REGISTER_PIECES = 32 };
+
+/* The same for AVX-512, with all coefficients in registers: src/optiacts/decoders/registers.py says what the fields
+ * mean. The other levels read the lines. */
+typedef struct {
+    optiacts_lines lines;
+    float least, most, per_right, per_left, border;
+    int32_t lowest;
+    float near[OPTIACTS_REGISTER_DEGREE + 1][OPTIACTS_REGISTER_PIECES];
+    float far[OPTIACTS_REGISTER_DEGREE + 1][OPTIACTS_REGISTER_PIECES];
+} optiacts_registers;
 
 /* The decoder of one curve in pieces: src/optiacts/decoders/pieces.py says what the fields mean. */
 typedef struct {
@@ -109,8 +121,7 @@ typedef struct {
     int32_t centered, last, threads;
 } optiacts_chain;
 
-/* Instruction sets, each with its own build of the kernels. In 16-bit dtypes all of them give the same bits, in
- * float32 those that have fused multiply-adds: all but the portable level of x86. */
+/* Instruction sets, each with its own build of the kernels. In 16-bit dtypes all of them give the same bits. */
 enum { OPTIACTS_PORTABLE = 0, OPTIACTS_AVX2 = 1, OPTIACTS_AVX512 = 2 };
 
 /* The highest level that this CPU and this build have. */
@@ -129,7 +140,8 @@ OPTIACTS_API int optiacts_has_threads(void);
 OPTIACTS_API void optiacts_huge_pages(void* buffer, int64_t bytes);
 
 /* In the functions below a tensor's elements are of the type that `dtype` tells. */
-enum { OPTIACTS_FLOAT32 = 0, OPTIACTS_BFLOAT16 = 1, OPTIACTS_FLOAT16 = 2, OPTIACTS_FLOAT32_IN_PIECES = 3 };
+enum { OPTIACTS_FLOAT32 = 0, OPTIACTS_BFLOAT16 = 1, OPTIACTS_FLOAT16 = 2, OPTIACTS_FLOAT32_IN_PIECES = 3,
+       OPTIACTS_FLOAT32_IN_REGISTERS = 4 };
 
 /* bit = first <= x <= first + span, of the values' unsigned bit patterns. That is x < threshold for any negative
  * threshold: below it lie the patterns from the next one after the threshold's up to that of -infinity. */
@@ -140,7 +152,7 @@ OPTIACTS_API void optiacts_pack(int dtype, const void* x, uint8_t* bits, int64_t
 OPTIACTS_API void optiacts_silu(int dtype, const void* x, void* out, uint8_t* bits, int64_t rows, int64_t cols,
                                 float threshold, int threads);
 
-/* The decoder, for float32: an optiacts_lines, or in pieces an optiacts_pieces. For 16 bits: three tables of 65536
+/* The decoder, for float32: an optiacts_lines, an optiacts_pieces or an optiacts_registers, as the dtype says. For 16 bits: three tables of 65536
  * floats, read at the pattern of a value: f' from an output whose side bit is 0, from one whose bit is 1, and act(gate)
  * from a slot that does not hold up. In the valley, where no output lies, the first two have f' of the value itself. */
 

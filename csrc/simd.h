@@ -150,6 +150,16 @@ inline Floats larger(Floats a, Floats b) {
 #endif
 }
 
+inline Ints larger(Ints a, Ints b) {
+#if defined(__AVX512F__)
+    return same_bits<Ints>(_mm512_max_epi32(same_bits<__m512i>(a), same_bits<__m512i>(b)));
+#elif defined(__AVX2__)
+    return same_bits<Ints>(_mm256_max_epi32(same_bits<__m256i>(a), same_bits<__m256i>(b)));
+#else
+    return a > b ? a : b;
+#endif
+}
+
 // The smaller one; b if there is a NaN.
 inline Floats smaller(Floats a, Floats b) {
 #if defined(__AVX512F__)
@@ -200,6 +210,25 @@ inline Floats one_of_eight(const float* table, Ints i) {
     return v;
 #endif
 }
+
+#if defined(__AVX512F__)
+// table[i % 32] of a table of thirty-two, which stands in two registers.
+inline Floats one_of_32(const float* table, Ints i) {
+    return _mm512_permutex2var_ps(_mm512_loadu_ps(table), same_bits<__m512i>(i), _mm512_loadu_ps(table + 16));
+}
+
+// The magnitude of a number without its power of 2: from 1 up to 2.
+inline Floats mantissa(Floats v) { return _mm512_getmant_ps(v, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero); }
+
+// The sign and the exponent.
+inline Ints exponent(Floats v) { return same_bits<Ints>(_mm512_srli_epi32(same_bits<__m512i>(v), 23)); }
+
+// a in the lanes whose bit is set, b in the others; and of such lanes those where a > b.
+inline Floats choose(LaneBits lanes, Floats a, Floats b) { return _mm512_mask_blend_ps(lanes, b, a); }
+inline LaneBits where_greater(LaneBits lanes, Floats a, Floats b) {
+    return _mm512_mask_cmp_ps_mask(lanes, a, b, _CMP_GT_OQ);
+}
+#endif
 
 // table[i] of a table of any size.
 inline Floats lookup(const float* table, Ints i) {

@@ -5,6 +5,8 @@ import torch
 
 from optiacts import curves
 from optiacts.backends import native, native_library
+from optiacts.decoders.lines import decode_in_lines
+from optiacts.decoders.registers import decode_in_registers
 
 CPU = torch.device("cpu")
 if native.unavailable(CPU):
@@ -15,6 +17,11 @@ CURVES = list(curves.unimodal().values())
 HALVES = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float32, *HALVES)
 named = {"ids": lambda value: getattr(value, "name", None) or str(value).removeprefix("torch.")}
+
+
+def decode_float32(y: torch.Tensor, left: torch.Tensor, curve: curves.Curve, level: str) -> torch.Tensor:
+    """f' from the coefficients that the kernels of this instruction set read, in plain torch."""
+    return (decode_in_registers if level == "avx512" else decode_in_lines)(y, left, curve)
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -8,10 +8,9 @@ import torch
 from optiacts import curves, decoders, ops
 from optiacts.backends import eager, native, native_library
 from optiacts.decoders import valley
-from optiacts.decoders.lines import decode_in_lines
 from optiacts.decoders.table import every_value
 from optiacts.layouts import by_rows
-from tests.kernels import CURVES, DTYPES, HALVES, LEVELS, named, same_bits
+from tests.kernels import CURVES, DTYPES, HALVES, LEVELS, decode_float32, named, same_bits
 
 
 @pytest.fixture(params=LEVELS)
@@ -75,13 +74,15 @@ def test_float32_gradients(curve, level):
     exact = grad.double() * curve.function(gate.double(), torch)
     assert ((by_up.double() - exact).abs() <= 4e-7 * exact.abs() + 2.0**-149)[in_valley & grad.isfinite()].all()
     assert torch.equal(by_gate.isnan(), expected_gate.isnan())
-    # f' differs by a few units in the last place of 1 from that of the same lines, and by the contract's 2e-6 from
-    # that of eager, and the gradient by that times grad * up
+    # f' differs by a few units in the last place of 1 from that of the same coefficients, and by the contract's 2e-6
+    # from that of eager, and the gradient by that times grad * up
     told = decoders.read(*saved, curve)
-    in_lines = torch.where(told.in_valley, curve.derivative(gate, torch), decode_in_lines(told.s, told.left, curve))
+    decoded = torch.where(
+        told.in_valley, curve.derivative(gate, torch), decode_float32(told.s, told.left, curve, level)
+    )
     size = (grad.double() * told.up.double()).abs()
     finite = by_gate.isfinite() & expected_gate.isfinite()
-    for expected, units in ((grad.double() * told.up.double() * in_lines, 4), (expected_gate.double(), 17)):
+    for expected, units in ((grad.double() * told.up.double() * decoded, 4), (expected_gate.double(), 17)):
         assert ((by_gate.double() - expected).abs() <= units * 2.0**-23 * size + 2.0**-149)[finite].all()
     assert (finite | by_gate.isnan() | (size > 0.4 * torch.finfo(torch.float32).max)).all()  # and f' may be 1.1
 

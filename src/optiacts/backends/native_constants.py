@@ -16,10 +16,12 @@ from optiacts.decoders import lines, valley
 from optiacts.decoders.lines import Lines
 from optiacts.decoders.pieces import COUNT, FIRST, SHIFT, has_pieces, pieces
 from optiacts.decoders.polynomials import DEGREE, PIECES, coefficients
+from optiacts.decoders.registers import DEGREE as DEGREE_IN_REGISTERS
+from optiacts.decoders.registers import OCTAVES, Registers, registers
 from optiacts.decoders.table import slot_table
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of csrc/optiacts.h
-IN_PIECES = 3  # what csrc/optiacts.h calls float32 that is decoded in pieces
+IN_PIECES, IN_REGISTERS = 3, 4  # what csrc/optiacts.h calls float32 that is decoded in another way than by lines
 
 
 @dataclass(frozen=True)
@@ -32,24 +34,29 @@ class Constants:
     span: int
     borders: tuple[float, float, float]  # between the branches, and the two of the valley
     decoder: int  # the address of
-    decoder_owner: LinesStruct | _PiecesStruct | Tensor
+    decoder_owner: ctypes.Structure | Tensor
 
 
 @once
 def constants_of(curve: str, dtype: torch.dtype) -> Constants:
     known = curves.get(curve)
-    in_pieces = dtype == torch.float32 and has_pieces(known)
-    if dtype == torch.float32:
-        decoder: LinesStruct | _PiecesStruct | Tensor = _pieces_struct(known) if in_pieces else _lines_struct(known)
-    else:
+    decoder: ctypes.Structure | Tensor
+    number = DTYPES.index(dtype)
+    if dtype is not torch.float32:
         decoder = slot_table(curve, dtype)
+    elif has_pieces(known):
+        number, decoder = IN_PIECES, _pieces_struct(known)
+    elif (held := registers(curve)) is not None:
+        number, decoder = IN_REGISTERS, _registers_struct(known, held)
+    else:
+        decoder = _lines_struct(known)
     planes = known.decoder.side_bits
     # of a curve without branches, an output of 0 whose gradients are 0 counts as left, or none does
     threshold = known.threshold(dtype) if planes else math.inf if known.zero_is_flat else -math.inf
     first, span = _left_patterns(threshold, dtype) if planes and threshold < 0 else (0, -1)
     around = valley.borders(known, dtype) if planes else (math.inf, -math.inf)
     return Constants(
-        dtype=IN_PIECES if in_pieces else DTYPES.index(dtype),
+        dtype=number,
         planes=planes,
         first=first,
         span=span,
@@ -142,6 +149,29 @@ def lines_struct(made: Lines, around: _ValleyStruct = _NO_VALLEY) -> LinesStruct
     )
     struct.rows_owner = made.rows
     return struct
+
+
+class _RegistersStruct(ctypes.Structure):
+    """``optiacts_registers`` of csrc/optiacts.h."""
+
+    _fields_ = [
+        ("lines", LinesStruct),
+        ("least", ctypes.c_float),
+        ("most", ctypes.c_float),
+        ("per_right", ctypes.c_float),
+        ("per_left", ctypes.c_float),
+        ("border", ctypes.c_float),
+        ("lowest", ctypes.c_int32),
+        ("near", ctypes.c_float * OCTAVES * (DEGREE_IN_REGISTERS + 1)),
+        ("far", ctypes.c_float * OCTAVES * (DEGREE_IN_REGISTERS + 1)),
+    ]
+
+
+def _registers_struct(curve: Curve, made: Registers) -> _RegistersStruct:
+    near, far = (tuple((ctypes.c_float * OCTAVES)(*row) for row in table.tolist()) for table in (made.near, made.far))
+    return _RegistersStruct(
+        _lines_struct(curve), made.least, made.most, *made.per_branch, made.border, made.lowest, near, far
+    )
 
 
 class _PiecesStruct(ctypes.Structure):

@@ -21,7 +21,7 @@ from optiacts.backends.notices import tell
 
 LEVELS = ("portable", "avx2", "avx512")
 FILE = "_native.so"
-INTERFACE = 5  # what OPTIACTS_INTERFACE of csrc/optiacts.h was when the signatures below were written
+INTERFACE = 6  # what OPTIACTS_INTERFACE of csrc/optiacts.h was when the signatures below were written
 
 
 def library() -> ctypes.CDLL:

@@ -3,6 +3,7 @@
 The decoder of a ``Unimodal`` curve has several forms, each the best for somebody:
 
     lines.py         float32 on CPU: a table of straight lines
+    registers.py     float32 on CPUs with AVX-512: polynomials whose coefficients fit into registers
     polynomials.py   float32 on a GPU and in plain torch       data/NAME.json, "polynomials"
     table.py         16 bits on CPU: every output is looked up
     short.py         16 bits on a GPU: arithmetic              data/NAME.json, "short"

@@ -62,13 +62,13 @@ class Lines:
 @once
 def lines(name: str) -> Lines:
     """f' of the curve ``name``."""
-    return _made(get(name), _LOWEST, (_slope,))
+    return _made(get(name), _LOWEST, (slope_of_output,))
 
 
 @once
 def lines_with_input(name: str) -> Lines:
     """f', and the input: x on the left branch, x / y on the right one."""
-    return _made(get(name), _LOWEST_NORMAL, (_slope, _input))
+    return _made(get(name), _LOWEST_NORMAL, (slope_of_output, _input))
 
 
 def _made(curve: Curve, lowest: int, functions: tuple[Function, ...]) -> Lines:
@@ -99,7 +99,7 @@ def _from_zero(curve: Curve, function: Function, lowest: int) -> Tensor:
     rows = _fitted(lambda d: _at(function, curve, -d.clamp(max=-0.9 * curve.y_min), True), lowest)
     smallest = rows[1, 0] + rows[1, 1] * 2.0**lowest
     nothing = rows.new_zeros(())
-    rows[0] = torch.stack([nothing, smallest * 2.0**-lowest] if function is _slope else [smallest, nothing])
+    rows[0] = torch.stack([nothing, smallest * 2.0**-lowest] if function is slope_of_output else [smallest, nothing])
     return rows
 
 
@@ -109,7 +109,7 @@ def _at(function: Function, curve: Curve, y: Tensor, left: bool) -> Tensor:
     return function(curve, distinct, left)[number]
 
 
-def _slope(curve: Curve, y: Tensor, left: bool) -> Tensor:
+def slope_of_output(curve: Curve, y: Tensor, left: bool) -> Tensor:
     """f'. Of a curve that becomes constant far right, as if it went on: the kernels' caller looks for the end."""
     decoder = curve.decoder
     assert isinstance(decoder, Unimodal)
