@@ -53,16 +53,23 @@ typedef struct {
     optiacts_valley valley;
 } optiacts_lines;
 
-enum { OPTIACTS_REGISTER_DEGREE = 4, OPTIACTS_REGISTER_PIECES = 32 };
+enum { OPTIACTS_NEAR_DEGREE = 4, OPTIACTS_INPUT_DEGREE = 6, OPTIACTS_REGISTER_PIECES = 32 };
 
-/* The same for AVX-512, with all coefficients in registers: src/optiacts/decoders/registers.py says what the fields
- * mean. The other levels read the lines. */
+/* For AVX-512, coefficients that stand in registers: src/optiacts/decoders/registers.py says what the fields mean.
+ * Here the slope around the minimum; a per_right of 0 says that there are none. */
+typedef struct {
+    float high, low, least, most;
+    float per_right, per_left;
+    float slope[OPTIACTS_NEAR_DEGREE + 1][OPTIACTS_REGISTER_PIECES];
+} optiacts_near;
+
+/* The decoder of one curve in registers. The other levels read the lines. */
 typedef struct {
     optiacts_lines lines;
-    float least, most, per_right, per_left, border;
+    optiacts_near near;
+    float border;
     int32_t lowest;
-    float near[OPTIACTS_REGISTER_DEGREE + 1][OPTIACTS_REGISTER_PIECES];
-    float far[OPTIACTS_REGISTER_DEGREE + 1][OPTIACTS_REGISTER_PIECES];
+    float far[OPTIACTS_NEAR_DEGREE + 1][OPTIACTS_REGISTER_PIECES];
 } optiacts_registers;
 
 /* The decoder of one curve in pieces: src/optiacts/decoders/pieces.py says what the fields mean. */
@@ -88,6 +95,10 @@ typedef struct {
     float polynomials[OPTIACTS_DEGREE + 1][OPTIACTS_PREIMAGE_PIECES];
     /* Or both by straight lines, for AVX2: four numbers a piece, those of the slope and those of the input. */
     optiacts_lines lines;
+    /* Or both in registers, for AVX-512, but for left outputs above the border. */
+    optiacts_near near;
+    float border;
+    float input[OPTIACTS_INPUT_DEGREE + 1][OPTIACTS_REGISTER_PIECES];
 } optiacts_chain_curve;
 
 /* The same of a curve that is x right of 0 and `depth` (exp(slope x / depth) - 1) left of it: y * tilt + slope is its

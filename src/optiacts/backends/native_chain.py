@@ -21,7 +21,17 @@ from torch import Tensor
 from optiacts import curves
 from optiacts._torch import once
 from optiacts.backends import eager_chain, native, native_library
-from optiacts.backends.native_constants import DTYPES, CurveStruct, LinesStruct, curve_struct, lines_struct
+from optiacts.backends.native_constants import (
+    DTYPES,
+    CurveStruct,
+    LinesStruct,
+    NearStruct,
+    curve_struct,
+    lines_struct,
+    near_struct,
+    table_of,
+    table_type,
+)
 from optiacts.backends.native_forward import forward_into, is_fused
 from optiacts.backends.native_library import library
 from optiacts.chains import SavedChain
@@ -29,6 +39,7 @@ from optiacts.curves import Curve, Unimodal
 from optiacts.decoders.lines import lines_with_input
 from optiacts.decoders.polynomials import DEGREE
 from optiacts.decoders.preimage import PIECES, preimage_coefficients, preimage_table, smallest_share
+from optiacts.decoders.registers import INPUT_DEGREE, input_registers
 from optiacts.decoders.table import decode_table
 
 name = "native"
@@ -171,6 +182,9 @@ class _Curve(ctypes.Structure):
         ("shift", ctypes.c_float * (2 * PIECES)),
         ("polynomials", ctypes.c_float * (2 * PIECES) * (DEGREE + 1)),
         ("lines", LinesStruct),
+        ("near", NearStruct),
+        ("border", ctypes.c_float),
+        ("input", table_type(INPUT_DEGREE)),
     ]
 
 
@@ -202,6 +216,10 @@ def _decoder(curve: str, dtype: torch.dtype) -> _Decoder:
     rows = tuple((ctypes.c_float * (2 * PIECES))(*row) for row in c.polynomials)
     both = lines_struct(lines_with_input(curve))
     struct = _Curve(curve_struct(known), 1 / known.y_min, c.limits, c.breaks, c.scale, c.shift, rows, both)
+    held = input_registers(curve)
+    if held is not None:
+        near, more = held
+        struct.near, struct.border, struct.input = near_struct(known, near), more.border, table_of(more.input)
     return _Decoder(ctypes.addressof(struct), struct)
 
 

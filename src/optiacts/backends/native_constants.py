@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +13,11 @@ from torch import Tensor
 from optiacts import curves
 from optiacts._torch import once
 from optiacts.curves import Curve
-from optiacts.decoders import lines, valley
+from optiacts.decoders import lines, registers, valley
 from optiacts.decoders.lines import Lines
 from optiacts.decoders.pieces import COUNT, FIRST, SHIFT, has_pieces, pieces
 from optiacts.decoders.polynomials import DEGREE, PIECES, coefficients
-from optiacts.decoders.registers import DEGREE as DEGREE_IN_REGISTERS
-from optiacts.decoders.registers import OCTAVES, Registers, registers
+from optiacts.decoders.registers import Near, Registers
 from optiacts.decoders.table import slot_table
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of csrc/optiacts.h
@@ -46,7 +46,7 @@ def constants_of(curve: str, dtype: torch.dtype) -> Constants:
         decoder = slot_table(curve, dtype)
     elif has_pieces(known):
         number, decoder = IN_PIECES, _pieces_struct(known)
-    elif (held := registers(curve)) is not None:
+    elif (held := registers.registers(curve)) is not None:
         number, decoder = IN_REGISTERS, _registers_struct(known, held)
     else:
         decoder = _lines_struct(known)
@@ -122,6 +122,17 @@ def _valley_struct(curve: Curve) -> _ValleyStruct:
     return _ValleyStruct(valley.borders(curve, torch.float32)[1], around.centre, around.output, around.slope)
 
 
+def table_type(degree: int) -> Any:
+    """Coefficients of so many powers that stand in registers."""
+    return ctypes.c_float * registers.OCTAVES * (degree + 1)
+
+
+def table_of(coefficients: Tensor) -> Any:
+    """Coefficients [power, piece] as the C functions take them."""
+    row = ctypes.c_float * coefficients.shape[1]
+    return (row * len(coefficients))(*(row(*of_power) for of_power in coefficients.tolist()))
+
+
 class LinesStruct(ctypes.Structure):
     """``optiacts_lines`` of csrc/optiacts.h."""
 
@@ -151,27 +162,36 @@ def lines_struct(made: Lines, around: _ValleyStruct = _NO_VALLEY) -> LinesStruct
     return struct
 
 
+class NearStruct(ctypes.Structure):
+    """``optiacts_near`` of csrc/optiacts.h."""
+
+    _fields_ = [
+        *[(name, ctypes.c_float) for name in ("high", "low", "least", "most", "per_right", "per_left")],
+        ("slope", table_type(registers.DEGREE)),
+    ]
+
+
+def near_struct(curve: Curve, near: Near) -> NearStruct:
+    """What is around the minimum, as the C functions take it."""
+    around = lines.minimum(curve)
+    return NearStruct(*around, near.least, near.most, *near.per_branch, table_of(near.slope))
+
+
 class _RegistersStruct(ctypes.Structure):
     """``optiacts_registers`` of csrc/optiacts.h."""
 
     _fields_ = [
         ("lines", LinesStruct),
-        ("least", ctypes.c_float),
-        ("most", ctypes.c_float),
-        ("per_right", ctypes.c_float),
-        ("per_left", ctypes.c_float),
+        ("near", NearStruct),
         ("border", ctypes.c_float),
         ("lowest", ctypes.c_int32),
-        ("near", ctypes.c_float * OCTAVES * (DEGREE_IN_REGISTERS + 1)),
-        ("far", ctypes.c_float * OCTAVES * (DEGREE_IN_REGISTERS + 1)),
+        ("far", table_type(registers.DEGREE)),
     ]
 
 
 def _registers_struct(curve: Curve, made: Registers) -> _RegistersStruct:
-    near, far = (tuple((ctypes.c_float * OCTAVES)(*row) for row in table.tolist()) for table in (made.near, made.far))
-    return _RegistersStruct(
-        _lines_struct(curve), made.least, made.most, *made.per_branch, made.border, made.lowest, near, far
-    )
+    near = near_struct(curve, made.near)
+    return _RegistersStruct(_lines_struct(curve), near, made.border, made.lowest, table_of(made.far))
 
 
 class _PiecesStruct(ctypes.Structure):

@@ -68,18 +68,27 @@ def lines(name: str) -> Lines:
 @once
 def lines_with_input(name: str) -> Lines:
     """f', and the input: x on the left branch, x / y on the right one."""
-    return _made(get(name), _LOWEST_NORMAL, (slope_of_output, _input))
+    return _made(get(name), _LOWEST_NORMAL, (slope_of_output, input_of_output))
 
 
 def _made(curve: Curve, lowest: int, functions: tuple[Function, ...]) -> Lines:
-    high, half_unit = single(curve.y_min), 2.0 ** (math.frexp(curve.y_min)[1] - 25)
-    least = LEAST * half_unit
+    least = LEAST * half_unit(curve)
     columns = []
     for function in functions:
         right, left = (_from_minimum(curve, function, lowest, least, branch) for branch in (False, True))
         columns.append(torch.stack([right, left, _from_zero(curve, function, lowest)]))
-    low = single(curve.y_min - high + BIAS * half_unit)
-    return Lines(high, low, _first(lowest), torch.cat(columns, dim=-1))
+    return Lines(*minimum(curve), _first(lowest), torch.cat(columns, dim=-1))
+
+
+def minimum(curve: Curve) -> tuple[float, float]:
+    """``high`` and ``low``: the minimum of the output to twice the precision of float32, and BIAS more."""
+    high = single(curve.y_min)
+    return high, single(curve.y_min - high + BIAS * half_unit(curve))
+
+
+def half_unit(curve: Curve) -> float:
+    """Half a unit in the last place of the minimum."""
+    return float(2.0 ** (math.frexp(curve.y_min)[1] - 25))
 
 
 def _first(lowest: int) -> int:
@@ -117,7 +126,7 @@ def slope_of_output(curve: Curve, y: Tensor, left: bool) -> Tensor:
     return derivative_from_output(get(name), k * y, torch.full(y.shape, left))
 
 
-def _input(curve: Curve, y: Tensor, left: bool) -> Tensor:
+def input_of_output(curve: Curve, y: Tensor, left: bool) -> Tensor:
     """x, or x / y on the right branch, where 0 counts as the number next to it."""
     y = torch.where(y == 0, 2.0**_LOWEST_NORMAL, y)
     x = inverse(curve, y, torch.full(y.shape, left))
