@@ -13,6 +13,8 @@ struct Kernels {
                              const void* decoder, float scale, float inverse);
     void (*gated_forward)(const void* gate, const void* up, void* h, void* slot, uint8_t* left_bits,
                           uint8_t* holds_up_bits, int64_t count, float threshold, float low, float high);
+    void (*gated_silu)(const void* gate, const void* up, void* h, void* slot, uint8_t* left_bits,
+                       uint8_t* holds_up_bits, int64_t count, float threshold, float low, float high);
     void (*gated_backward)(const void* grad, const void* h, const void* slot, const uint8_t* left_bits,
                            const uint8_t* holds_up_bits, void* grad_gate, void* grad_up, int64_t count,
                            const void* decoder);

@@ -131,17 +131,38 @@ void optiacts_backward(int dtype, const void* grad, const void* y, const uint8_t
     });
 }
 
+namespace {
+
+using GatedForward = decltype(Kernels::gated_forward);
+
+void gated_forward(const Kernels& of, GatedForward kernel, const void* gate, int64_t gate_stride, const void* up,
+                   int64_t up_stride, void* h, void* slot, uint8_t* bits, int64_t rows, int64_t cols, float threshold,
+                   float low, float high, int threads) {
+    const int64_t size = of.element_size, octets = (cols + 7) / 8;
+    for_segments(rows, cols, threads, DECODED_PER_THREAD, [=](int64_t row, int64_t octet, int64_t count) {
+        const int64_t col = 8 * octet, dense = (row * cols + col) * size;
+        uint8_t* const left = bits + 2 * row * octets + octet;
+        kernel(at(gate, (row * gate_stride + col) * size), at(up, (row * up_stride + col) * size), at(h, dense),
+               at(slot, dense), left, left + octets, count, threshold, low, high);
+    });
+}
+
+}  // namespace
+
 void optiacts_gated_forward(int dtype, const void* gate, int64_t gate_stride, const void* up, int64_t up_stride,
                             void* h, void* slot, uint8_t* bits, int64_t rows, int64_t cols, float threshold,
                             float low, float high, int threads) {
     const Kernels& of = kernels(dtype);
-    const int64_t size = of.element_size, octets = (cols + 7) / 8;
-    for_segments(rows, cols, threads, DECODED_PER_THREAD, [=, &of](int64_t row, int64_t octet, int64_t count) {
-        const int64_t col = 8 * octet, dense = (row * cols + col) * size;
-        uint8_t* const left = bits + 2 * row * octets + octet;
-        of.gated_forward(at(gate, (row * gate_stride + col) * size), at(up, (row * up_stride + col) * size),
-                         at(h, dense), at(slot, dense), left, left + octets, count, threshold, low, high);
-    });
+    gated_forward(of, of.gated_forward, gate, gate_stride, up, up_stride, h, slot, bits, rows, cols, threshold, low,
+                  high, threads);
+}
+
+void optiacts_gated_silu(int dtype, const void* gate, int64_t gate_stride, const void* up, int64_t up_stride, void* h,
+                         void* slot, uint8_t* bits, int64_t rows, int64_t cols, float threshold, float low,
+                         float high, int threads) {
+    const Kernels& of = kernels(dtype);
+    gated_forward(of, of.gated_silu, gate, gate_stride, up, up_stride, h, slot, bits, rows, cols, threshold, low, high,
+                  threads);
 }
 
 void optiacts_gated_backward(int dtype, const void* grad, const void* h, const void* slot, const uint8_t* bits,

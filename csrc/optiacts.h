@@ -178,6 +178,11 @@ OPTIACTS_API void optiacts_gated_forward(int dtype, const void* gate, int64_t ga
                                          int64_t up_stride, void* h, void* slot, uint8_t* bits, int64_t rows,
                                          int64_t cols, float threshold, float low, float high, int threads);
 
+/* The same with act = SiLU, whatever the slot holds before. */
+OPTIACTS_API void optiacts_gated_silu(int dtype, const void* gate, int64_t gate_stride, const void* up,
+                                      int64_t up_stride, void* h, void* slot, uint8_t* bits, int64_t rows,
+                                      int64_t cols, float threshold, float low, float high, int threads);
+
 /* grad_gate = grad * up * f'(gate) and grad_up = grad * act(gate), into rows `stride` elements apart. */
 OPTIACTS_API void optiacts_gated_backward(int dtype, const void* grad, const void* h, const void* slot,
                                           const uint8_t* bits, void* grad_gate, int64_t gate_stride, void* grad_up,

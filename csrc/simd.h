@@ -335,7 +335,9 @@ inline Shorts narrow(Ints v) { return __builtin_convertvector(v, Shorts); }
 
 // The upper halves of 32 bits.
 inline Shorts upper(Ints v) {
-#if defined(__AVX2__) && !defined(__AVX512F__)  // two instructions behind the shift, of which GCC makes three
+#if defined(__AVX512F__)
+    return same_bits<Shorts>(_mm512_cvtepi32_epi16(_mm512_srli_epi32(same_bits<__m512i>(v), 16)));
+#elif defined(__AVX2__)  // two instructions behind the shift, of which GCC makes three
     const __m256i shifted = _mm256_srli_epi32(same_bits<__m256i>(v), 16);
     return same_bits<Shorts>(_mm_packus_epi32(_mm256_castsi256_si128(shifted), _mm256_extracti128_si256(shifted, 1)));
 #else
@@ -346,8 +348,12 @@ inline Shorts upper(Ints v) {
 // a in the lanes of the mask, b in the others.
 inline Floats either(Ints mask, Floats a, Floats b) { return mask ? a : b; }
 inline Shorts either(Ints mask, Shorts a, Shorts b) {
+#if defined(__AVX512F__)
+    return same_bits<Shorts>(_mm256_mask_blend_epi16(bits_of(mask), same_bits<__m256i>(b), same_bits<__m256i>(a)));
+#else
     const Shorts narrow_mask = upper(mask);
     return (a & narrow_mask) | (b & ~narrow_mask);
+#endif
 }
 
 // One octet of bits: bit i says whether first <= x[i] <= first + span.

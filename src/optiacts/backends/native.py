@@ -22,7 +22,7 @@ from torch import Tensor
 
 from optiacts.backends import eager, native_library
 from optiacts.backends.native_constants import DTYPES, Constants, constants_of
-from optiacts.backends.native_forward import forward_into, is_fused
+from optiacts.backends.native_forward import are_rows_fused, forward_into, is_fused
 from optiacts.backends.native_library import function, library, threads
 from optiacts.curves import ClosedForm, Curve, Unimodal
 from optiacts.decoders.pieces import has_pieces
@@ -98,7 +98,10 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve, order: Order = ()) -> 
     constants = constants_of(curve.name, gate.dtype)
     gate_rows, gate_stride = by_rows(permute(gate, order))
     up, up_stride = by_rows(permute(up, order))
-    if gate.nbytes >= _HUGE_PAGES_FROM and curve.forward_out is not None and gate_rows is gate:
+    kernel = "gated_forward"
+    if are_rows_fused(curve, gate, gate_rows):
+        kernel, slot = f"gated_{curve.native}", _result_like(gate_rows, contiguous=True)
+    elif gate.nbytes >= _HUGE_PAGES_FROM and curve.forward_out is not None and gate_rows is gate:
         slot = curve.forward_out(gate.detach(), _result_like(gate, contiguous=True))
     else:
         s = curve.forward(gate)
@@ -107,7 +110,7 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve, order: Order = ()) -> 
         slot = permute(s, order).contiguous()
     h = _result_like(slot)
     bits = gate.new_empty(*packed_shape(slot.shape, 2), dtype=torch.uint8)
-    library().optiacts_gated_forward(
+    function(kernel)(
         constants.dtype, gate_rows.data_ptr(), gate_stride, up.data_ptr(), up_stride,
         h.data_ptr(), slot.data_ptr(), bits.data_ptr(), *rows_and_columns(slot), *constants.borders, threads(),
     )  # fmt: skip

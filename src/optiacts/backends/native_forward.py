@@ -41,6 +41,11 @@ def is_fused(curve: Curve, x: Tensor) -> bool:
     return count > 0 and count % (WHOLE_VECTORS * parts) == 0
 
 
+def are_rows_fused(curve: Curve, x: Tensor, rows: Tensor) -> bool:
+    """The same of ``x`` whose ``rows``, views of it, lie apart: PyTorch then computes each by itself."""
+    return is_fused(curve, x) and rows.data_ptr() == x.data_ptr() and rows.shape[-1] % WHOLE_VECTORS == 0
+
+
 def forward_into(out: Tensor, rows: Tensor, curve: Curve) -> Tensor:
     """Writes the activation of ``rows``, contiguous, to where ``out`` lies; the packed side bits."""
     assert curve.native is not None

@@ -98,6 +98,7 @@ def _declare(library: ctypes.CDLL) -> None:
         "optiacts_silu": [count, *3 * [address], size, size, number, count],
         "optiacts_backward": [count, *4 * [address], size, size, address, count],
         "optiacts_gated_forward": [count, *rows, *rows, *3 * [address], size, size, number, number, number, count],
+        "optiacts_gated_silu": [count, *rows, *rows, *3 * [address], size, size, number, number, number, count],
         "optiacts_gated_backward": [count, *4 * [address], *rows, *rows, size, size, address, count],
         "optiacts_norm_any_bad": [address, address, number, number, number, size],
         "optiacts_norm_statistics": [count, *4 * [address], number, count, *3 * [address], size, size, count],

@@ -97,6 +97,7 @@ def gated(
     for (gate, up), shape in (
         ((every, factors), "an even length"),
         (_halves(every, factors), "an odd length"),
+        (_halves(every, factors, columns=128), "halves of rows"),
         (corners, "zeros, infinities and NaN"),
     ):
         theirs = eager.gated_forward(gate, up, curve)
@@ -215,9 +216,9 @@ def _shapes(x: Tensor) -> Iterator[tuple[Tensor, str]]:
     yield x[: ROWS * COLUMNS].view(ROWS, COLUMNS), "an odd length"
 
 
-def _halves(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of an odd length, side by side in one tensor."""
-    both = torch.cat([t[: ROWS * COLUMNS].view(ROWS, COLUMNS) for t in (gate, up)], dim=-1)
+def _halves(gate: Tensor, up: Tensor, columns: int = COLUMNS) -> tuple[Tensor, Tensor]:
+    """Rows side by side in one tensor."""
+    both = torch.cat([t[: ROWS * columns].view(ROWS, columns) for t in (gate, up)], dim=-1)
     gate, up = both.chunk(2, dim=-1)
     return gate, up
 
