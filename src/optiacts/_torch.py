@@ -239,7 +239,12 @@ _top_hooks: Callable[[bool], Any] = _bound("_autograd._top_saved_tensors_default
 
 def forward_mode() -> bool:
     """Whether a forward-mode level (``torch.func.jvp``, ``hessian``, ``dual_level``) is open, compilers aside."""
-    return not torch.compiler.is_compiling() and getattr(forward_ad, "_current_level", 0) >= 0
+    return not torch.compiler.is_compiling() and forward_level() >= 0
+
+
+def forward_level() -> int:
+    """How many forward-mode levels are open, less one; 0 where PyTorch does not tell."""
+    return getattr(forward_ad, "_current_level", 0)
 
 
 def run(function: type[torch.autograd.Function], input: Tensor, *args: Any) -> Any:

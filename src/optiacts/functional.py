@@ -136,7 +136,7 @@ def saves_memory(input: Tensor) -> bool:
         and input.layout is torch.strided
         and not is_exporting()  # an exported program keeps to PyTorch's own ops
         and torch._C._get_tracing_state() is None  # and so does a traced one
-        and passes_our_ops(input)
+        and (type(input) in PLAIN or passes_our_ops(input))
     )
 
 

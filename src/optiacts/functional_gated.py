@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from optiacts import curves
-from optiacts._torch import forward_mode, transforms_active
+from optiacts._torch import PLAIN, forward_mode, transforms_active
 from optiacts.functional import compiles_autocast, gelu_curve, passes_our_ops, saves_memory
 from optiacts.functional_elementwise import clamp
 from optiacts.ops import gated as ops
@@ -182,14 +182,9 @@ def keeps_inputs(gate: Tensor) -> bool:
 
 def matches(up: Tensor, gate: Tensor) -> bool:
     """Whether the product needs neither broadcasting nor type promotion, nor a kind of tensor unknown to us."""
-    return (
-        (up.shape, up.dtype, up.device, up.layout)
-        == (
-            gate.shape,
-            gate.dtype,
-            gate.device,
-            gate.layout,
-        )
-        and passes_our_ops(up)
-        and sharding.supports_gated(gate, up)
-    )
+    alike = up.shape == gate.shape and up.dtype is gate.dtype and up.device == gate.device
+    if not alike or up.layout is not gate.layout:
+        return False
+    if type(up) in PLAIN and type(gate) in PLAIN:
+        return True
+    return passes_our_ops(up) and sharding.supports_gated(gate, up)

@@ -51,12 +51,20 @@ def remember(ctx: Any, output: Tensor, dirty: bool = False) -> None:
     Hooks on saved tensors (checkpointing, offloading) switch PyTorch's own check off. ``dirty``: the Function marks
     the output as changed itself, which counts as one more change.
     """
-    ctx.state = None
-    if not torch.compiler.is_compiling():
-        hooks = saved_tensors_hooks()
-        if hooks is not None:
-            recomputed = getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint"
-            ctx.state = output._version + dirty, None if recomputed else _address(output)
+    if torch.compiler.is_compiling():
+        ctx.state = None
+    else:
+        remember_unseen(ctx, output, dirty)
+
+
+def remember_unseen(ctx: Any, output: Tensor, dirty: bool = False) -> None:
+    """The same where no compiler traces."""
+    hooks = saved_tensors_hooks()
+    if hooks is None:
+        ctx.state = None
+        return
+    recomputed = getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint"
+    ctx.state = output._version + dirty, None if recomputed else _address(output)
 
 
 def _address(tensor: Tensor) -> int:

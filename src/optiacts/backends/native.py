@@ -53,7 +53,7 @@ def unavailable(device: torch.device) -> str | None:
 
 def activation_forward(x: Tensor, curve: Curve, order: Order) -> tuple[Tensor, Tensor]:
     """PyTorch's own output, and the packed side bits."""
-    if is_fused(curve, x) and (laid := permute(x, order)).is_contiguous():
+    if is_fused(curve, x) and (laid := permute(x, order) if order else x).is_contiguous():
         y = _result_like(x)
         return y, forward_into(y, laid, curve)
     constants = constants_of(curve.name, x.dtype)
@@ -96,8 +96,8 @@ def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve, sca
 def gated_forward(gate: Tensor, up: Tensor, curve: Curve, order: Order = ()) -> tuple[Tensor, Tensor, Tensor]:
     """h = act(gate) * up, the slot and the packed bits; rows of gate and up may lie apart (a fused projection's)."""
     constants = constants_of(curve.name, gate.dtype)
-    gate_rows, gate_stride = by_rows(permute(gate, order))
-    up, up_stride = by_rows(permute(up, order))
+    gate_rows, gate_stride = by_rows(permute(gate, order) if order else gate)
+    up, up_stride = by_rows(permute(up, order) if order else up)
     kernel = "gated_forward"
     if are_rows_fused(curve, gate, gate_rows):
         kernel, slot = f"gated_{curve.native}", _result_like(gate_rows, contiguous=True)
@@ -107,14 +107,18 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve, order: Order = ()) -> 
         s = curve.forward(gate)
         if s.dtype != gate.dtype:  # widened by autocast
             return eager.gated_forward(gate, restore(up, order), curve, order)
-        slot = permute(s, order).contiguous()
+        slot = (permute(s, order) if order else s).contiguous()
     h = _result_like(slot)
     bits = gate.new_empty(*packed_shape(slot.shape, 2), dtype=torch.uint8)
     function(kernel)(
         constants.dtype, gate_rows.data_ptr(), gate_stride, up.data_ptr(), up_stride,
         h.data_ptr(), slot.data_ptr(), bits.data_ptr(), *rows_and_columns(slot), *constants.borders, threads(),
     )  # fmt: skip
-    return restore(h, order), slot, bits if constants.planes else bits.chunk(2, dim=-1)[1].contiguous()
+    return (
+        restore(h, order) if order else h,
+        slot,
+        bits if constants.planes else bits.chunk(2, dim=-1)[1].contiguous(),
+    )
 
 
 def gated_backward(
@@ -138,17 +142,19 @@ def gated_backward(
     gate_out, gate_stride = by_rows(grad_gate)  # a copy if its rows are not regular
     up_out, up_stride = by_rows(grad_up)
     rows, cols = rows_and_columns(h)
-    for result, stride in ((gate_out, gate_stride), (up_out, up_stride)):
-        ask_for_huge_pages(result, rows * stride * result.itemsize)
+    if h.nbytes >= _HUGE_PAGES_FROM:
+        for result, stride in ((gate_out, gate_stride), (up_out, up_stride)):
+            ask_for_huge_pages(result, rows * stride * result.itemsize)
     function, factors = _for_scale("gated_backward", scale)
     function(
         constants.dtype, grad.data_ptr(), h.data_ptr(), slot.data_ptr(), bits.data_ptr(),
         gate_out.data_ptr(), gate_stride, up_out.data_ptr(), up_stride, rows, cols, constants.decoder, *factors,
         threads(),
     )  # fmt: skip
-    for result, wanted in ((gate_out, grad_gate), (up_out, grad_up)):
-        if result is not wanted:
-            wanted.copy_(result)
+    if gate_out is not grad_gate:
+        grad_gate.copy_(gate_out)
+    if up_out is not grad_up:
+        grad_up.copy_(up_out)
 
 
 def pack_dropped(kept: Tensor) -> Tensor:
@@ -221,7 +227,8 @@ def _pack(x: Tensor, constants: Constants) -> Tensor:
 
 def _result_like(x: Tensor, contiguous: bool = False) -> Tensor:
     out = torch.empty_like(x, memory_format=torch.contiguous_format) if contiguous else torch.empty_like(x)
-    ask_for_huge_pages(out, out.nbytes)
+    if out.nbytes >= _HUGE_PAGES_FROM:
+        ask_for_huge_pages(out, out.nbytes)
     return out
 
 

@@ -49,7 +49,7 @@ def are_rows_fused(curve: Curve, x: Tensor, rows: Tensor) -> bool:
 def forward_into(out: Tensor, rows: Tensor, curve: Curve) -> Tensor:
     """Writes the activation of ``rows``, contiguous, to where ``out`` lies; the packed side bits."""
     assert curve.native is not None
-    bits = torch.empty(packed_shape(rows.shape), dtype=torch.uint8, device="cpu")
+    bits = rows.new_empty(*packed_shape(rows.shape), dtype=torch.uint8)
     cols = rows.shape[-1]
     native_library.function(curve.native)(
         DTYPES.index(rows.dtype), rows.data_ptr(), out.data_ptr(), bits.data_ptr(), rows.numel() // cols, cols,

@@ -24,7 +24,7 @@ from optiacts.decoders import branch, inverse
 from optiacts.layouts import Order, memory_order, permute, restore
 from optiacts.ops import library
 from optiacts.ops.functions import Decoding, decoding, differentiable, unchanged
-from optiacts.overwritten import remember, saved_tensors
+from optiacts.overwritten import remember, remember_unseen, saved_tensors
 from optiacts.packing import packed_shape
 
 
@@ -64,9 +64,11 @@ def _backward(
     scale: float | None = None,
     select: Any = backends.select,
 ) -> Tensor:
-    curve, grad, y = curves.get(name), permute(grad, order), permute(y, order)
-    grad_x = select(y, curve, scale is not None).activation_backward(grad, y, bits, curve, scale)
-    return restore(grad_x.contiguous(), order)  # as compilers are told, however they lay out what they hand over
+    curve = curves.get(name)
+    if order:
+        grad, y = permute(grad, order), permute(y, order)
+    grad_x = select(y, curve, scale is not None).activation_backward(grad, y, bits, curve, scale).contiguous()
+    return restore(grad_x, order) if order else grad_x  # as compilers are told, however they lay out what they give
 
 
 def _fake_forward(x: Tensor, name: str, order: Order) -> tuple[Tensor, Tensor]:
@@ -198,7 +200,7 @@ class OptiActsPlainActivation(torch.autograd.Function):
         order = memory_order(input)
         y, bits = _forward(input, name, order)
         ctx.by = decoding(name, tuple(order))
-        remember(ctx, y)
+        remember_unseen(ctx, y)
         ctx.save_for_backward(y, bits)
         return y
 

@@ -31,7 +31,7 @@ from optiacts._torch import apply, computed_once, forward_mode, run
 from optiacts.layouts import Order, memory_order, permute, restore
 from optiacts.ops import library, sharding
 from optiacts.ops.functions import Decoding, decoding, differentiable, unchanged
-from optiacts.overwritten import remember, saved_tensors
+from optiacts.overwritten import remember, remember_unseen, saved_tensors
 from optiacts.packing import packed_shape, unpack_planes
 
 
@@ -102,8 +102,9 @@ def _write_gradients(
     scale: float | None,
     select: Any,
 ) -> None:
-    curve = curves.get(name)
-    grad, h, by_gate, by_up = (permute(t, order) for t in (grad, h, *into))
+    curve, (by_gate, by_up) = curves.get(name), into
+    if order:
+        grad, h, by_gate, by_up = (permute(t, order) for t in (grad, h, by_gate, by_up))
     kernels = select(h, curve, scale is not None)
     kernels.gated_backward(grad, h, slot, bits, curve, by_gate, by_up, scale)
 
@@ -127,7 +128,7 @@ def _fake_backward_fused(
 
 def _empty(like: Tensor, shape: Sequence[int], order: Order) -> Tensor:
     """A new tensor of ``shape`` that is contiguous with its dimensions in ``order``."""
-    return restore(like.new_empty([shape[d] for d in order] if order else shape), order)
+    return restore(like.new_empty([shape[d] for d in order]), order) if order else like.new_empty(shape)
 
 
 def _bits_shape(slot: Tensor, name: str) -> tuple[int, ...]:
@@ -376,7 +377,7 @@ def _edge(input: Tensor) -> Tensor:
 
 def _edges(input: Tensor) -> Tensor:
     """Two edges in one, of one element each."""
-    return input.new_zeros(2).as_strided((2, *input.shape), (1, *(0 for _ in input.shape)))
+    return input.new_zeros(2).as_strided((2, *input.shape), (1, *([0] * input.ndim)))
 
 
 def _save_plain(ctx: Any, edges: Tensor, gate: Tensor, up: Tensor, name: str) -> tuple[Tensor, Tensor]:
@@ -384,7 +385,7 @@ def _save_plain(ctx: Any, edges: Tensor, gate: Tensor, up: Tensor, name: str) ->
     h, slot, bits = _forward(gate, up, name, order)
     ctx.by = decoding(name, tuple(order))
     ctx.set_materialize_grads(False)
-    remember(ctx, h)
+    remember_unseen(ctx, h)
     ctx.save_for_backward(h, slot, bits, edges)
     return h, edges
 
