@@ -45,12 +45,17 @@ inline void store(Element* to, Vector v) {
     memcpy(to, &v, sizeof v);
 }
 
-// Asks for what is read a while later: loads of table rows fill the window in which a CPU looks ahead by itself.
+// Asks for what is read a while later: loads of table rows fill the window in which a CPU looks ahead by itself. And for
+// the place of what is written later, so that stores do not wait for it.
 template <class Element>
 inline void ask_for_later(const Element* from) {
     __builtin_prefetch(reinterpret_cast<const char*>(from) + 1024);
 }
 inline void ask_for_later(const uint8_t* bits) { __builtin_prefetch(bits + 128); }
+template <class Element>
+inline void ask_for_place(Element* to) {
+    __builtin_prefetch(reinterpret_cast<const char*>(to) + 1024, 1);
+}
 
 inline Floats all(float value) { return value - Floats{}; }
 inline Ints all(int32_t value) { return value - Ints{}; }
@@ -125,6 +130,27 @@ inline Ints nearest(Floats v) {
 #else
     typedef uint32_t Words __attribute__((vector_size(4 * LANES)));  // of numbers below 2^22; others wrap around
     return same_bits<Ints>(same_bits<Words>(v + 0x1.8p23f) - 0x4b400000u);
+#endif
+}
+
+// The nearest whole number, as a float.
+inline Floats whole_number(Floats v) {
+#if defined(__AVX512F__)
+    return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__AVX2__)
+    return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    return __builtin_convertvector(nearest(v), Floats);
+#endif
+}
+
+// v * 2^n, rounded once, for whole numbers n.
+inline Floats scaled(Floats v, Floats n) {
+#if defined(__AVX512F__)
+    return _mm512_scalef_ps(v, n);
+#else
+    const Ints whole = nearest(n), half = whole >> 1;  // twice, since one power of 2 may be none
+    return v * same_bits<Floats>((half + 127) << 23) * same_bits<Floats>((whole - half + 127) << 23);
 #endif
 }
 
@@ -280,26 +306,40 @@ __attribute__((always_inline)) inline uint64_t numbers_of(Ints i, int lane) {
 }
 #endif
 
-// table[i], table[i + 1], table[i + 2] and table[i + 3], as a vector of each. Gathers take two to four times as long
-// as a load of each row and a transposition.
+// Four numbers for each lane, those of row number(lane) of a table, as a vector of each. Gathers take two to four times
+// as long as a load of each row and a transposition.
 struct Rows {
     Floats column[4];
 };
-__attribute__((always_inline)) inline Rows rows_of_four(const float* table, Ints i) {
+template <class Number>
+__attribute__((always_inline)) inline Rows rows_of_four(const float* table, Number number) {
 #if defined(__AVX2__)
-    const auto row = [=](uint64_t number) { return _mm_loadu_ps(table + 4 * number); };
-    const Floats a = by_fours([=](int lane) { return row(uint32_t(numbers_of(i, lane))); });
-    const Floats b = by_fours([=](int lane) { return row(numbers_of(i, lane) >> 32); });
-    const Floats c = by_fours([=](int lane) { return row(uint32_t(numbers_of(i, lane + 2))); });
-    const Floats d = by_fours([=](int lane) { return row(numbers_of(i, lane + 2) >> 32); });
+    const auto rows = [&](int first) __attribute__((always_inline)) {
+        return by_fours([&](int lane) __attribute__((always_inline)) {
+            return _mm_loadu_ps(table + 4 * number(first + lane));
+        });
+    };
+    const Floats a = rows(0), b = rows(1), c = rows(2), d = rows(3);
     const Floats ab_low = shuffled<0x44>(a, b), ab_high = shuffled<0xee>(a, b);
     const Floats cd_low = shuffled<0x44>(c, d), cd_high = shuffled<0xee>(c, d);
     return {{shuffled<0x88>(ab_low, cd_low), shuffled<0xdd>(ab_low, cd_low), shuffled<0x88>(ab_high, cd_high),
              shuffled<0xdd>(ab_high, cd_high)}};
 #else
-    i *= 4;
-    return {{lookup(table, i), lookup(table + 1, i), lookup(table + 2, i), lookup(table + 3, i)}};
+    Rows rows;
+    for (int lane = 0; lane < LANES; ++lane)
+        for (int i = 0; i < 4; ++i) rows.column[i][lane] = table[4 * number(lane) + i];
+    return rows;
 #endif
+}
+__attribute__((always_inline)) inline Rows rows_of_four(const float* table, Ints i) {
+    return rows_of_four(table, [=](int lane) __attribute__((always_inline)) {
+#if defined(__AVX2__)
+        const uint64_t two = numbers_of(i, lane & ~1);
+        return lane % 2 ? two >> 32 : uint64_t{uint32_t(two)};
+#else
+        return uint64_t(i[lane]);
+#endif
+    });
 }
 
 // table[2 * i] and table[2 * i + 1], as a vector of each.

@@ -8,7 +8,8 @@ within the contract's 2e-6 of f'.
 
 ``native_library`` loads them, ``native_constants`` has what they take of a curve.
 
-Environment: ``OPTIACTS_HUGE_PAGES=0`` leaves the pages of large results as the system makes them.
+Environment: ``OPTIACTS_HUGE_PAGES=0`` leaves the pages of large results, and of what chains decode into, as the system
+makes them.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ from optiacts.packing import pack, packed_shape
 name = "native"
 dtypes = frozenset(DTYPES)
 
+huge_pages = os.environ.get("OPTIACTS_HUGE_PAGES", "1") != "0"
 # A buffer of more than 32 MiB is mapped afresh by malloc each time (glibc's largest threshold for that), and
 # then costs more in page faults than in arithmetic. 512 times larger pages take most of that away.
-_HUGE_PAGES_FROM = 32 << 20 if os.environ.get("OPTIACTS_HUGE_PAGES", "1") != "0" else sys.maxsize
+_HUGE_PAGES_FROM = 32 << 20 if huge_pages else sys.maxsize
 
 
 def serves(curve: Curve, dtype: torch.dtype) -> bool:
