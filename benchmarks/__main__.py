@@ -1,4 +1,4 @@
-"""Prints the tables and writes them to benchmarks/results/*.csv."""
+"""Prints the tables, writes them to benchmarks/results/*.csv, and says what falls short of contract.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 import optiacts
-from benchmarks import block, norms, operations
+from benchmarks import contract, operations, steps
+from optiacts.backends import native, native_library
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -23,45 +24,50 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seconds", type=float, default=3.0, help="per line of the tables")
+    parser.add_argument("--seconds", type=float, default=2.0, help="per line of the tables, or 20 pairs")
     parser.add_argument("--sizes", type=int, nargs="+", default=operations.SIZES, help="elements")
+    parser.add_argument("--operations", nargs="+", choices=operations.CASES, default=[*operations.CASES])
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out: no C++ compiler needed")
-    parser.add_argument("--only", choices=("operations", "norms", "block"), help="one of the tables")
+    parser.add_argument("--only", choices=("operations", "steps"), help="one of the tables")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the files")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     console = Console(width=160)
     console.print(str(optiacts.doctor()))
-    tables: dict[str, tuple[str, Iterable[Any]]] = {
-        "operations": (
-            "forward + backward, µs; ratios: ours / theirs",
-            operations.rows(arguments.sizes, not arguments.no_compile, arguments.seconds),
-        ),
-        "norms": ("norms, forward + backward, µs; ratios: ours / theirs", norms.rows(arguments.seconds)),
-        "block": ("training step of a BERT-base layer, ms", block.rows(5 * arguments.seconds)),
-    }
-    for name, (title, rows) in tables.items():
-        if arguments.only in (None, name):
-            _publish(console, f"cpu_{name}", title, rows)
+    level = "portable" if native.unavailable(torch.device("cpu")) else native_library.level()
+    judged: list[contract.Judged] = []
+    if arguments.only != "steps":
+        title = f"forward + backward, {level}, {arguments.threads} threads"
+        found = operations.rows(arguments.sizes, arguments.seconds, arguments.operations)
+        rows = _published(console, arguments.results / f"cpu_operations_{level}.csv", title, found)
+        judged.extend(operations.judged(rows, contract.OF_LEVEL[level]))
+    if arguments.only != "operations":
+        title = f"training steps, {level}, {arguments.threads} threads"
+        whole = steps.rows(not arguments.no_compile, 5 * arguments.seconds)
+        judged.extend(steps.judged(_published(console, arguments.results / f"cpu_steps_{level}.csv", title, whole)))
+    for line in contract.verdict(judged):
+        console.print(line, soft_wrap=True)
 
 
-def _publish(console: Console, name: str, title: str, rows: Iterable[Any]) -> None:
-    """A table on the console, and its figures in a file."""
-    lines: list[dict[str, Any]] = []
+def _published(console: Console, file: Path, title: str, rows: Iterable[Any]) -> list[Any]:
+    """The rows, also as a table on the console and as figures in a file."""
+    found: list[Any] = []
     for row in rows:
-        lines.append(dataclasses.asdict(row))
-        console.print(
-            name, *(f"{key}={_text(value)}" for key, value in lines[-1].items()), style="dim", soft_wrap=True
-        )
+        found.append(row)
+        texts = (f"{key}={_text(value)}" for key, value in dataclasses.asdict(row).items())
+        console.print(file.stem, *texts, style="dim", soft_wrap=True)
+    lines = [dataclasses.asdict(row) for row in found]
     table = Table(*(key.replace("_", " ") for key in lines[0]), title=title)
     for line in lines:
         table.add_row(*map(_text, line.values()))
     console.print(table)
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+    file.parent.mkdir(exist_ok=True, parents=True)
+    with file.open("w", newline="") as opened:
+        writer = csv.DictWriter(opened, list(lines[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: _text(value) for key, value in line.items()} for line in lines)
+    return found
 
 
 def _text(value: Any) -> str:

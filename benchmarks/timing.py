@@ -44,6 +44,53 @@ def alternate(contenders: dict[str, Callable[[], object]], budget: float) -> dic
     return {name: Times(tuple(values)) for name, values in seconds.items()}
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Seconds of ours and of theirs, pair by pair of neighbours."""
+
+    ours: tuple[float, ...]
+    theirs: tuple[float, ...]
+
+    @property
+    def ratios(self) -> list[float]:
+        return [a / b for a, b in zip(self.ours, self.theirs, strict=True)]
+
+    @property
+    def more(self) -> list[float]:
+        """By how many seconds ours take longer."""
+        return [a - b for a, b in zip(self.ours, self.theirs, strict=True)]
+
+
+def in_pairs(ours: Callable[[], object], theirs: Callable[[], object], budget: float, least: int) -> Pairs:
+    """Both in turn, A B B A ..., for about ``budget`` seconds and at least so many pairs.
+
+    What takes less than a millisecond is run several times in each turn, since a clock has its own price.
+    """
+    for _ in range(3):
+        ours(), theirs()
+    start = time.perf_counter()
+    theirs()
+    times = max(1, round(1e-3 / (time.perf_counter() - start)))
+
+    def turn(run: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        for _ in range(times):
+            run()
+        return (time.perf_counter() - start) / times
+
+    a: list[float] = []
+    b: list[float] = []
+    end = time.perf_counter() + budget
+    while len(a) < least or time.perf_counter() < end:
+        if len(a) % 2:
+            b.append(turn(theirs))
+            a.append(turn(ours))
+        else:
+            a.append(turn(ours))
+            b.append(turn(theirs))
+    return Pairs(tuple(a), tuple(b))
+
+
 def copy_bandwidth(elements: int, dtype: torch.dtype) -> float:
     """Bytes per second, read plus written, of copying a tensor of that size into memory that is there already."""
     source = torch.ones(elements, dtype=dtype)

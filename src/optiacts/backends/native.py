@@ -8,8 +8,7 @@ within the contract's 2e-6 of f'.
 
 ``native_library`` loads them, ``native_constants`` has what they take of a curve.
 
-Environment: ``OPTIACTS_HUGE_PAGES=0`` leaves the pages of large results, and of what chains decode into, as the system
-makes them.
+Environment: ``OPTIACTS_HUGE_PAGES=0`` leaves the pages of large results, and of what chains decode into, as they are.
 """
 
 from __future__ import annotations
