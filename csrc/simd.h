@@ -331,6 +331,7 @@ __attribute__((always_inline)) inline Rows rows_of_four(const float* table, Numb
     return rows;
 #endif
 }
+// Those of row i.
 __attribute__((always_inline)) inline Rows rows_of_four(const float* table, Ints i) {
     return rows_of_four(table, [=](int lane) __attribute__((always_inline)) {
 #if defined(__AVX2__)

@@ -1,7 +1,9 @@
 """The CPU kernels of chains against the eager backend, at every level, in both memory orders."""
 
+import ctypes
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 from optiacts import curves
 from optiacts.backends import eager_chain, native, native_chain, native_forward, native_library
 from optiacts.chains import SavedChain
-from tests.kernels import DTYPES, LEVELS, named
+from tests.kernels import DTYPES, LEVELS, named, same_bits
 
 MOST = {torch.float32: 6e-6, torch.bfloat16: 4e-3, torch.float16: 6e-4}
 KINDS = [("rows", 4, True), ("rows", 16, True), ("rows", 1, False), ("batch", 1, True), ("given", 1, True)]
@@ -73,6 +75,52 @@ def test_gradients_are_eagers(
             assert dx.dtype == dtype
             for ours, theirs, most in zip((dx, by_scale, by_shift), exact, (MOST[dtype], 6e-6, 6e-6), strict=True):
                 assert (ours.double() - theirs.double()).norm() <= most * theirs.double().norm(), (shape, last, curve)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, **named)
+@pytest.mark.parametrize("last", [False, True])
+def test_an_element_has_the_same_gradient_wherever_it_stands(last: bool, dtype: torch.dtype) -> None:
+    """Alone, or in rows shorter and longer than kernels look ahead, at every level that has fused multiply-adds."""
+    torch.manual_seed(0)
+    for count in (5, 16, 63, 128, 136, 145, 300, 1024):
+        together = saved("silu", dtype, ("given", 1, True), (1, count, 1) if last else (1, 1, count), last, False)
+        grad = torch.randn(together.y.shape).to(dtype)
+        if last:  # two rows, which may be one for a kernel
+            y, bits = together.y.repeat(1, 2, 1), together.bits.repeat(1, 2, 1)
+            alone = [together._replace(y=y[:, :1], bits=bits[:, :1])] * 2
+            together, grads = together._replace(y=y, bits=bits), [grad, torch.randn(grad.shape).to(dtype)]
+        else:
+            bits = eager_chain.side_bits(together.y.new_tensor([1.0, -9.0]).view(2, 1, 1), curves.get("silu"))
+            left = [together.bits[0, 0, i // 8] >> (i % 8) & 1 for i in range(count)]
+            alone = [
+                together._replace(y=together.y[:, :, i : i + 1], bits=bits[int(left[i])].unsqueeze(0))
+                for i in range(count)
+            ]
+            grads = list(grad.split(1, dim=2))
+        axis, found = 1 if last else 2, []
+        for chosen in [level for level in LEVELS if level != "portable"]:
+            native_library.use_level(chosen)
+            dx = native_chain.chain_backward(torch.cat(grads, axis), together, dtype)[0]
+            each = [native_chain.chain_backward(g, one, dtype)[0] for g, one in zip(grads, alone, strict=True)]
+            assert same_bits(dx, torch.cat(each, axis)), (count, chosen)
+            found.append(dx)
+        if dtype is not torch.float32:  # which each level reads from other coefficients
+            assert all(same_bits(dx, found[0]) for dx in found), count
+
+
+def test_room_is_private_and_begins_with_a_huge_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 3 << 20
+    room = native_chain._room(count)
+    begin, room[0], room[count - 1] = ctypes.addressof(room), 1.0, 2.0
+    assert len(room) == count
+    assert begin % (2 << 20) == 0
+    maps = Path("/proc/self/maps")
+    if maps.exists():  # a shared mapping would be that of forked processes as well
+        fields = [line.split() for line in maps.read_text().splitlines()]
+        ranges = [([int(end, 16) for end in where.split("-")], rights) for where, rights, *_ in fields]
+        assert [rights for (low, high), rights in ranges if low <= begin < high] == ["rw-p"]
+    monkeypatch.setattr(native, "huge_pages", False)
+    assert len(native_chain._room(count)) == count
 
 
 @pytest.mark.parametrize("dtype", DTYPES, **named)
