@@ -204,6 +204,28 @@ def test_frozen_products_keep_their_gate() -> None:
     assert before - optiacts.saved_memory(model, x).bytes == FULL - BITS
 
 
+class Experts(nn.Module):
+    """Two experts, as transformers runs them: one grouped product for all rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(2, 16, WIDE)), nn.Parameter(torch.randn(2, WIDE, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        ends = torch.tensor([2, ROWS], dtype=torch.int32)
+        h = functional.gelu(torch._grouped_mm(x, self.up, offs=ends))
+        return torch._grouped_mm(h, self.down, offs=ends)
+
+
+@pytest.mark.skipif(not hasattr(functional, "grouped_mm"), reason="its kernels take bfloat16 alone")
+def test_experts_in_float32_run_on_fake_tensors() -> None:
+    model, x = Experts(), torch.randn(ROWS, 16)
+    before = optiacts.saved_memory(model, x).bytes
+    made = optiacts.convert(model, example_inputs=x)
+    after = optiacts.saved_memory(model, x).bytes
+    assert made.saved_bytes == (before, after) and before - after == FULL - BITS
+
+
 @pytest.mark.parametrize(
     ("example", "message"),
     [

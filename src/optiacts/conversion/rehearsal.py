@@ -22,7 +22,15 @@ from torch.utils._pytree import tree_leaves
 from optiacts.conversion.followers import is_linear
 from optiacts.conversion.norm_recognition import norm_of
 from optiacts.conversion.sites import curve_of
-from optiacts.held.fake import autocasting, fake_copy, mode_of, one_sequence_per_row, require_one_dtype, unlogged
+from optiacts.held.fake import (
+    Faked,
+    autocasting,
+    fake_copy,
+    mode_of,
+    one_sequence_per_row,
+    require_one_dtype,
+    unlogged,
+)
 from optiacts.held.memory import saved_memory
 from optiacts.held.sharing import sharing, unkept, unkept_products, without_gain
 from optiacts.held.trace import trace
@@ -118,7 +126,8 @@ def _followed(module: Module) -> str | None:
 def _training(model: Module, values: Any, autocast: bool) -> Iterator[None]:
     """What a step on fake tensors runs in."""
     dtype = torch.bfloat16 if autocast else None
-    with torch.enable_grad(), autocasting(model, values, dtype), mode_of(model, values), one_sequence_per_row():
+    fake = mode_of(model, values)
+    with torch.enable_grad(), autocasting(model, values, dtype), fake, one_sequence_per_row(), Faked():
         yield
 
 
