@@ -98,6 +98,25 @@ class FakeMode(FakeTensorMode):
 
     __torch_dispatch__ = FakeTensorMode.dispatch
 
+    def end(self) -> None:
+        """From here on its tensors meet real ones with an error: what they make of those has no values either."""
+        self.allow_non_fake_inputs = False
+        self.__class__ = _Ended
+
+
+class _Ended(FakeMode):
+    """Its error says where such a tensor may come from."""
+
+    def validate_and_convert_non_fake_tensors(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().validate_and_convert_non_fake_tensors(*args, **kwargs)
+        except AssertionError as error:
+            raise RuntimeError(
+                "optiacts: a tensor without values meets real ones. A run of optiacts.report or "
+                "convert(example_inputs=...) made it, and code of the model keeps it outside of the model, as in a "
+                "dict or in an attribute of a class. Empty that; a forward before such a run avoids it"
+            ) from error
+
 
 class _Unlike:
     """Dispatch keys that are unlike any others, also themselves."""

@@ -26,6 +26,7 @@ from optiacts.held.fake import (
     Faked,
     autocasting,
     fake_copy,
+    forgotten,
     mode_of,
     one_sequence_per_row,
     require_one_dtype,
@@ -155,11 +156,11 @@ def _explained(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _no_trace() -> Iterator[None]:
-    """Puts the random states back, those of Python and NumPy as well."""
+    """Puts the random states back, those of Python and NumPy as well, and leaves no fake tensors behind."""
     numpy = sys.modules.get("numpy")
     python, numbers = random.getstate(), numpy.random.get_state() if numpy is not None else None
     try:
-        with unlogged(), torch.random.fork_rng():
+        with unlogged(), forgotten(), torch.random.fork_rng():
             yield
     finally:
         random.setstate(python)

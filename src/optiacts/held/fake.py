@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import gc
 import logging
 import sys
 import threading
@@ -43,7 +45,45 @@ def mode_of(model: torch.nn.Module, values: Any) -> FakeTensorMode:
     for leaf in (*model.parameters(), *model.buffers(), *tree_leaves(values)):
         if isinstance(leaf, FakeTensor):
             return leaf.fake_mode
-    return FakeMode()
+    mode = FakeMode()
+    if _made.modes is not None:
+        _made.modes.append(mode)
+    return mode
+
+
+class _Made(threading.local):
+    """The modes that this thread has made in the context below; none outside of it."""
+
+    modes: list[FakeMode] | None = None
+
+
+_made = _Made()
+
+
+@contextmanager
+def forgotten() -> Iterator[None]:
+    """What runs on fake tensors inside leaves none of them behind, for a real forward to find.
+
+    Code may keep tensors outside of its module, by shape and dtype as a rule. Caches of ``functools`` that hold fake
+    ones are cleared afterwards, but those that ``gc.freeze`` hides. Of these and of any other place an error tells,
+    once they meet real tensors.
+    """
+    outer, _made.modes = _made.modes, []
+    try:
+        yield
+    finally:
+        for mode in _made.modes:
+            mode.end()
+        _made.modes = outer
+        for function in [found for found in gc.get_objects() if type(found) is functools._lru_cache_wrapper]:
+            if any(isinstance(kept, FakeTensor) for kept in _kept_by(function)):
+                function.cache_clear()
+
+
+def _kept_by(function: functools._lru_cache_wrapper[Any]) -> Iterator[Any]:
+    """What a cache of ``functools`` holds: its results, and its arguments."""
+    for referent in gc.get_referents(function):
+        yield from tree_leaves(list(referent.items()) if type(referent) is dict else referent)
 
 
 @contextmanager
