@@ -89,6 +89,8 @@ class FakeMode(FakeTensorMode):
     The guard stands around each op, and costs a tenth of it. The code inside is PyTorch's, which is never compiled.
     """
 
+    padded = False  # whether a real attention mask had padding: fake ones have no values
+
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
 

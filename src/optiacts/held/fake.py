@@ -9,7 +9,7 @@ import logging
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -30,6 +30,10 @@ def fake_copy(model: torch.nn.Module, *values: Any) -> tuple[Any, ...]:
     A model that is fake already comes back itself.
     """
     mode = mode_of(model, values)
+    if isinstance(mode, FakeMode):
+        mode.padded = any(
+            _has_padding(key, kept) for value in values if isinstance(value, Mapping) for key, kept in value.items()
+        )
     if not any(isinstance(t, FakeTensor) for t in (*model.parameters(), *model.buffers())):
         with FakeCopyMode(mode):
             model = copy.deepcopy(model)
@@ -38,6 +42,12 @@ def fake_copy(model: torch.nn.Module, *values: Any) -> tuple[Any, ...]:
         return mode.from_tensor(value) if isinstance(value, Tensor) and not isinstance(value, FakeTensor) else value
 
     return (model, *(tree_map(fake, value) for value in values))
+
+
+def _has_padding(name: Any, value: Any) -> bool:
+    """Whether an input is an attention mask that masks something, as far as its values are known."""
+    mask = str(name).endswith("attention_mask") and isinstance(value, Tensor) and value.ndim == 2
+    return mask and not isinstance(value, FakeTensor) and not bool(value.all())
 
 
 def mode_of(model: torch.nn.Module, values: Any) -> FakeTensorMode:
@@ -128,44 +138,50 @@ def uncompiled(model: torch.nn.Module) -> AbstractContextManager[Any]:
 
 
 _lock = threading.Lock()
-_without_packing: list[int] = []  # the threads that are in the context below
-_original: list[Any] = []  # transformers' function, while another one stands in its place
+_inside: list[int] = []  # the threads that are in the context below
+_originals: dict[str, Any] = {}  # transformers' functions, while others stand in their places
+_PACKED, _PADDED = "find_packed_sequence_indices", "prepare_padding_mask"
 
 
 @contextmanager
 def one_sequence_per_row() -> Iterator[None]:
-    """Tells transformers that no sequences are packed into one row, which it would otherwise find by value.
+    """Tells transformers that no row is padded or holds several sequences, which it would otherwise find by value.
 
-    Fake tensors have no values, and it then builds an attention mask that a real step does not have. Other threads
-    are told what they would be told otherwise.
+    Fake tensors have no values, and it then builds an attention mask that a real step does not have. Where the real
+    mask of ``fake_copy`` had padding, its fake one is built as well. Other threads are told what they would be told
+    otherwise.
     """
-    masking, name = sys.modules.get("transformers.masking_utils"), "find_packed_sequence_indices"
-    if masking is None or not hasattr(masking, name):
+    masking = sys.modules.get("transformers.masking_utils")
+    if masking is None:
         yield
         return
     thread = threading.get_ident()
     with _lock:
-        if not _without_packing:
-            _original[:] = [vars(masking)[name]]
-            setattr(masking, name, _packed_unless_fake)
-        _without_packing.append(thread)
+        if not _inside:
+            _originals.update((name, vars(masking)[name]) for name in (_PACKED, _PADDED) if name in vars(masking))
+            for name in _originals:
+                setattr(masking, name, functools.partial(_none_if_fake, name))
+        _inside.append(thread)
     try:
         yield
     finally:
         with _lock:
-            _without_packing.remove(thread)
-            if not _without_packing:
-                setattr(masking, name, _original.pop())
+            _inside.remove(thread)
+            if not _inside:
+                for name, original in _originals.items():
+                    setattr(masking, name, original)
+                _originals.clear()
 
 
-def _packed_unless_fake(position_ids: Any) -> Any:
-    if threading.get_ident() in _without_packing:
+def _none_if_fake(name: str, tensor: Any, *args: Any, **kwargs: Any) -> Any:
+    padded = name == _PADDED and getattr(getattr(tensor, "fake_mode", None), "padded", False)
+    if threading.get_ident() in _inside and not padded:
         return None
     with _lock:
-        original = _original[0] if _original else None
+        original = _originals.get(name)
     if original is None:  # it was put back while this was called
-        original = vars(sys.modules["transformers.masking_utils"])["find_packed_sequence_indices"]
-    return original(position_ids)
+        original = vars(sys.modules["transformers.masking_utils"])[name]
+    return original(tensor, *args, **kwargs)
 
 
 class Faked(TorchFunctionMode):
