@@ -269,6 +269,16 @@ def test_caches_of_functions_keep_no_fake_tensors(how: str, maxsize: int | None)
 
 
 @pytest.mark.parametrize("how", ["convert", "report"])
+def test_parameters_outside_of_the_model_get_no_fake_gradients(how: str) -> None:
+    model, x, outside = Cached(lambda rows: torch.ones(rows, 1)), torch.randn(ROWS, 16), nn.Linear(16, 16)
+    model.register_forward_hook(lambda module, inputs, output: output + outside(inputs[0]))
+    outside.bias.grad = torch.ones(16)
+    run_on_fake_tensors(how, model, x)
+    assert outside.weight.grad is None
+    assert type(outside.bias.grad) is Tensor and outside.bias.grad.eq(1).all()
+
+
+@pytest.mark.parametrize("how", ["convert", "report"])
 def test_fake_tensors_that_are_kept_elsewhere_are_an_error(how: str) -> None:
     kept.clear()
     model, x = Cached(kept_in_a_dict), torch.randn(ROWS, 16)

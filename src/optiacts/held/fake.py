@@ -75,8 +75,8 @@ def forgotten() -> Iterator[None]:
     """What runs on fake tensors inside leaves none of them behind, for a real forward to find.
 
     Code may keep tensors outside of its module, by shape and dtype as a rule. Caches of ``functools`` that hold fake
-    ones are cleared afterwards, but those that ``gc.freeze`` hides. Of these and of any other place an error tells,
-    once they meet real tensors.
+    ones are cleared afterwards, and so are gradients of parameters that it takes from elsewhere, as hooks do.
+    ``gc.freeze`` hides both. Of any other place an error tells, once they meet real tensors.
     """
     outer, _made.modes = _made.modes, []
     try:
@@ -85,9 +85,17 @@ def forgotten() -> Iterator[None]:
         for mode in _made.modes:
             mode.end()
         _made.modes = outer
-        for function in [found for found in gc.get_objects() if type(found) is functools._lru_cache_wrapper]:
-            if any(isinstance(kept, FakeTensor) for kept in _kept_by(function)):
-                function.cache_clear()
+        for found in gc.get_objects():
+            kind = type(found)
+            if kind is functools._lru_cache_wrapper:
+                if any(isinstance(kept, FakeTensor) for kept in _kept_by(found)):
+                    found.cache_clear()
+            elif (kind is torch.nn.Parameter or kind is Tensor) and _has_fake_gradient(found):
+                found.grad = None  # there was none before: what is added to a real one leaves no trace
+
+
+def _has_fake_gradient(tensor: Tensor) -> bool:
+    return tensor.is_leaf and tensor.requires_grad and isinstance(tensor.grad, FakeTensor)
 
 
 def _kept_by(function: functools._lru_cache_wrapper[Any]) -> Iterator[Any]:
