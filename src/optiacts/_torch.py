@@ -83,6 +83,11 @@ class Onlooker(_python_dispatch.TorchDispatchMode):
 _DEVICE = torch.ops.prim.device.default
 
 
+def autocasts(device: str) -> bool:
+    """Whether autocast is on for a type of device. PyTorch raises for meta tensors, which it is never on for."""
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
 class FakeMode(FakeTensorMode):
     """A mode of fake tensors, such as may meet real ones, without PyTorch's guard against compilation.
 
