@@ -81,10 +81,23 @@ def test_what_is_not_supported_behaves_as_in_pytorch(name: str, kind: str) -> No
         assert type(got) is type(wanted) and node(got) == node(wanted) and got.dtype == wanted.dtype
 
 
-def test_meta_tensors_with_a_gradient() -> None:
-    y = optiacts.gelu(torch.empty(3, 17, device="meta", requires_grad=True))
+@pytest.mark.parametrize(
+    "function",
+    [
+        optiacts.gelu,
+        lambda x: optiacts.layer_norm(x, (17,)),
+        lambda x: optiacts.rms_norm(x, (17,)),
+        lambda x: optiacts.swiglu(x, x.sin()),
+        lambda x: optiacts.gated(x, x.sin(), "silu", keep_output=False),
+    ],
+)
+def test_meta_tensors_with_a_gradient(function: Callable[[Tensor], Tensor]) -> None:
+    """PyTorch knows no autocast of theirs, and raises where it is asked."""
+    x = torch.empty(3, 17, device="meta", requires_grad=True)
+    y = function(x)
     y.sum().backward()
     assert y.device.type == "meta" and y.shape == (3, 17)
+    assert x.grad is not None and x.grad.shape == x.shape
 
 
 def test_wrong_arguments() -> None:

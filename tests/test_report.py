@@ -153,6 +153,33 @@ def test_every_storage_of_a_fake_forward_is_one_of_the_real(kind: str) -> None:
     assert Counter((s.nbytes, s.dtype) for s in predicted) == Counter((s.nbytes, s.dtype) for s in real)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("padding", [0, 4])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_mask_is_held_where_a_real_one_is(padding: int, attention: str) -> None:
+    """A mask of ones, as every collator makes one, is none to transformers; one with padding is."""
+    model, inputs = tiny("llama")
+    model.set_attn_implementation(attention)
+    mask = torch.ones_like(inputs["input_ids"])
+    mask[0, mask.shape[1] - padding :] = 0
+    inputs["attention_mask"] = mask
+    held = optiacts.saved_memory(model, **inputs).bytes
+    assert report(model, **inputs, peak=False).now.bytes == held
+    made = optiacts.convert(model, example_inputs=inputs)
+    assert made.saved_bytes == (held, optiacts.saved_memory(model, **inputs).bytes)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_mask_that_a_model_makes_of_ones_is_none() -> None:
+    import transformers
+
+    config = transformers.BartConfig(
+        vocab_size=50, d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=64, decoder_ffn_dim=64
+    )
+    model, inputs = transformers.BartModel(config).train(), {"input_ids": torch.randint(4, 50, (3, 12))}
+    assert report(model, **inputs, peak=False).now.bytes == optiacts.saved_memory(model, **inputs).bytes
+
+
 def test_rows_add_up_and_the_gain_of_each_site_adds_to_the_stage() -> None:
     made = of("bert-base", batch=2, seq=64, overrides={"num_hidden_layers": 3})
     for stage in made.stages:

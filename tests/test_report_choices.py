@@ -144,6 +144,22 @@ def test_checkpointing_holds_what_a_real_step_holds(every: int) -> None:
     assert "forward" not in vars(model.layers[0])
 
 
+def test_layers_that_are_not_called_are_not_checkpointed() -> None:
+    """The model takes from each what it needs: to checkpoint them changes nothing, and no figure says it does."""
+
+    class Apart(Stacked):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = x + layer.down(layer.act(layer.up(x)))
+            return self.head(x)
+
+    with pytest.raises(ReportError, match=r"the model calls none of the 2 layers to checkpoint \(Block\)"):
+        report(Apart(4), x=torch.zeros(256, 32), checkpoint=2)
+    found = report(Apart(4), x=torch.zeros(256, 32), choices=True)
+    words = [option.choice.words for option in found.options]
+    assert "OptiActs" in words and not any("checkpointing" in word for word in words)
+
+
 class _nothing:  # noqa: N801
     def __enter__(self) -> None: ...
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -202,6 +204,92 @@ def test_frozen_products_keep_their_gate() -> None:
     before = optiacts.saved_memory(model, x).bytes
     optiacts.convert(model, gated=False, example_inputs=x)
     assert before - optiacts.saved_memory(model, x).bytes == FULL - BITS
+
+
+class Experts(nn.Module):
+    """Two experts, as transformers runs them: one grouped product for all rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(2, 16, WIDE)), nn.Parameter(torch.randn(2, WIDE, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        ends = torch.tensor([2, ROWS], dtype=torch.int32)
+        h = functional.gelu(torch._grouped_mm(x, self.up, offs=ends))
+        return torch._grouped_mm(h, self.down, offs=ends)
+
+
+@pytest.mark.skipif(not hasattr(functional, "grouped_mm"), reason="its kernels take bfloat16 alone")
+def test_experts_in_float32_run_on_fake_tensors() -> None:
+    model, x = Experts(), torch.randn(ROWS, 16)
+    before = optiacts.saved_memory(model, x).bytes
+    made = optiacts.convert(model, example_inputs=x)
+    after = optiacts.saved_memory(model, x).bytes
+    assert made.saved_bytes == (before, after) and before - after == FULL - BITS
+
+
+kept: dict[int, Tensor] = {}
+
+
+def kept_in_a_dict(rows: int) -> Tensor:
+    return kept.setdefault(rows, torch.ones(rows, 1))
+
+
+class Cached(nn.Module):
+    """Keeps tensors outside of itself, as positions are kept by shape."""
+
+    def __init__(self, ones: Callable[[int], Tensor]) -> None:
+        super().__init__()
+        self.ones = ones
+        self.layers = nn.Sequential(nn.Linear(16, WIDE), nn.GELU(), nn.Linear(WIDE, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x * self.ones(len(x)))
+
+
+def run_on_fake_tensors(how: str, model: nn.Module, x: Tensor) -> None:
+    if how == "convert":
+        optiacts.convert(model, example_inputs=x)
+    else:
+        optiacts.report(model, x)
+
+
+@pytest.mark.parametrize("how", ["convert", "report"])
+@pytest.mark.parametrize("maxsize", [None, 2])
+def test_caches_of_functions_keep_no_fake_tensors(how: str, maxsize: int | None) -> None:
+    @functools.lru_cache(maxsize=maxsize)
+    def ones(rows: int) -> dict[str, Tensor]:
+        return {"ones": torch.ones(rows, 1)}
+
+    model, x = Cached(lambda rows: ones(rows)["ones"]), torch.randn(ROWS, 16)
+    run_on_fake_tensors(how, model, x)
+    assert type(model(x)) is Tensor
+    run_on_fake_tensors(how, model, x)
+    assert ones.cache_info().currsize == 1  # a real one stays
+
+
+@pytest.mark.parametrize("how", ["convert", "report"])
+def test_parameters_outside_of_the_model_get_no_fake_gradients(how: str) -> None:
+    model, x, outside = Cached(lambda rows: torch.ones(rows, 1)), torch.randn(ROWS, 16), nn.Linear(16, 16)
+    model.register_forward_hook(lambda module, inputs, output: output + outside(inputs[0]))
+    outside.bias.grad = torch.ones(16)
+    run_on_fake_tensors(how, model, x)
+    assert outside.weight.grad is None
+    assert type(outside.bias.grad) is Tensor and outside.bias.grad.eq(1).all()
+
+
+@pytest.mark.parametrize("how", ["convert", "report"])
+def test_fake_tensors_that_are_kept_elsewhere_are_an_error(how: str) -> None:
+    kept.clear()
+    model, x = Cached(kept_in_a_dict), torch.randn(ROWS, 16)
+    run_on_fake_tensors(how, model, x)
+    with pytest.raises(RuntimeError, match=r"without values .* keeps it outside of the model"):
+        model(x)
+    run_on_fake_tensors(how, model, x)
+    kept.clear()
+    model(x).sum().backward()
+    run_on_fake_tensors(how, model, x)
+    assert type(model(x)) is Tensor
 
 
 @pytest.mark.parametrize(

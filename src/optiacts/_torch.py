@@ -83,11 +83,18 @@ class Onlooker(_python_dispatch.TorchDispatchMode):
 _DEVICE = torch.ops.prim.device.default
 
 
+def autocasts(device: str) -> bool:
+    """Whether autocast is on for a type of device. PyTorch raises for meta tensors, which it is never on for."""
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
 class FakeMode(FakeTensorMode):
     """A mode of fake tensors, such as may meet real ones, without PyTorch's guard against compilation.
 
     The guard stands around each op, and costs a tenth of it. The code inside is PyTorch's, which is never compiled.
     """
+
+    padded = False  # whether a real attention mask had padding: fake ones have no values
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
@@ -97,6 +104,25 @@ class FakeMode(FakeTensorMode):
         return False
 
     __torch_dispatch__ = FakeTensorMode.dispatch
+
+    def end(self) -> None:
+        """From here on its tensors meet real ones with an error: what they make of those has no values either."""
+        self.allow_non_fake_inputs = False
+        self.__class__ = _Ended
+
+
+class _Ended(FakeMode):
+    """Its error says where such a tensor may come from."""
+
+    def validate_and_convert_non_fake_tensors(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().validate_and_convert_non_fake_tensors(*args, **kwargs)
+        except AssertionError as error:
+            raise RuntimeError(
+                "optiacts: a tensor without values meets real ones. A run of optiacts.report or "
+                "convert(example_inputs=...) made it, and code of the model keeps it outside of the model, as in a "
+                "dict or in an attribute of a class. Empty that; a forward before such a run avoids it"
+            ) from error
 
 
 class _Unlike:

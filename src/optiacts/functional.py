@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from optiacts import curves
-from optiacts._torch import PLAIN, TRACERS, is_exporting, is_one_of_several_views
+from optiacts._torch import PLAIN, TRACERS, autocasts, is_exporting, is_one_of_several_views
 from optiacts.ops import activation as ops
 from optiacts.ops import sharding
 
@@ -123,7 +123,7 @@ def may_be_overwritten(input: Tensor) -> bool:
 
 def compiles_autocast(curve: curves.Curve, input: Tensor) -> bool:
     """A variant compiled under autocast: autocast may widen steps of it, but does not reach into our op then."""
-    return curve.base is not None and torch.compiler.is_compiling() and torch.is_autocast_enabled(input.device.type)
+    return curve.base is not None and torch.compiler.is_compiling() and autocasts(input.device.type)
 
 
 def saves_memory(input: Tensor) -> bool:

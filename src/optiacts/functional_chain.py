@@ -34,6 +34,7 @@ from optiacts import curves
 from optiacts import functional as activations
 from optiacts._torch import (
     PLAIN,
+    autocasts,
     known_to_compilers,
     saved_tensors_hooks,
     statistics_of,
@@ -149,7 +150,7 @@ def chain(
     ``forward`` computes the norm ``kind``; ``given`` are its statistics where they are given.
     """
     if torch.compiler.is_compiling():
-        if torch.is_autocast_enabled(input.device.type) or _loses_inputs(kind.curve, input.dtype):
+        if autocasts(input.device.type) or _loses_inputs(kind.curve, input.dtype):
             return None
         if not may_rely(kind, weight, bias, input.dtype):
             return None

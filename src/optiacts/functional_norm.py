@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from optiacts import casts
-from optiacts._torch import PLAIN, forward_mode, is_exporting, transforms_active
+from optiacts._torch import PLAIN, autocasts, forward_mode, is_exporting, transforms_active
 from optiacts.functional import passes_our_ops
 from optiacts.norms import Norm
 from optiacts.ops import norm as ops
@@ -104,7 +104,7 @@ def layer_norm_and_statistics(
     x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """``torch.nn.functional.layer_norm``, with its mean and rstd where they come for nothing: a pass less over x."""
-    if sharding.rows_of(x) or torch.is_autocast_enabled(x.device.type):
+    if sharding.rows_of(x) or autocasts(x.device.type):
         return functional.layer_norm(x, normalized_shape, weight, bias, eps)
     if x.element_size() <= 2 and x.device.type == "cpu":
         # computed with the parameters in float32 anyway, and only then CPUs tell statistics that are not rounded
@@ -134,7 +134,7 @@ def norm(
     cast = casts.autocast_dtype(input) if sharing else None
     if cast is not None:
         return ops.norm(input, weight, bias, dataclasses.replace(kind, remainder=True), forward, True, cast)
-    widened = torch.is_autocast_enabled(input.device.type) and input.dtype is torch.float32
+    widened = autocasts(input.device.type) and input.dtype is torch.float32
     return ops.norm(input, weight, bias, kind, forward, keep_output and not widened)
 
 
@@ -153,7 +153,7 @@ def supports(
         return (
             keep_output
             and not sharding.is_dtensor_type(type(input))
-            and not torch.is_autocast_enabled(input.device.type)
+            and not autocasts(input.device.type)
             and all(parameter is None or parameter.dtype is input.dtype for parameter in (weight, bias))
             and may_rely(kind, weight, bias, input.dtype)
         )

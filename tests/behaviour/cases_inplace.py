@@ -226,6 +226,13 @@ class ReluPositional(Changed):
 
 
 @case(left=IN_PLACE)
+class RreluPositional(Changed):
+    def forward(self, x):
+        h = F.silu(self.gate(x))
+        return self.down(F.rrelu(h, 0.1, 0.3, False, True))
+
+
+@case(left=IN_PLACE)
 class ReluUnderscore(Changed):
     def forward(self, x):
         h = F.silu(self.gate(x))
@@ -410,6 +417,30 @@ class Squeezed(Changed):
 
 
 @case(left=IN_PLACE)
+class AtLeast(Changed):
+    def forward(self, x):
+        h = torch.atleast_2d(self.act(self.gate(x)))
+        h *= 2
+        return self.down(h)
+
+
+@case(left=IN_PLACE)
+class Broadcast(Changed):
+    def forward(self, x):
+        h, _ = torch.broadcast_tensors(self.act(self.gate(x)), self.up(x))
+        h *= 2
+        return self.down(h)
+
+
+@case(left=IN_PLACE)
+class UnaryPlus(Changed):
+    def forward(self, x):
+        h = +self.act(self.gate(x))
+        h *= 2
+        return self.down(h)
+
+
+@case(left=IN_PLACE)
 class DropoutOfNothing(Changed):
     def forward(self, x):
         h = F.dropout(self.act(self.gate(x)), 0.0)
@@ -451,6 +482,14 @@ class InAList(Changed):
         for h in seen:
             h *= 2
         return self.down(seen[-1])
+
+
+@case(left=IN_PLACE)
+class InADictByName(Changed):
+    def forward(self, x):
+        d = dict(h=F.gelu(self.gate(x)))  # noqa: C408
+        d["h"] *= 2
+        return self.down(d["h"])
 
 
 @case(may_raise=True)

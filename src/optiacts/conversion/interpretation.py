@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import functools
+import inspect
 import types
 from typing import TYPE_CHECKING, Any
 
-from torch.nn import Module
+from torch.nn import Module, functional
 
 from optiacts.conversion.callees import Scope
 from optiacts.conversion.followers import follower_of
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
 _VIEWS = frozenset(
     """view view_as reshape reshape_as flatten unflatten squeeze unsqueeze transpose t permute movedim swapaxes expand
     expand_as narrow select chunk split unbind tensor_split detach contiguous as_strided diagonal unfold swapdims
-    moveaxis ravel numpy from_numpy hsplit vsplit dsplit data real T mT H mH requires_grad_""".split()
+    moveaxis ravel numpy from_numpy hsplit vsplit dsplit data real T mT H mH requires_grad_ atleast_1d atleast_2d
+    atleast_3d broadcast_to broadcast_tensors positive adjoint alias view_as_real view_as_complex""".split()
 )
 # operations of torch that keep nothing of their input for backward, but its size
 _LINEAR = frozenset(
@@ -277,6 +280,8 @@ class Run:
             case ast.DictComp():
                 self._generators(node.generators)
                 return enclosed([self._value(node.value)])
+            case ast.UnaryOp(op=ast.UAdd()):
+                return self._value(node.operand)
             case ast.Lambda():
                 return NOTHING
             case _:
@@ -365,6 +370,8 @@ class Run:
             return opened(base | others)
         if name in ("items", "values", "enumerate", "zip", "reversed", "list", "tuple", "iter"):
             return base | others
+        if name == "dict":
+            return base | others | enclosed(arguments.values())
         return NOTHING
 
     def _true(self, node: ast.Call, option: str, name: str) -> bool:
@@ -372,8 +379,8 @@ class Run:
         for keyword in node.keywords:
             if keyword.arg == option:
                 return bool(self._constant(keyword.value, True))
-        place = {"relu": 1, "silu": 1, "mish": 1, "relu6": 1, "dropout": 3, "leaky_relu": 2, "elu": 2, "celu": 2}
-        number = place.get(name, len(node.args))
+        names = _parameters(name)
+        number = names.index(option) if option in names else len(node.args)
         return number < len(node.args) and bool(self._constant(node.args[number], True))
 
     def _constant(self, node: ast.expr, otherwise: Any) -> Any:
@@ -386,6 +393,13 @@ class Run:
             return False
         given = [k.value for k in node.keywords if k.arg == "p"] + node.args[1:2]
         return not given or bool(self._constant(given[0], 0.5))
+
+
+@functools.lru_cache(maxsize=256)
+def _parameters(name: str) -> tuple[str, ...]:
+    """The names of what ``torch.nn.functional``'s function of that name takes, in order; none if there is none."""
+    function = getattr(functional, name, None)
+    return tuple(inspect.signature(function).parameters) if isinstance(function, types.FunctionType) else ()
 
 
 def _is_python(callee: Any) -> bool:

@@ -22,7 +22,16 @@ from torch.utils._pytree import tree_leaves
 from optiacts.conversion.followers import is_linear
 from optiacts.conversion.norm_recognition import norm_of
 from optiacts.conversion.sites import curve_of
-from optiacts.held.fake import autocasting, fake_copy, mode_of, one_sequence_per_row, require_one_dtype, unlogged
+from optiacts.held.fake import (
+    Faked,
+    autocasting,
+    fake_copy,
+    forgotten,
+    mode_of,
+    one_sequence_per_row,
+    require_one_dtype,
+    unlogged,
+)
 from optiacts.held.memory import saved_memory
 from optiacts.held.sharing import sharing, unkept, unkept_products, without_gain
 from optiacts.held.trace import trace
@@ -118,7 +127,8 @@ def _followed(module: Module) -> str | None:
 def _training(model: Module, values: Any, autocast: bool) -> Iterator[None]:
     """What a step on fake tensors runs in."""
     dtype = torch.bfloat16 if autocast else None
-    with torch.enable_grad(), autocasting(model, values, dtype), mode_of(model, values), one_sequence_per_row():
+    fake = mode_of(model, values)
+    with torch.enable_grad(), autocasting(model, values, dtype), fake, one_sequence_per_row(), Faked():
         yield
 
 
@@ -146,11 +156,11 @@ def _explained(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _no_trace() -> Iterator[None]:
-    """Puts the random states back, those of Python and NumPy as well."""
+    """Puts the random states back, those of Python and NumPy as well, and leaves no fake tensors behind."""
     numpy = sys.modules.get("numpy")
     python, numbers = random.getstate(), numpy.random.get_state() if numpy is not None else None
     try:
-        with unlogged(), torch.random.fork_rng():
+        with unlogged(), forgotten(), torch.random.fork_rng():
             yield
     finally:
         random.setstate(python)

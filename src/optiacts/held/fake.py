@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
+import gc
 import logging
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -28,6 +30,10 @@ def fake_copy(model: torch.nn.Module, *values: Any) -> tuple[Any, ...]:
     A model that is fake already comes back itself.
     """
     mode = mode_of(model, values)
+    if isinstance(mode, FakeMode):
+        mode.padded = any(
+            _has_padding(key, kept) for value in values if isinstance(value, Mapping) for key, kept in value.items()
+        )
     if not any(isinstance(t, FakeTensor) for t in (*model.parameters(), *model.buffers())):
         with FakeCopyMode(mode):
             model = copy.deepcopy(model)
@@ -38,12 +44,64 @@ def fake_copy(model: torch.nn.Module, *values: Any) -> tuple[Any, ...]:
     return (model, *(tree_map(fake, value) for value in values))
 
 
+def _has_padding(name: Any, value: Any) -> bool:
+    """Whether an input is an attention mask that masks something, as far as its values are known."""
+    mask = str(name).endswith("attention_mask") and isinstance(value, Tensor) and value.ndim == 2
+    return mask and not isinstance(value, FakeTensor) and not bool(value.all())
+
+
 def mode_of(model: torch.nn.Module, values: Any) -> FakeTensorMode:
     """The mode that the first fake tensor of ``model`` or in ``values`` belongs to; a new one if none is fake."""
     for leaf in (*model.parameters(), *model.buffers(), *tree_leaves(values)):
         if isinstance(leaf, FakeTensor):
             return leaf.fake_mode
-    return FakeMode()
+    mode = FakeMode()
+    if _made.modes is not None:
+        _made.modes.append(mode)
+    return mode
+
+
+class _Made(threading.local):
+    """The modes that this thread has made in the context below; none outside of it."""
+
+    modes: list[FakeMode] | None = None
+
+
+_made = _Made()
+
+
+@contextmanager
+def forgotten() -> Iterator[None]:
+    """What runs on fake tensors inside leaves none of them behind, for a real forward to find.
+
+    Code may keep tensors outside of its module, by shape and dtype as a rule. Caches of ``functools`` that hold fake
+    ones are cleared afterwards, and so are gradients of parameters that it takes from elsewhere, as hooks do.
+    ``gc.freeze`` hides both. Of any other place an error tells, once they meet real tensors.
+    """
+    outer, _made.modes = _made.modes, []
+    try:
+        yield
+    finally:
+        for mode in _made.modes:
+            mode.end()
+        _made.modes = outer
+        for found in gc.get_objects():
+            kind = type(found)
+            if kind is functools._lru_cache_wrapper:
+                if any(isinstance(kept, FakeTensor) for kept in _kept_by(found)):
+                    found.cache_clear()
+            elif (kind is torch.nn.Parameter or kind is Tensor) and _has_fake_gradient(found):
+                found.grad = None  # there was none before: what is added to a real one leaves no trace
+
+
+def _has_fake_gradient(tensor: Tensor) -> bool:
+    return tensor.is_leaf and tensor.requires_grad and isinstance(tensor.grad, FakeTensor)
+
+
+def _kept_by(function: functools._lru_cache_wrapper[Any]) -> Iterator[Any]:
+    """What a cache of ``functools`` holds: its results, and its arguments."""
+    for referent in gc.get_referents(function):
+        yield from tree_leaves(list(referent.items()) if type(referent) is dict else referent)
 
 
 @contextmanager
@@ -88,44 +146,50 @@ def uncompiled(model: torch.nn.Module) -> AbstractContextManager[Any]:
 
 
 _lock = threading.Lock()
-_without_packing: list[int] = []  # the threads that are in the context below
-_original: list[Any] = []  # transformers' function, while another one stands in its place
+_inside: list[int] = []  # the threads that are in the context below
+_originals: dict[str, Any] = {}  # transformers' functions, while others stand in their places
+_PACKED, _PADDED = "find_packed_sequence_indices", "prepare_padding_mask"
 
 
 @contextmanager
 def one_sequence_per_row() -> Iterator[None]:
-    """Tells transformers that no sequences are packed into one row, which it would otherwise find by value.
+    """Tells transformers that no row is padded or holds several sequences, which it would otherwise find by value.
 
-    Fake tensors have no values, and it then builds an attention mask that a real step does not have. Other threads
-    are told what they would be told otherwise.
+    Fake tensors have no values, and it then builds an attention mask that a real step does not have. Where the real
+    mask of ``fake_copy`` had padding, its fake one is built as well. Other threads are told what they would be told
+    otherwise.
     """
-    masking, name = sys.modules.get("transformers.masking_utils"), "find_packed_sequence_indices"
-    if masking is None or not hasattr(masking, name):
+    masking = sys.modules.get("transformers.masking_utils")
+    if masking is None:
         yield
         return
     thread = threading.get_ident()
     with _lock:
-        if not _without_packing:
-            _original[:] = [vars(masking)[name]]
-            setattr(masking, name, _packed_unless_fake)
-        _without_packing.append(thread)
+        if not _inside:
+            _originals.update((name, vars(masking)[name]) for name in (_PACKED, _PADDED) if name in vars(masking))
+            for name in _originals:
+                setattr(masking, name, functools.partial(_none_if_fake, name))
+        _inside.append(thread)
     try:
         yield
     finally:
         with _lock:
-            _without_packing.remove(thread)
-            if not _without_packing:
-                setattr(masking, name, _original.pop())
+            _inside.remove(thread)
+            if not _inside:
+                for name, original in _originals.items():
+                    setattr(masking, name, original)
+                _originals.clear()
 
 
-def _packed_unless_fake(position_ids: Any) -> Any:
-    if threading.get_ident() in _without_packing:
+def _none_if_fake(name: str, tensor: Any, *args: Any, **kwargs: Any) -> Any:
+    padded = name == _PADDED and getattr(getattr(tensor, "fake_mode", None), "padded", False)
+    if threading.get_ident() in _inside and not padded:
         return None
     with _lock:
-        original = _original[0] if _original else None
+        original = _originals.get(name)
     if original is None:  # it was put back while this was called
-        original = vars(sys.modules["transformers.masking_utils"])["find_packed_sequence_indices"]
-    return original(position_ids)
+        original = vars(sys.modules["transformers.masking_utils"])[name]
+    return original(tensor, *args, **kwargs)
 
 
 class Faked(TorchFunctionMode):

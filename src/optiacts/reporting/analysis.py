@@ -11,7 +11,7 @@ import torch
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._pytree import tree_leaves
 
-from optiacts.held.fake import fake_copy
+from optiacts.held.fake import fake_copy, forgotten
 from optiacts.held.sharing import ActivationSite
 from optiacts.reporting.changes import layers_of
 from optiacts.reporting.choices import Choice, Option
@@ -33,6 +33,7 @@ NOW = "now"
 CASTS = "casts shared"
 
 
+@forgotten()
 def report(
     model: torch.nn.Module,
     *inputs: Any,
@@ -194,6 +195,7 @@ def _growing(stage: Stage, options: tuple[Option, ...]) -> Stage:
     return stage
 
 
+@forgotten()
 def peak_of(
     model: torch.nn.Module,
     inputs: Mapping[str, Any],

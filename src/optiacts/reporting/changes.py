@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+
+from optiacts.reporting.errors import ReportError
 
 
 def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -32,10 +35,14 @@ def checkpointed(layers: list[torch.nn.Module], again: Callable[[], AbstractCont
     """Runs ``layers`` under ``torch.utils.checkpoint``, not re-entrant, as trainers do it now.
 
     ``again``: entered around what backward computes again, where modes on functions are off.
+
+    Raises:
+        ReportError: afterwards, where none of them was called: the model may take from them what it needs.
     """
     own = [layer.__dict__.get("forward") for layer in layers]
-    for layer in layers:
-        layer.forward = _recomputed(layer.forward, again)
+    called: set[int] = set()
+    for number, layer in enumerate(layers):
+        layer.forward = _recomputed(layer.forward, again, partial(called.add, number))
     try:
         yield
     finally:
@@ -44,14 +51,20 @@ def checkpointed(layers: list[torch.nn.Module], again: Callable[[], AbstractCont
                 del layer.__dict__["forward"]
             else:
                 layer.forward = before
+    if layers and not called:
+        kind = type(layers[0]).__name__
+        raise ReportError(f"checkpoint: the model calls none of the {len(layers)} layers to checkpoint ({kind})")
 
 
-def _recomputed(forward: Callable[..., Any], again: Callable[[], AbstractContextManager[Any]]) -> Callable[..., Any]:
+def _recomputed(
+    forward: Callable[..., Any], again: Callable[[], AbstractContextManager[Any]], called: Callable[[], object]
+) -> Callable[..., Any]:
     # The state of the random numbers is kept on the host, and fake tensors have none.
     how: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     how["context_fn"] = lambda: (nullcontext(), again())
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        called()
         return checkpoint(forward, *args, **how, **kwargs)
 
     return run
