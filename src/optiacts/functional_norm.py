@@ -29,8 +29,8 @@ from optiacts import casts
 from optiacts._torch import PLAIN, autocasts, forward_mode, is_exporting, transforms_active
 from optiacts.functional import passes_our_ops
 from optiacts.norms import Norm
+from optiacts.ops import library, sharding
 from optiacts.ops import norm as ops
-from optiacts.ops import sharding
 from optiacts.ops.norm_compiled import compiled_norm
 from optiacts.ops.norm_graphs import may_rely
 
@@ -63,6 +63,8 @@ def rms_norm(
 
     due = torch.finfo(torch.float64 if input.dtype is torch.float64 else torch.float32).eps if eps is None else eps
     kind = Norm(False, due, len(normalized_shape), remainder=True)
+    if keep_output and unseen(input, weight):
+        return ops.plain_norm(input, weight, None, kind, forward)
     if not saves_memory(input, weight) or not supports(input, weight, None, kind, keep_output):
         return forward(input)
     return norm(input, weight, None, kind, forward, keep_output)
@@ -91,12 +93,14 @@ def layer_norm(
     """
 
     kind = Norm(True, eps, len(normalized_shape), remainder=True)
-    if not saves_memory(input, weight, bias) or not supports(input, weight, bias, kind, keep_output):
-        return functional.layer_norm(input, normalized_shape, weight, bias, eps)
 
     def forward(x: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         return layer_norm_and_statistics(x, normalized_shape, weight, bias, eps)
 
+    if keep_output and unseen(input, weight, bias):
+        return ops.plain_norm(input, weight, bias, kind, forward)
+    if not saves_memory(input, weight, bias) or not supports(input, weight, bias, kind, keep_output):
+        return functional.layer_norm(input, normalized_shape, weight, bias, eps)
     return norm(input, weight, bias, kind, forward, keep_output)
 
 
@@ -130,6 +134,8 @@ def norm(
     """
     if torch.compiler.is_compiling():
         return compiled_norm(input, weight, bias, kind, forward)
+    if keep_output and unseen(input, weight, bias):
+        return ops.plain_norm(input, weight, bias, kind, forward)
     sharing = keep_output and share_cast and _single(weight, bias) and sharding.rows_of(input) is None
     cast = casts.autocast_dtype(input) if sharing else None
     if cast is not None:
@@ -177,6 +183,26 @@ def saves_memory(input: Tensor, *parameters: Tensor | None) -> bool:
         wanted
         and (torch.compiler.is_compiling() or not transforms_active())
         and not forward_mode()
+        and not is_exporting()
+        and torch._C._get_tracing_state() is None
+    )
+
+
+def unseen(input: Tensor, *parameters: Tensor | None) -> bool:
+    """Whether a gradient is wanted of plain tensors, and neither anybody nor autocast looks on."""
+    if type(input) not in PLAIN or input.dtype not in _DTYPES or not torch.is_grad_enabled():
+        return False
+    device, wanted, given = input.device, input.requires_grad, [input]
+    for parameter in parameters:
+        if parameter is not None:
+            if type(parameter) not in PLAIN or parameter.dtype not in _DTYPES or parameter.device != device:
+                return False
+            wanted = wanted or parameter.requires_grad
+            given.append(parameter)
+    return (
+        wanted
+        and library.unseen(*given)
+        and not torch.is_autocast_enabled(device.type)
         and not is_exporting()
         and torch._C._get_tracing_state() is None
     )

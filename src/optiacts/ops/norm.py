@@ -26,13 +26,13 @@ import torch
 from torch import Tensor
 
 from optiacts import backends, casts
-from optiacts._torch import run
+from optiacts._torch import apply, run
 from optiacts.backends import eager_norm
 from optiacts.norms import Guard, Norm, Saved, arithmetic
 from optiacts.ops import library, sharding
 from optiacts.ops.functions import differentiable
 from optiacts.ops.norm_channels import Channels, Known, changed, guard, look
-from optiacts.overwritten import remember, saved_tensors
+from optiacts.overwritten import remember, remember_unseen, saved_tensors
 from optiacts.packing import packed_shape
 
 # Returns y; or y and the mean and rstd of each row, as ``norm_statistics`` would make them, where it knows them.
@@ -56,6 +56,12 @@ def norm(
     if rounded is not None:
         casts.remember(y, rounded)
     result: Tensor = y
+    return result
+
+
+def plain_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: Norm, forward: Forward) -> Tensor:
+    """The same of plain tensors while nobody looks on, nor autocast widens anything: a call costs the least."""
+    result: Tensor = apply(OptiActsPlainNorm, x, weight, bias, kind, forward)[0]
     return result
 
 
@@ -246,6 +252,59 @@ class OptiActsNorm(torch.autograd.Function):
         return dx, by_weight, by_bias, None, None, None, None
 
 
+class OptiActsPlainNorm(torch.autograd.Function):
+    """(x, weight, bias) -> (y, rstd), and mean and rescued where there are rescued channels: see ``plain_norm``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: Norm, forward: Forward
+    ) -> tuple[Tensor, ...]:
+        made = forward(x)
+        y, *known = made if isinstance(made, tuple) else (made,)
+        scale, shift = kind.scale(weight, copy=True), kind.shift(bias, copy=True)
+        rows, out_rows = kind.rows(x), kind.rows(y)
+        channels = Channels(False)
+        if out_rows.shape == rows.shape and y.element_size() <= x.element_size():
+            channels = look(kind, weight, bias, scale, shift, y.dtype)
+        columns = channels.rescued
+        remainder = kind.remainder and channels.keep_output and y.element_size() <= 2
+        bits: Tensor | None
+        if known and known[1].dtype is arithmetic(x.dtype):
+            mean, rstd = known if kind.dims == 1 else (each.reshape(*rows.shape[:-1], 1) for each in known)
+            bits = _remainder(rows, out_rows, scale, shift, mean, rstd) if remainder else None
+        else:
+            given = rows, out_rows, scale, shift, kind.eps, kind.centered, remainder
+            mean, rstd, bits = _statistics(*given)
+        ctx.kind, ctx.dtype, ctx.shared, ctx.known = kind, x.dtype, None, channels.known
+        ctx.output = channels.keep_output
+        ctx.set_materialize_grads(False)
+        if not channels.keep_output:
+            remember_unseen(ctx, x)
+            ctx.save_for_backward(x, weight, bias, mean if kind.centered else None, rstd)
+            return y, rstd
+        remember_unseen(ctx, y)
+        bits = bits if remainder else None
+        if columns is None:
+            ctx.save_for_backward(y, weight, bias, None, rstd, scale, shift, None, None, bits)
+            return y, rstd
+        rescued = rows.index_select(-1, columns)
+        ctx.save_for_backward(
+            y, weight, bias, mean if kind.centered else None, rstd, scale, shift, columns, rescued, bits
+        )
+        return y, rstd, mean, rescued
+
+    @staticmethod
+    def backward(
+        ctx: Any,
+        grad: Tensor | None,
+        by_rstd: Tensor | None,
+        by_mean: Tensor | None = None,
+        by_rescued: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        gradients = _gradients if not differentiable() and by_rstd is None else _differentiable_gradients
+        return *gradients(ctx, grad, by_mean, by_rstd, by_rescued), None, None
+
+
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -270,7 +329,11 @@ def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> Gradients:
     of_factors = weight.dtype if same else None
     rows = kind.rows(grad)
     if ctx.known is None:
-        found = library.call(norm_backward, rows, *saved, ctx.dtype, of_factors)
+        if library.untouched(ctx, rows):
+            kernels = backends.select_norm_backward(rows, saved, ctx.dtype)
+            found = kernels.norm_backward(rows, saved, ctx.dtype, of_factors)
+        else:
+            found = library.call(norm_backward, rows, *saved, ctx.dtype, of_factors)
     else:
         found = _guarded(ctx.known, getattr(ctx, "maker", None), rows, saved, ctx.dtype, of_factors)
     dx, by_scale, by_shift = found
