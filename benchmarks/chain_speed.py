@@ -4,7 +4,8 @@
     python -m benchmarks.chain_speed --curve elu --large      another activation, 16 x 64 x 112 x 112
 
 Seconds are the process's CPU time on one thread, taken in turn, A B B A. Printed are the ratio of the least of each,
-which is what a busy machine does when nobody disturbs it, and the median of the ratios of neighbours.
+which is what a busy machine does when nobody disturbs it, the median of the ratios of neighbours, and the upper 95 %
+bound of that.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import there_and_back
+from benchmarks.timing import bound, there_and_back
 from optiacts import curves, norm_activation
 
 SIZES = {"8 x 128 x 32 x 32": (8, 128, 32, 32), "16 x 64 x 112 x 112": (16, 64, 112, 112)}
@@ -28,7 +29,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def ratios(norm: str, curve: str, shape: tuple[int, ...], dtype: torch.dtype, last: bool, pairs: int) -> list[float]:
-    """Of the least times, and the median of the pairs'."""
+    """Of the least times, the median of the pairs', and the upper 95 % bound of that."""
     torch.manual_seed(0)
     module: Any = NORMS[norm](shape[1]).to(torch.float32 if norm == "BatchNorm" else dtype)
     forward = curves.get(curve).forward
@@ -47,7 +48,7 @@ def ratios(norm: str, curve: str, shape: tuple[int, ...], dtype: torch.dtype, la
     there_and_back(runs, 3)
     seconds = there_and_back(runs, pairs)
     neighbours = [a / b for a, b in zip(seconds["ours"], seconds["PyTorch"], strict=True)]
-    return [min(seconds["ours"]) / min(seconds["PyTorch"]), statistics.median(neighbours)]
+    return [min(seconds["ours"]) / min(seconds["PyTorch"]), statistics.median(neighbours), bound(neighbours)]
 
 
 class _Gradient(torch.autograd.Function):
@@ -74,10 +75,10 @@ def main() -> None:
         for norm in NORMS:
             for dtype in (torch.float32, torch.bfloat16):
                 for last in (False, True):
-                    least, median = ratios(norm, arguments.curve, shape, dtype, last, arguments.pairs)
+                    found = ratios(norm, arguments.curve, shape, dtype, last, arguments.pairs)
                     order = "channels last" if last else "planes"
                     name = str(dtype).removeprefix("torch.")
-                    print(f"{size}  {norm} + {arguments.curve}, {name:8} {order:13}  {least:.2f}  {median:.2f}")
+                    print(f"{size}  {norm} + {arguments.curve}, {name:8} {order:13}", *(f"{r:.2f}" for r in found))
 
 
 if __name__ == "__main__":
