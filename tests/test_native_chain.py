@@ -108,6 +108,25 @@ def test_an_element_has_the_same_gradient_wherever_it_stands(last: bool, dtype: 
             assert all(same_bits(dx, found[0]) for dx in found), count
 
 
+def test_without_coefficients_in_registers_lines_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a curve that they do not fit: the gradients are those of AVX2 then, to the bit."""
+    if "avx512" not in LEVELS:
+        pytest.skip("needs AVX-512")
+    torch.manual_seed(0)
+    given = saved("silu", torch.float32, ("given", 1, True), (2, 16, 37), False, False)
+    grad = torch.randn(given.y.shape)
+
+    def gradient(level: str) -> torch.Tensor:
+        native_library.use_level(level)
+        return native_chain.chain_backward(grad, given, torch.float32)[0]
+
+    lines, registers = gradient("avx2"), gradient("avx512")
+    assert not same_bits(registers, lines)
+    monkeypatch.setattr(native_chain, "input_registers", lambda name: None)
+    monkeypatch.setattr(native_chain, "_decoder", native_chain._decoder.__wrapped__)
+    assert same_bits(gradient("avx512"), lines)
+
+
 def test_room_is_private_and_begins_with_a_huge_page(monkeypatch: pytest.MonkeyPatch) -> None:
     count = 3 << 20
     room = native_chain._room(count)
