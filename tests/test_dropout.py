@@ -326,7 +326,7 @@ def test_compiled_it_draws_what_compiled_pytorch_draws() -> None:
         torch.compiler.reset()
         got, expected = (seeded(torch.compile(f, fullgraph=True))(x, 0.3) for f in (ours, theirs))
         assert torch.equal(got == 0, expected == 0)
-        assert torch.allclose(got, expected, rtol=1e-6, atol=1e-6)  # a compiler's GELU is not PyTorch's to the bit
+        assert (got - expected).norm() <= 3e-7 * expected.norm()  # a compiler's GELU is not PyTorch's to the bit
 
 
 def test_vmap_has_pytorchs_rules() -> None:

@@ -1,4 +1,6 @@
-"""The CPU's decode of float32 outputs of a curve with one minimum: a straight line on each of many short pieces.
+"""A CPU's decode of float32 outputs of a curve with one minimum: a straight line on each of many short pieces.
+
+With AVX-512 the coefficients of fewer and longer pieces fit into registers: see ``registers.py``.
 
 The slope as a function of the output is smooth but at the minimum and, on the left branch, at 0. From the nearer of
 the two on, pieces grow with the distance:

@@ -8,7 +8,7 @@ float32 goes by polynomials in the unfolded variable v of decoders/polynomials.p
 each of which is good to float32's relative precision: p(v) is x / y there, which has no zero. v is taken from
 ``y / y_min`` on the left, so that it tells small outputs apart, down to the smallest normal numbers; what lies beyond
 gives the input of those. A branch has up to four pieces, ``breaks`` between them. AVX2 reads lines instead, as for f'
-alone: decoders/lines.py.
+alone (decoders/lines.py), and AVX-512 polynomials in registers (decoders/registers.py).
 
 16-bit outputs are looked up: of all inputs that lead to an output, the mean over N(0, 1).
 

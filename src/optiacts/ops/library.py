@@ -114,6 +114,11 @@ def call(op: Any, first: Tensor, second: Any, *more: Any) -> Any:
     return op(first, second, *more)
 
 
+def directly(op: Any, *arguments: Any) -> Any:
+    """``op(*arguments)``, for whoever knows already that nobody can want to see it: see ``unseen``, ``untouched``."""
+    return _KERNELS[op](*arguments)
+
+
 def is_plain(tensor: Tensor) -> bool:
     """Whether nobody can want to see an op on ``tensor``."""
     return _nobody_looks_on() and _has_plain_keys(tensor)
@@ -130,7 +135,7 @@ def _has_plain_keys(tensor: Tensor) -> bool:
 def unseen(*tensors: Tensor) -> bool:
     """Whether nobody can want to see what is done with ``tensors``, torch.func and forward mode among them.
 
-    Like the next two it calls nothing of Python's where it can: a small activation has to wait for it.
+    Like ``untouched`` it calls little of Python's: a small activation has to wait for it.
     """
     if torch.compiler.is_compiling() or mode_count() or profiled() or transforms_active() or forward_level() >= 0:
         return False

@@ -208,15 +208,8 @@ class OptiActsNorm(torch.autograd.Function):
         ctx.output = keep_output
         remainder = kind.remainder and keep_output and told.element_size() <= 2
         mean: Tensor | None
-        bits: Tensor | None = None
         by_rows = remainder and rounded is None
-        given = (rows, out_rows, scale, shift)
-        if known and known[1].dtype is arithmetic(x.dtype):
-            mean, rstd = known if kind.dims == 1 else (each.reshape(*rows.shape[:-1], 1) for each in known)
-            bits = library.call(norm_remainder, *given, mean, rstd) if by_rows else None
-        else:
-            mean, rstd, packed = library.call(norm_statistics, *given, kind.eps, kind.centered, by_rows)
-            bits = packed if by_rows else None
+        mean, rstd, bits = _learnt(kind, (rows, out_rows, scale, shift), known, by_rows, library.call)
         if remainder and rounded is not None:
             bits = eager_norm.remainder(kind.rows(y), out_rows)
         if not keep_output:
@@ -268,13 +261,7 @@ class OptiActsPlainNorm(torch.autograd.Function):
             channels = look(kind, weight, bias, scale, shift, y.dtype)
         columns = channels.rescued
         remainder = kind.remainder and channels.keep_output and y.element_size() <= 2
-        bits: Tensor | None
-        if known and known[1].dtype is arithmetic(x.dtype):
-            mean, rstd = known if kind.dims == 1 else (each.reshape(*rows.shape[:-1], 1) for each in known)
-            bits = _remainder(rows, out_rows, scale, shift, mean, rstd) if remainder else None
-        else:
-            given = rows, out_rows, scale, shift, kind.eps, kind.centered, remainder
-            mean, rstd, bits = _statistics(*given)
+        mean, rstd, bits = _learnt(kind, (rows, out_rows, scale, shift), known, remainder, library.directly)
         ctx.kind, ctx.dtype, ctx.shared, ctx.known = kind, x.dtype, None, channels.known
         ctx.output = channels.keep_output
         ctx.set_materialize_grads(False)
@@ -283,7 +270,6 @@ class OptiActsPlainNorm(torch.autograd.Function):
             ctx.save_for_backward(x, weight, bias, mean if kind.centered else None, rstd)
             return y, rstd
         remember_unseen(ctx, y)
-        bits = bits if remainder else None
         if columns is None:
             ctx.save_for_backward(y, weight, bias, None, rstd, scale, shift, None, None, bits)
             return y, rstd
@@ -303,6 +289,25 @@ class OptiActsPlainNorm(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         gradients = _gradients if not differentiable() and by_rstd is None else _differentiable_gradients
         return *gradients(ctx, grad, by_mean, by_rstd, by_rescued), None, None
+
+
+def _learnt(
+    kind: Norm,
+    given: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    known: list[Tensor],
+    remainder: bool,
+    call: Callable[..., Any],
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """mean and rstd of each row, which the norm's own forward may have told, and the remainder bits, if wanted.
+
+    ``given``: the rows of x and y, scale and shift. ``call``: how ops are called.
+    """
+    rows = given[0]
+    if known and known[1].dtype is arithmetic(rows.dtype):
+        mean, rstd = known if kind.dims == 1 else (each.reshape(*rows.shape[:-1], 1) for each in known)
+        return mean, rstd, call(norm_remainder, *given, mean, rstd) if remainder else None
+    mean, rstd, bits = call(norm_statistics, *given, kind.eps, kind.centered, remainder)
+    return mean, rstd, bits if remainder else None
 
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -329,11 +334,8 @@ def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> Gradients:
     of_factors = weight.dtype if same else None
     rows = kind.rows(grad)
     if ctx.known is None:
-        if library.untouched(ctx, rows):
-            kernels = backends.select_norm_backward(rows, saved, ctx.dtype)
-            found = kernels.norm_backward(rows, saved, ctx.dtype, of_factors)
-        else:
-            found = library.call(norm_backward, rows, *saved, ctx.dtype, of_factors)
+        call = library.directly if library.untouched(ctx, rows) else library.call
+        found = call(norm_backward, rows, *saved, ctx.dtype, of_factors)
     else:
         found = _guarded(ctx.known, getattr(ctx, "maker", None), rows, saved, ctx.dtype, of_factors)
     dx, by_scale, by_shift = found
