@@ -90,20 +90,22 @@ native:
 # The kernels with AddressSanitizer and UBSan under the tests that reach them. libstdc++ comes along so that the
 # sanitizer finds its exceptions. Python leaks on purpose, and its allocator must leave the addresses to the sanitizer.
 # Left out: what instructions there are, and what happens when there is no library.
-ASAN_TESTS := tests/test_native.py tests/test_native_gated.py tests/test_native_norm.py tests/test_ops.py tests/test_stress.py
+ASAN_TESTS := tests/test_native.py tests/test_native_gated.py tests/test_native_norm.py tests/test_native_chain.py \
+	tests/test_ops.py tests/test_stress.py tests/test_replay.py tests/test_pins.py
 asan: $(VENV)/.installed
 	cmake -S csrc -B build/asan -DOPTIACTS_SANITIZE=ON
 	cmake --build build/asan
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc PYTHONPATH=src:. \
-	OPTIACTS_CPU_LIBRARY=$(CURDIR)/build/asan/_native.so OPTIACTS_EXPECT_SANITIZED=1 \
+	OPTIACTS_CPU_LIBRARY=$(CURDIR)/build/asan/_native.so OPTIACTS_HOST=$(CURDIR)/build/asan/_host.abi3.so \
+	OPTIACTS_EXPECT_SANITIZED=1 \
 	$(BIN)/python -m pytest -n 0 -p no:cacheprovider $(ASAN_TESTS) \
 	-k "not no_instruction_beyond and not without_a_library"
 
 clean:
-	rm -rf $(VENV) .nox build dist out src/optiacts/_native.so
+	rm -rf $(VENV) .nox build dist out src/optiacts/_native.so src/optiacts/_host.abi3.so
 
-$(VENV)/.installed: pyproject.toml constraints.txt $(wildcard csrc/*)
+$(VENV)/.installed: pyproject.toml constraints.txt $(wildcard csrc/* csrc/host/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps $(HOSTS)

@@ -22,9 +22,13 @@ extern "C" {
 
 /* To be raised, here and in backends/native_library.py, with every change of a struct or of a function's arguments:
  * a library of another number than its caller's is not used. */
-enum { OPTIACTS_INTERFACE = 6 };
+enum { OPTIACTS_INTERFACE = 7 };
 
 OPTIACTS_API int optiacts_interface(void);
+
+/* What calls the kernel optiacts_<name> with an array of words: an `int64_t (*)(const uint64_t*)`, see callers.cpp.
+ * NULL if it cannot be called so. */
+OPTIACTS_API const void* optiacts_caller(const char* name);
 
 enum { OPTIACTS_PIECES = 4, OPTIACTS_DEGREE = 8 };
 

@@ -96,19 +96,24 @@ def pytest_unconfigure() -> None:
 def seeded() -> None:
     import torch
 
+    from optiacts import replay
+
     torch.manual_seed(0)
+    replay.record_after(1)
+    replay.forget()  # what a test puts in the place of something else must be called
 
 
 @pytest.fixture(params=["looks in every forward", "remembers"])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Where norms' weights lie: on a CPU, or as if they lay where looking at them makes the host wait."""
     import optiacts
-    from optiacts.ops import norm_channels
+    from optiacts.ops import norm, norm_channels
 
     optiacts.norm_weights_changed()
     # graphs of another test that are still there would have errors told at an optimizer's step already
     monkeypatch.setattr(norm_channels, "_known", {})
     if request.param == "remembers":
-        monkeypatch.setattr(norm_channels, "waits", lambda device: True)
+        for module in (norm, norm_channels):
+            monkeypatch.setattr(module, "waits", lambda device: True)
     yield request.param
     optiacts.norm_weights_changed()

@@ -171,7 +171,7 @@ DTYPES = (torch.float32, torch.float32, torch.float64)
 
 def is_chain(y: Tensor) -> bool:
     node = y.grad_fn
-    while node is not None and "OptiActsChain" not in node.name():
+    while node is not None and "Chain" not in node.name():
         node = node.next_functions[0][0] if "Permute" in node.name() else None
     return node is not None
 

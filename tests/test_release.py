@@ -31,7 +31,7 @@ def tracked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SDIST = {"Makefile", "src/optiacts/__init__.py", "tests/test_a.py", "PKG-INFO"}
-PACKAGE, KERNELS = {"optiacts/__init__.py"}, {"optiacts/_native.so"}
+PACKAGE, KERNELS = {"optiacts/__init__.py"}, {"optiacts/_native.so", "optiacts/_host.abi3.so"}
 
 
 def test_what_should_be_released_has_no_faults(tmp_path: Path, tracked: None) -> None:
@@ -44,8 +44,8 @@ def test_what_should_be_released_has_no_faults(tmp_path: Path, tracked: None) ->
     [
         (SDIST | {"out/x"}, PACKAGE, PACKAGE | KERNELS, "tar.gz has also out/x"),
         (SDIST - {"tests/test_a.py"}, PACKAGE, PACKAGE | KERNELS, "tar.gz lacks tests/test_a.py"),
-        (SDIST, PACKAGE | KERNELS, PACKAGE | KERNELS, "any.whl has also optiacts/_native.so"),
-        (SDIST, PACKAGE, PACKAGE, "manylinux_2_28_x86_64.whl lacks optiacts/_native.so"),
+        (SDIST, PACKAGE | KERNELS, PACKAGE | KERNELS, "any.whl has also optiacts/_host.abi3.so, optiacts/_native.so"),
+        (SDIST, PACKAGE, PACKAGE, "manylinux_2_28_x86_64.whl lacks optiacts/_host.abi3.so, optiacts/_native.so"),
     ],
 )
 def test_files_that_are_missing_or_do_not_belong_are_named(

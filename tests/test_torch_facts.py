@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import optiacts
-from optiacts import _torch, functional
-from optiacts.ops import activation, gated, library
+from optiacts import _torch, functional, replay
+from optiacts.ops import activation, gated, library, plain
 
 
 class AddsInExport(nn.Module):
@@ -109,8 +109,8 @@ def keys(tensor: Tensor) -> int:
 
 def test_plain_tensors_have_the_same_dispatch_keys() -> None:
     x = torch.ones(2, 3, requires_grad=True)
-    for plain in (x, x * 2, x.detach(), x.t(), x.to(torch.bfloat16), nn.Parameter(x), torch.ones(())):
-        assert keys(plain) == keys(torch.empty(0))
+    for tensor in (x, x * 2, x.detach(), x.t(), x.to(torch.bfloat16), nn.Parameter(x), torch.ones(())):
+        assert keys(tensor) == keys(torch.empty(0))
 
 
 def test_whoever_wants_to_see_an_op_has_a_dispatch_key() -> None:
@@ -190,8 +190,14 @@ def without_names(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     for user in (activation, gated, library):
         for name in set(vars(user)) & {"run", "transforms_active", "mode_count", "dispatch_keys", "profiled"}:
             monkeypatch.setattr(user, name, getattr(module, name))
-    library._plain_keys.cache_clear()
+    _torch._keys_of.cache_clear()
     monkeypatch.setattr(gated, "forward_mode", lambda: True)
+    assert module.LACKING  # so that nothing is done in C
+    monkeypatch.setattr(replay, "function", lambda *_: None)
+    monkeypatch.setattr(replay, "replayed", lambda compute: compute)
+    for user, name in ((activation, "activation"), (gated, "gated")):
+        ways = user._plain_forward, user._plain_backward, user._watched_backward
+        monkeypatch.setattr(user, f"plain_{name}", plain.plain(name, *ways))
     return module
 
 
@@ -212,7 +218,7 @@ def test_without_a_name_results_are_the_same(
     with FakeTensorMode():
         assert module.once(lambda: torch.ones(2))().tolist() == [1, 1]
     torch.testing.assert_close(results(), wanted, rtol=0, atol=0)
-    library._plain_keys.cache_clear()
+    _torch._keys_of.cache_clear()
 
 
 def test_several_views() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-KERNELS = "optiacts/_native.so"
+BUILT = {"optiacts/_native.so", "optiacts/_host.abi3.so"}
 
 
 def main() -> int:
@@ -66,7 +66,7 @@ def _built(folder: Path) -> Iterator[str]:
     for path in wheels:
         with zipfile.ZipFile(path) as wheel:
             names = {name for name in wheel.namelist() if name.partition("/")[0] != f"optiacts-{version}.dist-info"}
-        yield from _unlike(path, names, package if path.stem.endswith("-any") else package | {KERNELS})
+        yield from _unlike(path, names, package if path.stem.endswith("-any") else package | BUILT)
 
 
 def _tracked() -> set[str]:

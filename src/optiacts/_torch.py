@@ -24,6 +24,7 @@ from torch.utils import _python_dispatch
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Fact = tuple[Any, str | None, Any]
 
 
 def _is_exporting() -> bool:
@@ -43,7 +44,12 @@ def _bound(name: str, otherwise: Callable[..., Any]) -> Callable[..., Any]:
     try:
         return operator.attrgetter(name)(torch._C)
     except AttributeError:
+        LACKING.append(name)
         return otherwise
+
+
+LACKING: list[str] = []
+"""The names of ``torch._C`` that this PyTorch has not."""
 
 
 transforms_active: Callable[[], bool] = _bound("_are_functorch_transforms_active", lambda: True)
@@ -138,6 +144,42 @@ profiled: Callable[[], bool] = _bound("_autograd._profiler_enabled", lambda: Tru
 
 dispatch_keys: Callable[[Tensor], Any] = _bound("_dispatch_keys", lambda tensor: _Unlike)
 """A tensor's dispatch keys, ``.raw_repr()`` of them as a number: whoever wants to see an op has put one there."""
+
+
+def plain_keys(on_cuda: bool) -> int:
+    """The dispatch keys of a tensor that is nothing but one, as a number."""
+    keys: int = _keys_of(on_cuda)
+    return keys
+
+
+# What says that somebody looks on, as (object, name of an attribute, or None to call it, what it says if nobody does)
+
+NOT_COMPILING: Fact = (
+    (torch.compiler, "_is_compiling_flag", False)
+    if hasattr(torch.compiler, "_is_compiling_flag")
+    else (torch.compiler.is_compiling, None, False)
+)
+"""No compiler traces. The flag behind the public function, outside of TorchScript."""
+
+NOT_EXPORTING: Fact = (
+    (torch.compiler, "_is_exporting_flag", False)
+    if hasattr(torch.compiler, "_is_exporting_flag")
+    else (torch.compiler.is_exporting, None, False)
+)
+
+NO_FORWARD_MODE: Fact = (
+    (forward_ad, "_current_level", -1) if hasattr(forward_ad, "_current_level") else (lambda: True, None, False)
+)
+
+
+def _sets(method: str) -> str:
+    """The one attribute that a method of a Function's context sets to what it is given; empty if it does more."""
+    names = getattr(torch.autograd.function.FunctionCtx, method).__code__.co_names
+    return names[0] if len(names) == 1 else ""
+
+
+SAVES, MATERIALIZES = _sets("save_for_backward"), _sets("set_materialize_grads")
+"""What ``ctx.save_for_backward(*tensors)`` and ``ctx.set_materialize_grads(value)`` set, two calls of Python."""
 
 
 def is_one_of_several_views(view: Tensor) -> bool:
@@ -257,10 +299,13 @@ def known_to_compilers(function: H) -> H:
 
 def saved_tensors_hooks() -> Any:
     """The hooks that are put on all saved tensors now (pack, unpack), or None."""
-    return _top_hooks(False)
+    return top_saved_tensors_hooks(False)
 
 
-_top_hooks: Callable[[bool], Any] = _bound("_autograd._top_saved_tensors_default_hooks", lambda ignore: None)
+top_saved_tensors_hooks: Callable[[bool], Any] = _bound(
+    "_autograd._top_saved_tensors_default_hooks", lambda ignore: None
+)
+"""The same as a function of C, which wants to know whether to ignore that a compiler traces."""
 
 
 def forward_mode() -> bool:
@@ -328,6 +373,11 @@ def register_sharding(op: Any) -> Callable[[Callable[..., Any]], Any]:
     from torch.distributed.tensor.experimental import register_sharding
 
     return register_sharding(op)
+
+
+@once
+def _keys_of(on_cuda: bool) -> int:
+    return dispatch_keys(torch.empty(0, device="cuda" if on_cuda else "cpu")).raw_repr()
 
 
 PLAIN = (Tensor, torch.nn.Parameter)

@@ -19,6 +19,7 @@ from optiacts._torch import once
 from optiacts.decoders.inverse import inverse
 from optiacts.decoders.preimage import furthest_in_closed_form
 from optiacts.norms import Bounds, arithmetic, flat
+from optiacts.replay import Form
 
 # The largest |bias| / |weight| at which y still tells x̂ well enough: docs/chains.md has the measured errors.
 _MOST_BIAS = {4: 4.0, 8: 4.0, 2: 2.0}  # by the bytes of an element
@@ -32,7 +33,7 @@ _RESCUED_SHARE = 8  # one channel in so many may be rescued
 
 
 @dataclass(frozen=True)
-class Chain:
+class Chain(Form):
     """One kind of norm with one activation after it.
 
     Args:

@@ -11,7 +11,7 @@ from importlib import metadata
 
 import torch
 
-from optiacts import backends
+from optiacts import backends, host
 from optiacts.backends import native, native_library, notices, selection, triton
 from optiacts.backends.all_kinds import prove_all
 
@@ -122,6 +122,8 @@ def _kernels() -> Iterator[str]:
             f"compared with plain PyTorch operations in this process: {len(selection.found)} kinds of kernels, "
             + (f"of which {wrong} differ" if wrong else "all right")
         )
+    lack = host.lacking()
+    yield "small calls are replayed in C" if lack is None else f"small calls are made by Python: {lack}"
     yield from (f"WARNING: {message}" for message in notices.told())
 
 

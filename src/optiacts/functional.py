@@ -93,11 +93,23 @@ def activation(input: Tensor, name: str, inplace: bool = False) -> Tensor:
         CurveError: a ``ValueError`` that lists the known names.
     """
     curve = curves.get(name)
+    if not inplace and not torch.compiler.is_compiling():
+        output = plain_activation(input, curve)
+        if output is not None:
+            return output
     unseen = inplace and not may_be_overwritten(input)
     kept = curve.keeps_output or (inplace and curve.inplace_keeps_output)
     if kept or unseen or not saves_memory(input) or compiles_autocast(curve, input):
         return curve.forward_(input) if inplace else curve.forward(input)
     return ops.activation_(input, curve.name) if inplace else ops.activation(input, curve.name)
+
+
+def plain_activation(input: Tensor, curve: curves.Curve) -> Tensor | None:
+    """The activation of a plain tensor while nobody looks on; None for any other, and where PyTorch keeps no more."""
+    if curve.keeps_output or not isinstance(input, Tensor):
+        return None
+    output: Tensor | None = ops.plain_activation(input, curve.name)
+    return output
 
 
 def apply(name: str, input: Tensor, inplace: bool = False) -> Tensor:

@@ -31,6 +31,8 @@ from optiacts._torch import forward_mode, known_to_compilers, transforms_active
 from optiacts.ops import dropout as ops
 from optiacts.ops import sharding
 
+_USUAL = 0.99  # up to here 1 / (1 - p) does not overflow, be it float16
+
 
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Dropout: elements are 0 with probability ``p``, the others multiplied by 1 / (1 - p).
@@ -47,6 +49,11 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     Raises:
         ValueError: ``p`` is not between 0 and 1.
     """
+    usual = training is True and isinstance(p, float) and 0 < p < _USUAL and isinstance(input, Tensor)
+    if usual and not inplace and not torch.compiler.is_compiling():
+        found: Tensor | None = ops.plain_dropout(input, p)
+        if found is not None:
+            return found
     if not drops(input, p, training) or (inplace and not activations.may_be_overwritten(input)):
         return functional.dropout(input, p, training, inplace)
     return ops.dropout(input, p, inplace)

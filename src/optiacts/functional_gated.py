@@ -148,6 +148,10 @@ def gated(gate: Tensor, up: Tensor | None, name: str, keep_output: bool = True) 
         CurveError: a ``ValueError`` that lists the known names.
     """
     curve = curves.get(name)
+    if keep_output and curve.gates and not torch.compiler.is_compiling():
+        found = _plain(gate, up, curve.name)
+        if found is not None:
+            return found[0]
     fits = curve.gates and not compiles_autocast(curve, gate)
     if not keep_output and keeps_inputs(gate):
         halves = _halves(gate) if up is None else (gate, up)
@@ -161,6 +165,17 @@ def gated(gate: Tensor, up: Tensor | None, name: str, keep_output: bool = True) 
     if fits and saves_memory(gate) and matches(up, gate):
         return ops.gated(gate, up, curve.name)
     return curve.forward(gate) * up
+
+
+def _plain(gate: Tensor, up: Tensor | None, name: str) -> tuple[Tensor, Tensor] | None:
+    """The product and its edges, of plain tensors while nobody looks on; None for any others."""
+    made: tuple[Tensor, Tensor] | None = None
+    if up is None:
+        if isinstance(gate, Tensor) and gate.ndim and not gate.shape[-1] % 2:
+            made = ops.plain_gated_fused(gate, name)
+    elif isinstance(gate, Tensor) and isinstance(up, Tensor) and up.shape == gate.shape and up.dtype is gate.dtype:
+        made = ops.plain_gated(gate, up, name)
+    return made
 
 
 def _halves(gate_up: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,9 @@ PyTorch's function, where a channel is bad or output mode is of no use: see docs
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,8 +31,8 @@ from optiacts import casts
 from optiacts._torch import PLAIN, autocasts, forward_mode, is_exporting, transforms_active
 from optiacts.functional import passes_our_ops
 from optiacts.norms import Norm
-from optiacts.ops import library, sharding
 from optiacts.ops import norm as ops
+from optiacts.ops import sharding
 from optiacts.ops.norm_compiled import compiled_norm
 from optiacts.ops.norm_graphs import may_rely
 
@@ -62,9 +64,12 @@ def rms_norm(
         return functional.rms_norm(x, normalized_shape, weight, eps)
 
     due = torch.finfo(torch.float64 if input.dtype is torch.float64 else torch.float32).eps if eps is None else eps
-    kind = Norm(False, due, len(normalized_shape), remainder=True)
-    if keep_output and unseen(input, weight):
-        return ops.plain_norm(input, weight, None, kind, forward)
+    shape = tuple(normalized_shape)
+    if keep_output and not torch.compiler.is_compiling():
+        found = plain_norm(input, weight, None, *_rms_norm(shape, eps, due))
+        if found is not None:
+            return found
+    kind = Norm(False, due, len(shape), remainder=True)
     if not saves_memory(input, weight) or not supports(input, weight, None, kind, keep_output):
         return forward(input)
     return norm(input, weight, None, kind, forward, keep_output)
@@ -92,13 +97,16 @@ def layer_norm(
         The tensor ``torch.nn.functional.layer_norm`` returns. Saved for backward: see the head of this module.
     """
 
-    kind = Norm(True, eps, len(normalized_shape), remainder=True)
+    shape = tuple(normalized_shape)
+    if keep_output and not torch.compiler.is_compiling():
+        found = plain_norm(input, weight, bias, *_layer_norm(shape, eps))
+        if found is not None:
+            return found
+    kind = Norm(True, eps, len(shape), remainder=True)
 
     def forward(x: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         return layer_norm_and_statistics(x, normalized_shape, weight, bias, eps)
 
-    if keep_output and unseen(input, weight, bias):
-        return ops.plain_norm(input, weight, bias, kind, forward)
     if not saves_memory(input, weight, bias) or not supports(input, weight, bias, kind, keep_output):
         return functional.layer_norm(input, normalized_shape, weight, bias, eps)
     return norm(input, weight, bias, kind, forward, keep_output)
@@ -114,6 +122,51 @@ def layer_norm_and_statistics(
         # computed with the parameters in float32 anyway, and only then CPUs tell statistics that are not rounded
         weight, bias = (None if given is None else given.float() for given in (weight, bias))
     return torch.native_layer_norm(x, normalized_shape, weight, bias, eps)  # the op that layer_norm calls
+
+
+@dataclass(frozen=True)
+class _RMSNorm(ops.FunctionForm):
+    shape: tuple[int, ...]
+    eps: float | None
+
+    def of(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return functional.rms_norm(x, self.shape, weight, self.eps)
+
+
+@dataclass(frozen=True)
+class _LayerNorm(ops.FunctionForm):
+    shape: tuple[int, ...]
+    eps: float
+
+    def of(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        return layer_norm_and_statistics(x, self.shape, weight, bias, self.eps)
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _rms_norm(shape: tuple[int, ...], eps: float | None, due: float) -> tuple[Norm, _RMSNorm]:
+    return Norm(False, due, len(shape), remainder=True), _RMSNorm(shape, eps)
+
+
+def layer_norm_form(shape: tuple[int, ...], eps: float) -> ops.FunctionForm:
+    """``torch.nn.functional.layer_norm`` of that shape, as a norm's forward."""
+    return _layer_norm(shape, eps)[1]
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _layer_norm(shape: tuple[int, ...], eps: float) -> tuple[Norm, _LayerNorm]:
+    return Norm(True, eps, len(shape), remainder=True), _LayerNorm(shape, eps)
+
+
+def plain_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    kind: Norm,
+    forward: ops.Forward | ops.FunctionForm,
+) -> Tensor | None:
+    """The norm of plain tensors in output mode, while neither anybody nor autocast looks on; None for any other."""
+    made = ops.plain_norm(input, weight, bias, kind, forward)
+    return None if made is None else made[0]
 
 
 def norm(
@@ -134,8 +187,9 @@ def norm(
     """
     if torch.compiler.is_compiling():
         return compiled_norm(input, weight, bias, kind, forward)
-    if keep_output and unseen(input, weight, bias):
-        return ops.plain_norm(input, weight, bias, kind, forward)
+    found = plain_norm(input, weight, bias, kind, forward) if keep_output else None
+    if found is not None:
+        return found
     sharing = keep_output and share_cast and _single(weight, bias) and sharding.rows_of(input) is None
     cast = casts.autocast_dtype(input) if sharing else None
     if cast is not None:
@@ -183,26 +237,6 @@ def saves_memory(input: Tensor, *parameters: Tensor | None) -> bool:
         wanted
         and (torch.compiler.is_compiling() or not transforms_active())
         and not forward_mode()
-        and not is_exporting()
-        and torch._C._get_tracing_state() is None
-    )
-
-
-def unseen(input: Tensor, *parameters: Tensor | None) -> bool:
-    """Whether a gradient is wanted of plain tensors, and neither anybody nor autocast looks on."""
-    if type(input) not in PLAIN or input.dtype not in _DTYPES or not torch.is_grad_enabled():
-        return False
-    device, wanted, given = input.device, input.requires_grad, [input]
-    for parameter in parameters:
-        if parameter is not None:
-            if type(parameter) not in PLAIN or parameter.dtype not in _DTYPES or parameter.device != device:
-                return False
-            wanted = wanted or parameter.requires_grad
-            given.append(parameter)
-    return (
-        wanted
-        and library.unseen(*given)
-        and not torch.is_autocast_enabled(device.type)
         and not is_exporting()
         and torch._C._get_tracing_state() is None
     )

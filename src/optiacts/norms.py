@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from optiacts.replay import Form
+
 # The largest |bias| / |weight| at which y still tells x̂ as well as a norm that keeps its input needs it: beyond, the
 # rounding of y is too coarse beside x̂. Measured as the error of a channel's weight gradient: docs/norms.md.
 _MOST_BIAS = {"wide": 4.0, "16 bits and remainder": 2.0, "16 bits": 1.0}
@@ -19,7 +21,7 @@ _RESCUED_SHARE = 64  # one channel in so many may be rescued
 
 
 @dataclass(frozen=True)
-class Norm:
+class Norm(Form):
     """One kind of norm.
 
     Args:

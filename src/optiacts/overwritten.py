@@ -42,6 +42,9 @@ def made_by(output: Tensor, maker: Maker) -> Tensor:
     """Lets the error of ``output``'s backward name ``maker``."""
     if not torch.compiler.is_compiling() and isinstance(output.grad_fn, BackwardCFunction):
         output.grad_fn.maker = maker
+        known = getattr(getattr(output.grad_fn, "info", None), "known", None)
+        if known is not None:  # a norm's weights, of which a later error tells
+            known.maker = maker
     return output
 
 

@@ -10,7 +10,7 @@ if INTERPRETED:
     torch.set_num_threads(1)
 
 from benchmarks import gpu_interpreter  # noqa: E402
-from optiacts import backends  # noqa: E402
+from optiacts import backends, replay  # noqa: E402
 from optiacts.backends import eager, triton  # noqa: E402
 from optiacts.curves import Curve  # noqa: E402
 
@@ -23,6 +23,8 @@ if INTERPRETED:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+    replay.record_after(1)
+    replay.forget()  # what a test puts in the place of something else must be called
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from torch import Tensor
 from optiacts.backends import eager, native_library
 from optiacts.backends.native_constants import DTYPES, Constants, constants_of
 from optiacts.backends.native_forward import are_rows_fused, forward_into, is_fused
-from optiacts.backends.native_library import function, library, threads
+from optiacts.backends.native_library import run, threads
 from optiacts.curves import ClosedForm, Curve, Unimodal
 from optiacts.decoders.pieces import has_pieces
 from optiacts.layouts import Order, by_rows, permute, restore
@@ -84,9 +83,9 @@ def activation_backward(grad: Tensor, y: Tensor, bits: Tensor, curve: Curve, sca
         bits = _no_bits(y)
     out = _result_like(y_read)
     rows, cols = rows_and_columns(y)
-    function, factors = _for_scale("backward", scale)
-    function(
-        constants.dtype, grad.data_ptr(), y_read.data_ptr(), bits.data_ptr(), out.data_ptr(), rows, cols,
+    kernel, factors = _for_scale("backward", scale)
+    run(
+        kernel, constants.dtype, grad.data_ptr(), y_read.data_ptr(), bits.data_ptr(), out.data_ptr(), rows, cols,
         constants.decoder, *factors, threads(),
     )  # fmt: skip
     if isinstance(curve.decoder, Unimodal) and curve.decoder.ends is not None:
@@ -111,8 +110,8 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve, order: Order = ()) -> 
         slot = (permute(s, order) if order else s).contiguous()
     h = _result_like(slot)
     bits = gate.new_empty(*packed_shape(slot.shape, 2), dtype=torch.uint8)
-    function(kernel)(
-        constants.dtype, gate_rows.data_ptr(), gate_stride, up.data_ptr(), up_stride,
+    run(
+        kernel, constants.dtype, gate_rows.data_ptr(), gate_stride, up.data_ptr(), up_stride,
         h.data_ptr(), slot.data_ptr(), bits.data_ptr(), *rows_and_columns(slot), *constants.borders, threads(),
     )  # fmt: skip
     return (
@@ -146,9 +145,9 @@ def gated_backward(
     if h.nbytes >= _HUGE_PAGES_FROM:
         for result, stride in ((gate_out, gate_stride), (up_out, up_stride)):
             ask_for_huge_pages(result, rows * stride * result.itemsize)
-    function, factors = _for_scale("gated_backward", scale)
-    function(
-        constants.dtype, grad.data_ptr(), h.data_ptr(), slot.data_ptr(), bits.data_ptr(),
+    kernel, factors = _for_scale("gated_backward", scale)
+    run(
+        kernel, constants.dtype, grad.data_ptr(), h.data_ptr(), slot.data_ptr(), bits.data_ptr(),
         gate_out.data_ptr(), gate_stride, up_out.data_ptr(), up_stride, rows, cols, constants.decoder, *factors,
         threads(),
     )  # fmt: skip
@@ -162,7 +161,7 @@ def pack_dropped(kept: Tensor) -> Tensor:
     """The packed bits of what a dropout did not keep, from the bools of what it kept."""
     bits = kept.new_empty(*packed_shape(kept.shape), dtype=torch.uint8)
     kept = kept.contiguous()
-    library().optiacts_pack_dropped(kept.data_ptr(), bits.data_ptr(), *rows_and_columns(kept), threads())
+    run("pack_dropped", kept.data_ptr(), bits.data_ptr(), *rows_and_columns(kept), threads())
     return bits
 
 
@@ -170,7 +169,8 @@ def scale_kept(x: Tensor, dropped: Tensor, scale: float) -> Tensor:
     """``x * scale``, and ``x * 0`` where the packed bit is set."""
     read, dropped = x.contiguous(), dropped.contiguous()
     out = _result_like(read)
-    library().optiacts_scale_kept(
+    run(
+        "scale_kept",
         DTYPES.index(x.dtype),
         read.data_ptr(),
         dropped.data_ptr(),
@@ -187,9 +187,9 @@ def side_bits(x: Tensor, curve: Curve) -> Tensor:
     return _pack(x, constants_of(curve.name, x.dtype))
 
 
-def _for_scale(name: str, scale: float | None) -> tuple[Any, tuple[float, ...]]:
-    """The function called so, and what it takes besides: behind a dropout the scale and its inverse."""
-    return (function(name), ()) if scale is None else (function(f"dropped_{name}"), (scale, 1 / scale))
+def _for_scale(name: str, scale: float | None) -> tuple[str, tuple[float, ...]]:
+    """The kernel's name, and what it takes besides: behind a dropout the scale and its inverse."""
+    return (name, ()) if scale is None else (f"dropped_{name}", (scale, 1 / scale))
 
 
 def are_single(*tensors: Tensor | None) -> bool:
@@ -220,8 +220,8 @@ def _pack(x: Tensor, constants: Constants) -> Tensor:
     bits = x.new_empty(*packed_shape(x.shape), dtype=torch.uint8)
     x = x.contiguous()
     rows, cols = rows_and_columns(x)
-    library().optiacts_pack(
-        constants.dtype, x.data_ptr(), bits.data_ptr(), rows, cols, constants.first, constants.span, threads()
+    run(
+        "pack", constants.dtype, x.data_ptr(), bits.data_ptr(), rows, cols, constants.first, constants.span, threads()
     )
     return bits
 
@@ -236,4 +236,4 @@ def _result_like(x: Tensor, contiguous: bool = False) -> Tensor:
 def ask_for_huge_pages(fresh: Tensor, nbytes: int) -> None:
     """For a fresh buffer, if it is large."""
     if nbytes >= _HUGE_PAGES_FROM:
-        library().optiacts_huge_pages(fresh.data_ptr(), nbytes)
+        run("huge_pages", fresh.data_ptr(), nbytes)

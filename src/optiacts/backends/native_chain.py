@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optiacts import curves
+from optiacts import curves, replay
 from optiacts._torch import once
 from optiacts.backends import eager_chain, native, native_library
 from optiacts.backends.native_constants import (
@@ -34,7 +34,7 @@ from optiacts.backends.native_constants import (
     table_type,
 )
 from optiacts.backends.native_forward import forward_into, is_fused
-from optiacts.backends.native_library import library
+from optiacts.backends.native_library import library, run_with
 from optiacts.chains import SavedChain
 from optiacts.curves import Curve, Unimodal
 from optiacts.decoders.lines import lines_with_input
@@ -42,6 +42,7 @@ from optiacts.decoders.polynomials import DEGREE
 from optiacts.decoders.preimage import PIECES, preimage_coefficients, preimage_table, smallest_share
 from optiacts.decoders.registers import INPUT_DEGREE, input_registers
 from optiacts.decoders.table import decode_table
+from optiacts.replay import Lasting
 
 name = "native"
 
@@ -109,19 +110,25 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
     room = max(
         2 * decoded, kept + kept % 2 if dtype is torch.float32 else 2 * kept
     )  # even: the workspace has doubles
-    workspace = _workspace.of(6 * channels + threads * (room + 16 * channels))
+    size = 6 * channels + threads * (room + 16 * channels)
+    if size <= _MOST_WORKSPACE:
+        workspace = replay.number(_workspace.address, size)
+    else:
+        large = torch.empty(size, dtype=torch.float32, device="cpu")
+        native.ask_for_huge_pages(large, large.nbytes)
+        workspace = large.data_ptr()
     by_scale = torch.empty(channels, dtype=torch.float32, device="cpu")
     by_shift = torch.empty_like(by_scale)
     dx = torch.empty(grad.shape, dtype=dtype, device="cpu")
     native.ask_for_huge_pages(dx, count * dx.itemsize)
     decoder = _decoder(curve, kind)
-    arguments = _Chain(
+    run_with(
+        "chain_backward", _Chain,
         grad.data_ptr(), y.data_ptr(), bits.data_ptr(), decoder.address, rstd.data_ptr(), _address(mean),
         scale.data_ptr(), shift.data_ptr(), _address(rescue), _address(rescued), dx.data_ptr(), by_scale.data_ptr(),
-        by_shift.data_ptr(), ctypes.addressof(workspace), samples, channels, positions, groups, rescues, _KEPT, room,
+        by_shift.data_ptr(), workspace, samples, channels, positions, groups, rescues, _KEPT, room,
         *numbers, decoder.closed, _STATISTICS.index(statistics), centered, last, threads,
     )  # fmt: skip
-    library().optiacts_chain_backward(ctypes.addressof(arguments))
     return dx, by_scale, by_shift
 
 
@@ -142,14 +149,11 @@ class _Workspace(threading.local):
 
     kept: Any = (ctypes.c_float * 0)()
 
-    def of(self, count: int) -> Any:
-        """Room for so many numbers of float32, which may hold anything."""
-        if len(self.kept) >= count:
-            return self.kept
-        room = _room(count)
-        if count <= _MOST_WORKSPACE:
-            self.kept = room
-        return room
+    def address(self, count: int) -> int:
+        """Where there is room for so many numbers of float32, holding anything, until this thread asks again."""
+        if len(self.kept) < count:
+            self.kept = _room(count)
+        return ctypes.addressof(self.kept)
 
 
 _workspace = _Workspace()
@@ -212,7 +216,7 @@ class _Closed(ctypes.Structure):
 
 @dataclass(frozen=True)
 class _Decoder:
-    address: int
+    address: Lasting
     owner: _Curve | _Closed | Tensor
     closed: bool = False
 
@@ -224,10 +228,10 @@ def _decoder(curve: str, dtype: torch.dtype) -> _Decoder:
         slope, depth = known.left_of_zero.slope, known.left_of_zero.depth
         reach = depth / slope if math.isfinite(depth) else 1 / slope
         closed = _Closed(slope / depth, slope, -1 / depth, 1 - smallest_share(dtype), reach)
-        return _Decoder(ctypes.addressof(closed), closed, closed=True)
+        return _Decoder(Lasting(ctypes.addressof(closed)), closed, closed=True)
     if dtype is not torch.float32:
         pairs = torch.stack([decode_table(curve, dtype), preimage_table(curve, dtype)], dim=-1)
-        return _Decoder(pairs.data_ptr(), pairs)
+        return _Decoder(Lasting(pairs.data_ptr()), pairs)
     c = preimage_coefficients(known)
     rows = tuple((ctypes.c_float * (2 * PIECES))(*row) for row in c.polynomials)
     both = lines_struct(lines_with_input(curve))
@@ -236,7 +240,7 @@ def _decoder(curve: str, dtype: torch.dtype) -> _Decoder:
     if held is not None:
         near, more = held
         struct.near, struct.border, struct.input = near_struct(known, near), more.border, table_of(more.input)
-    return _Decoder(ctypes.addressof(struct), struct)
+    return _Decoder(Lasting(ctypes.addressof(struct)), struct)
 
 
 def serves(curve: Curve) -> bool:

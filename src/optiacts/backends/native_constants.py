@@ -19,6 +19,7 @@ from optiacts.decoders.pieces import COUNT, FIRST, SHIFT, has_pieces, pieces
 from optiacts.decoders.polynomials import DEGREE, PIECES, coefficients
 from optiacts.decoders.registers import Near, Registers
 from optiacts.decoders.table import slot_table
+from optiacts.replay import Lasting
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of csrc/optiacts.h
 IN_PIECES, IN_REGISTERS = 3, 4  # what csrc/optiacts.h calls float32 that is decoded in another way than by lines
@@ -33,7 +34,7 @@ class Constants:
     first: int
     span: int
     borders: tuple[float, float, float]  # between the branches, and the two of the valley
-    decoder: int  # the address of
+    decoder: Lasting  # the address of
     decoder_owner: ctypes.Structure | Tensor
 
 
@@ -61,7 +62,7 @@ def constants_of(curve: str, dtype: torch.dtype) -> Constants:
         first=first,
         span=span,
         borders=(threshold, *around),
-        decoder=decoder.data_ptr() if isinstance(decoder, Tensor) else ctypes.addressof(decoder),
+        decoder=Lasting(decoder.data_ptr() if isinstance(decoder, Tensor) else ctypes.addressof(decoder)),
         decoder_owner=decoder,
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from optiacts import replay
 from optiacts.backends import native_library
 from optiacts.backends.native_constants import DTYPES
 from optiacts.curves import Curve
@@ -26,6 +27,7 @@ def unfuse(curve: Curve, dtype: torch.dtype) -> bool:
     if curve.native is None or (curve.name, dtype) in _unfused:
         return False
     _unfused.add((curve.name, dtype))
+    replay.forget()
     return True
 
 
@@ -51,8 +53,8 @@ def forward_into(out: Tensor, rows: Tensor, curve: Curve) -> Tensor:
     assert curve.native is not None
     bits = rows.new_empty(*packed_shape(rows.shape), dtype=torch.uint8)
     cols = rows.shape[-1]
-    native_library.function(curve.native)(
-        DTYPES.index(rows.dtype), rows.data_ptr(), out.data_ptr(), bits.data_ptr(), rows.numel() // cols, cols,
-        curve.threshold(rows.dtype), native_library.threads(),
+    native_library.run(
+        curve.native, DTYPES.index(rows.dtype), rows.data_ptr(), out.data_ptr(), bits.data_ptr(),
+        rows.numel() // cols, cols, curve.threshold(rows.dtype), native_library.threads(),
     )  # fmt: skip
     return bits

@@ -17,15 +17,21 @@ from typing import Any
 
 import torch
 
+from optiacts import replay
 from optiacts.backends.notices import tell
 
 LEVELS = ("portable", "avx2", "avx512")
 FILE = "_native.so"
-INTERFACE = 6  # what OPTIACTS_INTERFACE of csrc/optiacts.h was when the signatures below were written
+INTERFACE = 7  # what OPTIACTS_INTERFACE of csrc/optiacts.h was when the signatures below were written
 
 
 def library() -> ctypes.CDLL:
     """The kernels; ``RuntimeError`` if there are none here."""
+    replay.impure()  # nobody would see what is called: see ``run``
+    return _library()
+
+
+def _library() -> ctypes.CDLL:
     loaded = _load()
     if isinstance(loaded, str):
         raise RuntimeError(f"the native CPU kernels are not available: {loaded}")
@@ -35,7 +41,33 @@ def library() -> ctypes.CDLL:
 @functools.cache
 def function(name: str) -> Any:
     """The kernel ``optiacts_<name>``."""
-    return getattr(library(), f"optiacts_{name}")
+    return getattr(_library(), f"optiacts_{name}")
+
+
+def run(name: str, *arguments: Any) -> Any:
+    """Calls the kernel ``optiacts_<name>``."""
+    kernel = function(name)
+    answer = kernel(*arguments)
+    recorder = replay.recorder()
+    if recorder is not None:
+        recorder.kernel(_caller(name), kernel.argtypes, arguments, answer)
+    return answer
+
+
+def run_with(name: str, struct: type[ctypes.Structure], *fields: Any) -> None:
+    """Calls the kernel ``optiacts_<name>``, which takes the address of such a struct."""
+    given = struct(*fields)
+    function(name)(ctypes.addressof(given))
+    recorder = replay.recorder()
+    if recorder is not None:
+        recorder.kernel(_caller(name), [field[1] for field in struct._fields_], fields, None)
+
+
+@functools.cache
+def _caller(name: str) -> int | None:
+    """The address of what calls that kernel with an array of words; None if it cannot be called so."""
+    address: int | None = _library().optiacts_caller(name.encode())
+    return address
 
 
 def lacking() -> str | None:
@@ -89,6 +121,7 @@ def _declare(library: ctypes.CDLL) -> None:
     pattern, number = ctypes.c_uint32, ctypes.c_float
     rows = [address, size]  # and the distance of its rows
     signatures: dict[str, list[Any]] = {
+        "optiacts_caller": [ctypes.c_char_p],
         "optiacts_best_level": [],
         "optiacts_level": [],
         "optiacts_use_level": [count],
@@ -127,6 +160,7 @@ def _declare(library: ctypes.CDLL) -> None:
         getattr(library, function).argtypes = arguments
         getattr(library, function).restype = count if function in telling else None
     library.optiacts_norm_workspace.restype = size
+    library.optiacts_caller.restype = address
     library.optiacts_excess.restype = ctypes.c_double
 
 
@@ -170,6 +204,7 @@ def _note_fork() -> None:
     """An OpenMP runtime believes its threads to be alive in the child, and would wait for them for ever."""
     global _in_forked_child
     _in_forked_child = True
+    replay.forget()
 
 
 if hasattr(os, "register_at_fork"):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optiacts.backends import eager_norm, native, native_library
 from optiacts.backends.native_constants import DTYPES
-from optiacts.backends.native_library import library
+from optiacts.backends.native_library import run
 from optiacts.chains import Chain
 from optiacts.norms import Norm, Saved, Statistics
 from optiacts.packing import packed_shape
@@ -55,9 +55,9 @@ def norm_statistics(
         _expect_shape("y", y, x.shape)
         y, scale, shift = y.contiguous(), _factors(scale, rstd, cols, 1.0), _factors(shift, rstd, cols, 0.0)
         bits = x.new_empty(*packed_shape(x.shape, 2), dtype=torch.uint8)
-    library().optiacts_norm_statistics(
-        DTYPES.index(x.dtype), x.data_ptr(), y.data_ptr(), _address(scale), _address(shift), norm.eps,
-        known is not None, mean.data_ptr() if norm.centered else None, rstd.data_ptr(), _address(bits),
+    run(
+        "norm_statistics", DTYPES.index(x.dtype), x.data_ptr(), y.data_ptr(), _address(scale), _address(shift),
+        norm.eps, known is not None, mean.data_ptr() if norm.centered else None, rstd.data_ptr(), _address(bits),
         rows, cols, native_library.threads(),
     )  # fmt: skip
     return mean, rstd, bits
@@ -92,14 +92,14 @@ def norm_backward(
     grad, kept, rstd = grad.contiguous(), kept.contiguous(), rstd.contiguous()
     scale, shift = _factors(scale, rstd, cols, 1.0), _factors(shift, rstd, cols, 0.0)
     threads = min(native_library.threads(), rows * cols // _ELEMENTS_PER_THREAD + 1, rows)
-    size = library().optiacts_norm_workspace(cols, threads)
+    size = run("norm_workspace", cols, threads)
     workspace = rstd.new_empty(size, dtype=torch.float64)
     by_scale, by_shift = rstd.new_empty(cols), rstd.new_empty(cols)
     dx = torch.empty_like(grad, dtype=dtype)
     native.ask_for_huge_pages(dx, dx.nbytes)
     numbers = DTYPES.index
-    refused = library().optiacts_norm_backward(
-        numbers(grad.dtype), grad.data_ptr(), numbers(kept.dtype), kept.data_ptr(), output,
+    refused = run(
+        "norm_backward", numbers(grad.dtype), grad.data_ptr(), numbers(kept.dtype), kept.data_ptr(), output,
         _address(mean), rstd.data_ptr(), scale.data_ptr(), shift.data_ptr(),
         numbers((kept if rescued is None else rescued).dtype), _address(rescued), _address(columns), rescues,
         _address(bits if output else None), centered, numbers(dtype), dx.data_ptr(),
@@ -122,8 +122,7 @@ def any_bad(scale: Tensor | None, shift: Tensor | None, norm: Norm | Chain, dtyp
     scale = None if scale is None else scale.contiguous()
     shift = None if shift is None else shift.contiguous()
     limits = norm.limits(dtype, given.shape[-1])
-    kernel = native_library.function("norm_any_bad")
-    return bool(kernel(_address(scale), _address(shift), *limits, given.numel()))
+    return bool(run("norm_any_bad", _address(scale), _address(shift), *limits, given.numel()))
 
 
 def _factors(given: Tensor | None, like: Tensor, cols: int, missing: float) -> Tensor:

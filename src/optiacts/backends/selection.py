@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from optiacts import replay
 from optiacts._torch import is_capturing, is_fake
 from optiacts.backends import eager, native, triton
 from optiacts.backends.notices import tell
@@ -106,6 +107,7 @@ def choose(
         except NotNowError:
             return family.eager
     chosen[kind] = kernels
+    replay.forget()  # what another backend was recorded with while this one could not be tried
     return kernels
 
 
@@ -139,3 +141,4 @@ def forget() -> None:
     wanted.cache_clear()
     chosen.clear()
     found.clear()
+    replay.forget()

@@ -29,8 +29,10 @@ from optiacts.conversion.recognition import Recognised, compilers_can_compare
 from optiacts.conversion.rewriting import Place, Plan, build, place_of
 from optiacts.conversion.sequences import Steps, forward_of
 from optiacts.conversion.subclass import quiet_subclass
+from optiacts.ops.norm import FunctionForm
 from optiacts.ops.norm_graphs import loaded, register
 from optiacts.overwritten import made_by
+from optiacts.replay import make
 
 _paths: weakref.WeakKeyDictionary[Module, str] = weakref.WeakKeyDictionary()
 
@@ -255,16 +257,18 @@ def _activation_forward(original: type[Module], recognised: Recognised) -> Any:
     @functools.wraps(forward)
     def activation(self: Module, *args: Any, **kwargs: Any) -> Any:
         x = args[0] if args else kwargs.get(parameter)
+        compiling = torch.compiler.is_compiling()
         if (
             len(args) + len(kwargs) == 1
             and isinstance(x, Tensor)
             and functional.saves_memory(x)
-            and (traceable or not torch.compiler.is_compiling())
+            and (traceable or not compiling)
             and holds(pins, self)
             and not intercepted()
             and not functional.compiles_autocast(curves.get(curve), x)
         ):
-            return made_by(functional.apply(curve, x, inplace), self)  # type: ignore[arg-type]
+            y = None if inplace or compiling else functional.plain_activation(x, curves.get(curve))
+            return made_by(functional.apply(curve, x, inplace) if y is None else y, self)  # type: ignore[arg-type]
         return original.forward(self, *args, **kwargs)
 
     return activation
@@ -304,35 +308,64 @@ def _norm_forward(original: type[Module], recognised: RecognisedNorm, mode: Norm
     forward = original.forward
     pins, parameter = recognised.pins, forward.__code__.co_varnames[1]
     traceable = compilers_can_compare(pins)
-    plain = forward is torch.nn.LayerNorm.forward
+
+    def form(module: Any) -> FunctionForm:
+        if forward is torch.nn.LayerNorm.forward:
+            return functional_norm.layer_norm_form(tuple(module.normalized_shape), module.eps)
+        return _OwnForward(original, recognised, module)
 
     @functools.wraps(forward)
     def norm(self: Module, *args: Any, **kwargs: Any) -> Any:
-        if len(args) + len(kwargs) != 1 or (torch.compiler.is_compiling() and not traceable):
+        compiling = torch.compiler.is_compiling()
+        if len(args) + len(kwargs) != 1 or (compiling and not traceable):
             return original.forward(self, *args, **kwargs)
         x: Any = args[0] if args else kwargs.get(parameter)
-        given = recognised.parameters(self) if isinstance(x, Tensor) else None
-        if given is not None and functional_norm.saves_memory(x, *given) and holds(pins, self) and not intercepted():
-            kind = recognised.kind(x, *given)
-            if kind is not None and functional_norm.supports(x, *given, kind, mode.keep_output):
+        given = recognised.parameters(self) if isinstance(x, Tensor) and torch.is_grad_enabled() else None
+        kind = None if given is None else recognised.kind(x, *given)
+        if given is None or kind is None or not holds(pins, self) or intercepted():
+            return original.forward(self, *args, **kwargs)
+        if mode.keep_output and not compiling:
+            y = functional_norm.plain_norm(x, *given, kind, form(self))
+            if y is not None:
+                return made_by(y, self)  # type: ignore[arg-type]
+        if not functional_norm.saves_memory(x, *given) or not functional_norm.supports(
+            x, *given, kind, mode.keep_output
+        ):
+            return original.forward(self, *args, **kwargs)
 
-                def own(x: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-                    """The module's own forward, with no gradient: backward knows what it computes."""
-                    module: Any = self
-                    if plain and not torch.compiler.is_compiling():
-                        return functional_norm.layer_norm_and_statistics(
-                            x, module.normalized_shape, *given, module.eps
-                        )
-                    y: Tensor = original.forward(self, x)
-                    if torch.compiler.is_compiling():
-                        return y
-                    # PyTorch forbids changing a view in place that comes out of a Function
-                    return y.new_empty(0).set_(y) if y._is_view() else y  # type: ignore[call-overload]
+        def own(x: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+            y: Tensor = original.forward(self, x)
+            return y
 
-                return made_by(functional_norm.norm(x, *given, kind, own, *mode), self)  # type: ignore[arg-type]
-        return original.forward(self, *args, **kwargs)
+        forward = own if compiling else functools.partial(form(self).of, weight=given[0], bias=given[1])
+        return made_by(functional_norm.norm(x, *given, kind, forward, *mode), self)  # type: ignore[arg-type]
 
     return norm
+
+
+def _no_view(y: Tensor) -> Tensor:
+    """The same in the same memory: PyTorch forbids changing a view in place that comes out of a Function."""
+    return y.new_empty(0).set_(y)  # type: ignore[call-overload]
+
+
+class _OwnForward(FunctionForm):
+    """A norm module's own forward, with no gradient: backward knows what it computes.
+
+    What it does with tensors hangs on them, and on what the pins of the recognised norm hold, alone.
+    """
+
+    def __init__(self, original: type[Module], recognised: RecognisedNorm, module: Module) -> None:
+        self.original, self.recognised, self.module = original, recognised, weakref.ref(module)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _OwnForward) and self.recognised is other.recognised
+
+    def __hash__(self) -> int:
+        return hash(id(self.recognised))
+
+    def of(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        y: Tensor = self.original.forward(self.module(), x)
+        return make(_no_view, y) if y._is_view() else y
 
 
 def _loading_norm(original: type[Module]) -> Any:

@@ -143,7 +143,7 @@ def dropping(callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Drop
 def intercepted() -> bool:
     """Whether a mode of the user's sees, and may change, every call of PyTorch's functions."""
     count = 0 if torch.compiler.is_compiling() else function_modes()
-    return any(type(function_mode(i)).__module__.partition(".")[0] not in _OURS for i in range(count))
+    return count > 0 and any(type(function_mode(i)).__module__.partition(".")[0] not in _OURS for i in range(count))
 
 
 _OURS = ("torch", "optiacts")  # torch.device(...), and the report's

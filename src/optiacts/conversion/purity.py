@@ -21,6 +21,7 @@ from torch.nn import Module
 from torch.nn import functional as F
 
 from optiacts import functional as ours
+from optiacts import host
 from optiacts._torch import seen
 from optiacts.conversion.lookup import Context, Found, UnknownError
 from optiacts.conversion.source import UnseenError, source_of
@@ -404,6 +405,11 @@ class _Owner:
 OWNER = _Owner()
 
 
+_TYPES = types.CellType, Module
+_holds_in_c: Any = None if host.lacking() is not None else host.module().holds
+"""``holds`` in csrc/host/pins.cpp: most converted modules ask in every call."""
+
+
 def _root(node: ast.expr) -> str:
     while isinstance(node, ast.Attribute):
         node = node.value
@@ -427,6 +433,9 @@ def _function_applied(callee: Any) -> type[torch.autograd.Function] | None:
 
 def holds(pins: tuple[Pin, ...], callee: Any) -> bool:
     """Whether everything that ``callee`` depends on is as it was. Compilers trace this, and guard what it reads."""
+    if _holds_in_c is not None and not torch.compiler.is_compiling():
+        found: bool = _holds_in_c(pins, callee, _TYPES, OWNER, seen)
+        return found
     for root, path, value in pins:
         if root is None:
             now = callee

@@ -19,19 +19,18 @@ import torch
 from torch import Tensor
 
 from optiacts import backends, curves
-from optiacts._torch import apply, run, transforms_active
+from optiacts._torch import run, transforms_active
 from optiacts.decoders import branch, inverse
 from optiacts.layouts import Order, memory_order, permute, restore
 from optiacts.ops import library
 from optiacts.ops.functions import Decoding, decoding, differentiable, unchanged
-from optiacts.overwritten import remember, remember_unseen, saved_tensors
+from optiacts.ops.plain import Plain, plain
+from optiacts.overwritten import remember, saved_tensors
 from optiacts.packing import packed_shape
 
 
 def activation(input: Tensor, name: str) -> Tensor:
     """The activation with its output and side bits saved for backward."""
-    if library.unseen(input):
-        return apply(OptiActsPlainActivation, input, name)
     return run(OptiActsActivation if torch.compiler.is_compiling() else OptiActsDualActivation, input, name)[0]
 
 
@@ -192,24 +191,25 @@ class OptiActsDualActivation(OptiActsActivation):
         return times_derivative(tangent, y, bits, ctx.by), None
 
 
-class OptiActsPlainActivation(torch.autograd.Function):
-    """The same of a plain tensor while nobody looks on: past dispatcher and transforms, a call costs the least."""
+def _plain_forward(input: Tensor, name: str) -> Plain:
+    order = memory_order(input)
+    y, bits = _forward(input, name, order)
+    return y, (y, bits), decoding(name, tuple(order))
 
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, name: str) -> Tensor:
-        order = memory_order(input)
-        y, bits = _forward(input, name, order)
-        ctx.by = decoding(name, tuple(order))
-        remember_unseen(ctx, y)
-        ctx.save_for_backward(y, bits)
-        return y
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        y, bits = saved_tensors(ctx)
-        if library.untouched(ctx, grad):
-            return _backward(grad, y, bits, ctx.by.name, ctx.by.order), None
-        return times_derivative(grad, y, bits, ctx.by), None
+def _plain_backward(by: Decoding, needed: Any, grad: Tensor, y: Tensor, bits: Tensor) -> tuple[Tensor, None]:
+    return library.directly(activation_backward, grad, y, bits, by.name, by.order), None
+
+
+def _watched_backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None]:
+    if grad is None:
+        return None, None
+    y, bits = saved_tensors(ctx)
+    return times_derivative(grad, y, bits, ctx.info), None
+
+
+plain_activation = plain("OptiActsPlainActivation", _plain_forward, _plain_backward, _watched_backward)
+"""(input, name) -> the activation, past dispatcher and transforms; None where somebody may look on."""
 
 
 class OptiActsInplaceActivation(torch.autograd.Function):

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import weakref
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -31,8 +32,10 @@ from optiacts.ops.chain_scaled import keeping
 from optiacts.ops.functions import differentiable
 from optiacts.ops.norm import norm_statistics
 from optiacts.ops.norm_channels import Channels, Known, guard, waits
+from optiacts.ops.plain import Plain, plain
 from optiacts.overwritten import remember, saved_tensors
 from optiacts.packing import packed_shape
+from optiacts.replay import Form
 
 
 class Normed(NamedTuple):
@@ -73,12 +76,16 @@ def chain(x: Tensor, given: Factors, kind: Chain, normed: Normed, channels: Chan
     told = _Told(kind, last, z, mean, rstd, scale, shift, columns, channels.known, lost)
     hooked = None if kind.dims else keeping(z)
     if hooked is None:
-        result: Tensor = run(OptiActsChain, x, weight, bias, told)
-        return result
-    with hooked:
-        result = run(OptiActsChain, x, weight, bias, told)
-    if result.grad_fn is not None and hooked.kept is not None:
-        result.grad_fn.kept = weakref.ref(hooked.kept)  # type: ignore[attr-defined]
+        found: Tensor | None = plain_chain(x, weight, bias, told)
+        result: Tensor = run(OptiActsChain, x, weight, bias, told) if found is None else found
+    else:
+        with hooked:
+            result = run(OptiActsChain, x, weight, bias, told)
+    node: Any = result.grad_fn
+    if not kind.dims and node is not None:
+        node.saved_version, node.known = result._version, channels.known
+    if hooked is not None and hooked.kept is not None and node is not None:
+        node.kept = weakref.ref(hooked.kept)
         hooked.kept = None  # the graph's alone
     return result
 
@@ -237,32 +244,72 @@ class _Told(NamedTuple):
     lost: Tensor | None
 
 
+_Parameter = tuple[torch.Size, torch.dtype]
+
+
+@dataclass(frozen=True)
+class _Chained(Form):
+    """What a backward goes by besides what was saved."""
+
+    kind: Chain
+    last: bool
+    dtype: torch.dtype  # of the input
+    weight: _Parameter | None
+    bias: _Parameter | None
+
+
+_chained = functools.lru_cache(maxsize=1 << 12)(_Chained)  # one object for all alike is told apart in no time
+
+
+class _Watched(NamedTuple):
+    """The same where somebody watches over the weights, or over what is lost."""
+
+    chained: _Chained
+    known: Known
+    lost: Tensor | None
+
+
+def _forward_and_saved(x: Tensor, weight: Tensor | None, bias: Tensor | None, told: _Told) -> Plain:
+    kind, last, z, mean, rstd, scale, shift, columns, known, lost = told
+    y, bits = _activated(z, kind, last)
+    rescued = None if columns is None else kind.chosen(x, columns, last)
+    mean = mean if kind.centered and columns is not None else None
+    chained = _chained(kind, last, x.dtype, _form(weight), _form(bias))
+    info = chained if known is None else _Watched(chained, known, lost)
+    return y, (y, bits, rstd, scale, shift, mean, columns, rescued), info
+
+
+def _backward_unseen(info: _Chained | _Watched, needed: tuple[bool, ...], grad: Tensor, *saved: Any) -> Any:
+    return *_gradients(info, needed, None, grad, saved, unseen=True), None
+
+
+def _watched_backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return None, None, None, None
+    y, *saved = saved_tensors(ctx)
+    if differentiable():
+        return *OptiActsChainGradient.apply(grad, y, ctx, *saved), None
+    maker = getattr(ctx, "maker", None)
+    return *_gradients(ctx.info, ctx.needs_input_grad, maker, grad, (y, *saved), ctx.state is None), None
+
+
+plain_chain = plain("OptiActsPlainChain", _forward_and_saved, _backward_unseen, _watched_backward, any_gradient=True)
+"""``OptiActsChain`` past dispatcher and transforms; None where somebody may look on."""
+
+
 class OptiActsChain(torch.autograd.Function):
     """(x, weight, bias), and the norm's output with its statistics -> the activation's output."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, told: _Told) -> Tensor:
-        kind, last, z, mean, rstd, scale, shift, columns, ctx.known, ctx.lost = told
-        y, bits = _activated(z, kind, last)
-        ctx.kind, ctx.last, ctx.dtype = kind, last, x.dtype
-        ctx.like = _form(weight), _form(bias)
+        y, saved, ctx.info = _forward_and_saved(x, weight, bias, told)
         ctx.set_materialize_grads(False)
-        rescued = None if columns is None else kind.chosen(x, columns, last)
-        mean = mean if kind.centered and columns is not None else None
-        if not kind.dims:
-            ctx.saved_version = y._version
         remember(ctx, y)
-        ctx.save_for_backward(y, bits, rstd, scale, shift, mean, columns, rescued)
-        return y
+        ctx.save_for_backward(*saved)
+        result: Tensor = y
+        return result
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return None, None, None, None
-        y, *saved = saved_tensors(ctx)
-        if differentiable():
-            return *OptiActsChainGradient.apply(grad, y, ctx, *saved), None
-        return *_gradients(ctx, grad, y, *saved), None
+    backward = staticmethod(_watched_backward)
 
 
 def _activated(z: Tensor, kind: Chain, last: bool) -> tuple[Tensor, Tensor]:
@@ -284,7 +331,7 @@ class OptiActsChainGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, grad: Tensor, y: Tensor, of: Any, *saved: Any) -> tuple[Tensor | None, ...]:
         ctx.maker = getattr(of, "maker", None)
-        return _gradients(of, grad, y, *saved)
+        return _gradients(of.info, of.needs_input_grad, ctx.maker, grad, (y, *saved))
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor | None) -> Any:
@@ -296,37 +343,32 @@ class OptiActsChainGradient(torch.autograd.Function):
 
 
 def _gradients(
-    ctx: Any,
+    info: _Chained | _Watched,
+    needed: tuple[bool, ...],
+    maker: Any,
     grad: Tensor,
-    y: Tensor,
-    bits: Tensor,
-    rstd: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    mean: Tensor | None,
-    columns: Tensor | None,
-    rescued: Tensor | None,
+    saved: tuple[Any, ...],
+    unseen: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    kind: Chain = ctx.kind
-    last: bool = ctx.last
-    if ctx.known is not None:
-        scale, shift = guard(ctx.known, scale, shift, columns, getattr(ctx, "maker", None), ctx.lost)
+    y, bits, rstd, scale, shift, mean, columns, rescued = saved
+    if isinstance(info, _Watched):
+        scale, shift = guard(info.known, scale, shift, columns, maker, info.lost)
+        info = info.chained
     told = bits, rstd, scale, shift, mean, columns, rescued
-    dx, by_scale, by_shift = gradients_from(kind, last, ctx.dtype, grad, y, *told, unseen=ctx.state is None)
-    by_x, by_weight, by_bias, _ = ctx.needs_input_grad
-    weight, bias = ctx.like
+    found = gradients_from(info.kind, info.last, info.dtype, grad, y, *told, unseen=unseen)
+    dx, by_scale, by_shift = found
     return (
-        dx if by_x else None,
-        _formed(by_scale, weight) if by_weight else None,
-        _formed(by_shift, bias) if by_bias else None,
+        dx if needed[0] else None,
+        _formed(by_scale, info.weight) if needed[1] and info.weight is not None else None,
+        _formed(by_shift, info.bias) if needed[2] and info.bias is not None else None,
     )
 
 
-def _form(parameter: Tensor | None) -> tuple[torch.Size, torch.dtype] | None:
+def _form(parameter: Tensor | None) -> _Parameter | None:
     return None if parameter is None else (parameter.shape, parameter.dtype)
 
 
-def _formed(flat: Tensor, form: tuple[torch.Size, torch.dtype]) -> Tensor:
+def _formed(flat: Tensor, form: _Parameter) -> Tensor:
     """What is flat, in the shape and the dtype of the parameter."""
     shape, dtype = form
     shaped = flat if len(shape) == 1 else flat.view(shape)
@@ -356,7 +398,7 @@ def gradients_from(
     saved = SavedChain(kind.rows(y, last), bits, rstd, scale, shift, mean, columns, rescued, *what)
     rows = kind.rows(grad, last)
     if unseen and library.is_plain(rows):
-        dx, by_scale, by_shift = _backward(rows, *saved, dtype)
+        dx, by_scale, by_shift = library.directly(chain_backward, rows, *saved, dtype)
     else:
         dx, by_scale, by_shift = library.call(chain_backward, rows, *saved, dtype)
     return kind.restored(dx, y, last), by_scale, by_shift

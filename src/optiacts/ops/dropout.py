@@ -17,6 +17,7 @@ nowhere else. Both gradients follow from what is saved anyway, with the result d
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -29,8 +30,10 @@ from optiacts.ops import library
 from optiacts.ops.activation import activation_forward, times_derivative
 from optiacts.ops.functions import Decoding, differentiable, unchanged
 from optiacts.ops.gated import product, product_backward, save_product
+from optiacts.ops.plain import Plain, plain
 from optiacts.overwritten import remember, saved_tensors
 from optiacts.packing import packed_shape
+from optiacts.replay import Form
 
 
 def dropout(input: Tensor, p: float, overwrites: bool = False) -> Tensor:
@@ -83,10 +86,10 @@ def _draw(x: Tensor, p: float, order: Order, overwrites: bool) -> tuple[_Draw, T
     if _native(x, overwrites):
         y, kept = torch.native_dropout(x, p, True)
         return _Draw(y, kept, 1 / (1 - p)), library.call(dropout_pack, kept, order)
-    kept, scale = _draw_bools(x, p), factor(p, x.dtype)
-    pack, scale_by = (_pack, _scale) if library.is_plain(x) else (dropout_pack, dropout_scale)
-    bits = pack(kept, order)
-    return _Draw(scale_by(x, bits, scale, order), kept, scale), bits
+    scale = factor(p, x.dtype)
+    kept = _draw_bools(x, p)
+    bits = library.call(dropout_pack, kept, order)
+    return _Draw(library.call(dropout_scale, x, bits, scale, order), kept, scale), bits
 
 
 # The ops
@@ -169,6 +172,35 @@ class OptiActsDropout(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (bits,) = ctx.saved_tensors
         return _scaled(grad, bits, ctx.scale, ctx.order), None
+
+
+@dataclass(frozen=True)
+class _Drawn(Form):
+    """By how much a dropout multiplied what it kept, and the memory order of its bits."""
+
+    scale: float
+    order: tuple[int, ...]
+
+
+def _plain_forward(input: Tensor, p: float) -> Plain:
+    order = tuple(memory_order(input))
+    drawn, bits = _draw(input, p, order, False)
+    return drawn.result, (bits,), _Drawn(drawn.scale, order)
+
+
+def _plain_backward(drawn: _Drawn, needed: Any, grad: Tensor, bits: Tensor) -> tuple[Tensor, None]:
+    return library.directly(dropout_scale, grad, bits, drawn.scale, drawn.order), None
+
+
+def _watched_backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None]:
+    if grad is None:
+        return None, None
+    (bits,) = ctx.saved_tensors
+    return _scaled(grad, bits, ctx.info.scale, ctx.info.order), None
+
+
+plain_dropout = plain("OptiActsPlainDropout", _plain_forward, _plain_backward, _watched_backward)
+"""(input, p) -> the dropout, past dispatcher and transforms; None where somebody may look on."""
 
 
 class OptiActsInplaceDropout(torch.autograd.Function):

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from optiacts._torch import forward_level
+from optiacts.replay import Form
+
 
 @dataclass(frozen=True)
-class Decoding:
+class Decoding(Form):
     """How to read what is saved. One object, because vmap would take a list among the arguments apart."""
 
     name: str  # of the curve
@@ -33,4 +36,4 @@ def unchanged(output: Tensor) -> Tensor:
 
 def differentiable() -> bool:
     """Whether someone may differentiate what is computed now."""
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return (torch.is_grad_enabled() or forward_level() >= 0) and not torch.compiler.is_compiling()

@@ -27,26 +27,23 @@ import torch
 from torch import Tensor
 
 from optiacts import backends, curves, decoders
-from optiacts._torch import apply, computed_once, forward_mode, run
+from optiacts._torch import computed_once, forward_mode, run
 from optiacts.layouts import Order, memory_order, permute, restore
 from optiacts.ops import library, sharding
 from optiacts.ops.functions import Decoding, decoding, differentiable, unchanged
-from optiacts.overwritten import remember, remember_unseen, saved_tensors
+from optiacts.ops.plain import Plain, plain
+from optiacts.overwritten import remember, saved_tensors
 from optiacts.packing import packed_shape, unpack_planes
 
 
 def gated(gate: Tensor, up: Tensor, name: str) -> Tensor:
     """act(gate) * up, of two tensors of one shape and dtype."""
-    if library.unseen(gate, up):
-        return apply(OptiActsPlainGated, gate, up, name)[0]
     function = OptiActsDualGated if forward_mode() else OptiActsGated
     return run(function, gate, up, name)[0]
 
 
 def gated_fused(gate_up: Tensor, name: str) -> Tensor:
     """The same, of the halves of the last dimension of one tensor, which gets its gradient in one piece."""
-    if library.unseen(gate_up):
-        return apply(OptiActsPlainGatedFused, gate_up, name)[0]
     function = OptiActsDualGatedFused if forward_mode() else OptiActsGatedFused
     return run(function, gate_up, name)[0]
 
@@ -276,48 +273,65 @@ class OptiActsDualGated(OptiActsGated):
         return _tangent(tangents, h, slot, bits, edges, ctx), None, None, *tangents
 
 
-class OptiActsPlainGated(torch.autograd.Function):
-    """(gate, up) -> (h, edges) of plain tensors while nobody looks on: past dispatcher and transforms.
-
-    The edges are one tensor here, [gate's, up's].
-    """
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, name: str) -> tuple[Tensor, Tensor]:
-        return _save_plain(ctx, _edges(gate), gate, up, name)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, to_edges: Tensor | None) -> tuple[Tensor | None, ...]:
-        h, slot, bits, edges = saved_tensors(ctx)
-        by_gate, by_up = (None, None) if to_edges is None else to_edges
-        if grad is None:
-            return by_gate, by_up, None
-        if library.untouched(ctx, grad):
-            grads = _backward(grad, h, slot, bits, ctx.by.name, ctx.by.order)
-        else:
-            grads = _gradients(grad, h, slot, bits, *edges, ctx.by)
-        return _sum(grads[0], by_gate), _sum(grads[1], by_up), None
+def _plain_forward(gate: Tensor, up: Tensor, name: str) -> Plain:
+    order = memory_order(gate)
+    h, slot, bits = _forward(gate, up, name, order)
+    edges = _edges(gate)
+    return (h, edges), (h, slot, bits, edges), decoding(name, tuple(order))
 
 
-class OptiActsPlainGatedFused(torch.autograd.Function):
-    """gate_up -> (h, edge) likewise."""
+def _plain_backward(
+    by: Decoding, needed: Any, grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, edges: Tensor
+) -> tuple[Tensor | None, ...]:
+    return *library.directly(gated_backward, grad, h, slot, bits, by.name, by.order), None
 
-    @staticmethod
-    def forward(ctx: Any, gate_up: Tensor, name: str) -> tuple[Tensor, Tensor]:
-        return _save_plain(ctx, _edge(gate_up), *_halves(gate_up), name)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, to_edge: Tensor | None) -> tuple[Tensor | None, None]:
-        h, slot, bits, edge = saved_tensors(ctx)
-        if grad is None:
-            return to_edge, None
-        if library.untouched(ctx, grad):
-            both = _backward_fused(grad, h, slot, bits, ctx.by.name, ctx.by.order)
-        elif differentiable():
-            both = torch.cat(_gradients(grad, h, slot, bits, *edge.chunk(2, dim=-1), ctx.by), dim=-1)
-        else:
-            both = gated_backward_fused(grad, h, slot, bits, ctx.by.name, ctx.by.order)
-        return _sum(both, to_edge), None
+def _watched_backward(ctx: Any, grad: Tensor | None, to_edges: Tensor | None) -> tuple[Tensor | None, ...]:
+    h, slot, bits, edges = saved_tensors(ctx)
+    by_gate, by_up = (None, None) if to_edges is None else to_edges
+    if grad is None:
+        return by_gate, by_up, None
+    grads = _gradients(grad, h, slot, bits, *edges, ctx.info)
+    return _sum(grads[0], by_gate), _sum(grads[1], by_up), None
+
+
+plain_gated = plain("OptiActsPlainGated", _plain_forward, _plain_backward, _watched_backward)
+"""(gate, up, name) -> (h, edges), past dispatcher and transforms; None where somebody may look on.
+
+The edges are one tensor here, [gate's, up's].
+"""
+
+
+def _plain_fused_forward(gate_up: Tensor, name: str) -> Plain:
+    gate, up = _halves(gate_up)
+    order = memory_order(gate)
+    h, slot, bits = _forward(gate, up, name, order)
+    edge = _edge(gate_up)
+    return (h, edge), (h, slot, bits, edge), decoding(name, tuple(order))
+
+
+def _plain_fused_backward(
+    by: Decoding, needed: Any, grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, edge: Tensor
+) -> tuple[Tensor, None]:
+    return library.directly(gated_backward_fused, grad, h, slot, bits, by.name, by.order), None
+
+
+def _watched_fused_backward(ctx: Any, grad: Tensor | None, to_edge: Tensor | None) -> tuple[Tensor | None, None]:
+    h, slot, bits, edge = saved_tensors(ctx)
+    if grad is None:
+        return to_edge, None
+    by: Decoding = ctx.info
+    if differentiable():
+        both = torch.cat(_gradients(grad, h, slot, bits, *edge.chunk(2, dim=-1), by), dim=-1)
+    else:
+        both = library.call(gated_backward_fused, grad, h, slot, bits, by.name, by.order)
+    return _sum(both, to_edge), None
+
+
+plain_gated_fused = plain(
+    "OptiActsPlainGatedFused", _plain_fused_forward, _plain_fused_backward, _watched_fused_backward
+)
+"""(gate_up, name) -> (h, edge) likewise."""
 
 
 class OptiActsGatedFused(torch.autograd.Function):
@@ -378,16 +392,6 @@ def _edge(input: Tensor) -> Tensor:
 def _edges(input: Tensor) -> Tensor:
     """Two edges in one, of one element each."""
     return input.new_zeros(2).as_strided((2, *input.shape), (1, *([0] * input.ndim)))
-
-
-def _save_plain(ctx: Any, edges: Tensor, gate: Tensor, up: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    order = memory_order(gate)
-    h, slot, bits = _forward(gate, up, name, order)
-    ctx.by = decoding(name, tuple(order))
-    ctx.set_materialize_grads(False)
-    remember_unseen(ctx, h)
-    ctx.save_for_backward(h, slot, bits, edges)
-    return h, edges
 
 
 def save_product(ctx: Any, gate: Tensor, name: str, output: tuple[Tensor, ...], scale: float | None = None) -> None:

@@ -15,7 +15,7 @@ from optiacts._torch import (
     dispatch_keys,
     forward_level,
     mode_count,
-    once,
+    plain_keys,
     profiled,
     register_sharding,
     register_traced,
@@ -23,6 +23,7 @@ from optiacts._torch import (
 )
 from optiacts.backends.selection import NotTracedError, traceable
 from optiacts.layouts import Order
+from optiacts.replay import replayed
 
 _library = torch.library.Library("optiacts", "DEF")
 _KERNELS: dict[Any, Callable[..., Any]] = {}
@@ -55,16 +56,18 @@ def declare(
     """
     layout = torch.Tag.flexible_layout if any_layout else torch.Tag.needs_fixed_stride_order
     name = schema.partition("(")[0]
-    kernel, fake = _checked(check, kernel), _checked(check, fake)
+    quick, fake = _checked(check, kernel), _checked(check, fake)
+    if "!" not in schema:
+        quick = replayed(quick)
     _library.define(schema, tags=(layout, torch.Tag.pt2_compliant_tag))
-    torch.library.impl(_library, name, "CompositeExplicitAutograd")(kernel)
+    torch.library.impl(_library, name, "CompositeExplicitAutograd")(quick)
     torch.library.register_fake(f"optiacts::{name}", fake, lib=_library)
     if traced is not None:
         register_traced(f"optiacts::{name}", _as_traced(_checked(check, traced)), _library)
     if vmap is not None:
         torch.library.register_vmap(f"optiacts::{name}", vmap, lib=_library)
     op = getattr(torch.ops.optiacts, name).default
-    _KERNELS[op] = kernel
+    _KERNELS[op] = quick
     _SHARDINGS.append((op, sharding))
     return op
 
@@ -129,7 +132,7 @@ def _nobody_looks_on() -> bool:
 
 
 def _has_plain_keys(tensor: Tensor) -> bool:
-    return bool(dispatch_keys(tensor).raw_repr() == _plain_keys(tensor.is_cuda))
+    return bool(dispatch_keys(tensor).raw_repr() == plain_keys(tensor.is_cuda))
 
 
 def unseen(*tensors: Tensor) -> bool:
@@ -140,7 +143,7 @@ def unseen(*tensors: Tensor) -> bool:
     if torch.compiler.is_compiling() or mode_count() or profiled() or transforms_active() or forward_level() >= 0:
         return False
     for tensor in tensors:  # noqa: SIM110  a generator takes three times as long
-        if dispatch_keys(tensor).raw_repr() != _plain_keys(tensor.is_cuda):
+        if dispatch_keys(tensor).raw_repr() != plain_keys(tensor.is_cuda):
             return False
     return True
 
@@ -150,17 +153,12 @@ def untouched(ctx: Any, grad: Tensor) -> bool:
     return bool(
         ctx.state is None
         and not torch.is_grad_enabled()
+        and forward_level() < 0
         and not torch.compiler.is_compiling()
         and not mode_count()
         and not profiled()
-        and dispatch_keys(grad).raw_repr() == _plain_keys(grad.is_cuda)
+        and dispatch_keys(grad).raw_repr() == plain_keys(grad.is_cuda)
     )
-
-
-@once
-def _plain_keys(on_cuda: bool) -> int:
-    """The dispatch keys of a tensor that is nothing but one."""
-    return dispatch_keys(torch.empty(0, device="cuda" if on_cuda else "cpu")).raw_repr()
 
 
 def batched(tensors: tuple[Tensor, ...], dims: tuple[int | None, ...], size: int) -> list[Tensor]:

@@ -20,23 +20,34 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from optiacts import backends, casts
-from optiacts._torch import apply, run
+from optiacts._torch import run
 from optiacts.backends import eager_norm
-from optiacts.norms import Guard, Norm, Saved, arithmetic
+from optiacts.norms import Bounds, Guard, Norm, Saved, arithmetic
 from optiacts.ops import library, sharding
 from optiacts.ops.functions import differentiable
-from optiacts.ops.norm_channels import Channels, Known, changed, guard, look
-from optiacts.overwritten import remember, remember_unseen, saved_tensors
+from optiacts.ops.norm_channels import Channels, Known, changed, guard, look, waits
+from optiacts.ops.plain import Plain, plain
+from optiacts.overwritten import remember, saved_tensors
 from optiacts.packing import packed_shape
+from optiacts.replay import Form, replayed
 
 # Returns y; or y and the mean and rstd of each row, as ``norm_statistics`` would make them, where it knows them.
 Forward = Callable[[Tensor], Tensor | tuple[Tensor, Tensor, Tensor]]
+
+
+class FunctionForm(Form):
+    """A forward that is a function of PyTorch, told apart by what it is called with besides tensors."""
+
+    def of(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """The forward."""
+        raise NotImplementedError
 
 
 def norm(
@@ -56,12 +67,6 @@ def norm(
     if rounded is not None:
         casts.remember(y, rounded)
     result: Tensor = y
-    return result
-
-
-def plain_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: Norm, forward: Forward) -> Tensor:
-    """The same of plain tensors while nobody looks on, nor autocast widens anything: a call costs the least."""
-    result: Tensor = apply(OptiActsPlainNorm, x, weight, bias, kind, forward)[0]
     return result
 
 
@@ -245,50 +250,207 @@ class OptiActsNorm(torch.autograd.Function):
         return dx, by_weight, by_bias, None, None, None, None
 
 
-class OptiActsPlainNorm(torch.autograd.Function):
-    """(x, weight, bias) -> (y, rstd), and mean and rescued where there are rescued channels: see ``plain_norm``."""
+@dataclass(frozen=True)
+class _Kept:
+    """What a backward goes by besides what was saved: the output, or the input; and who watches over its weights."""
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: Norm, forward: Forward
-    ) -> tuple[Tensor, ...]:
-        made = forward(x)
-        y, *known = made if isinstance(made, tuple) else (made,)
-        scale, shift = kind.scale(weight, copy=True), kind.shift(bias, copy=True)
-        rows, out_rows = kind.rows(x), kind.rows(y)
-        channels = Channels(False)
-        if out_rows.shape == rows.shape and y.element_size() <= x.element_size():
-            channels = look(kind, weight, bias, scale, shift, y.dtype)
-        columns = channels.rescued
-        remainder = kind.remainder and channels.keep_output and y.element_size() <= 2
-        mean, rstd, bits = _learnt(kind, (rows, out_rows, scale, shift), known, remainder, library.directly)
-        ctx.kind, ctx.dtype, ctx.shared, ctx.known = kind, x.dtype, None, channels.known
-        ctx.output = channels.keep_output
-        ctx.set_materialize_grads(False)
-        if not channels.keep_output:
-            remember_unseen(ctx, x)
-            ctx.save_for_backward(x, weight, bias, mean if kind.centered else None, rstd)
-            return y, rstd
-        remember_unseen(ctx, y)
-        if columns is None:
-            ctx.save_for_backward(y, weight, bias, None, rstd, scale, shift, None, None, bits)
-            return y, rstd
-        rescued = rows.index_select(-1, columns)
-        ctx.save_for_backward(
-            y, weight, bias, mean if kind.centered else None, rstd, scale, shift, columns, rescued, bits
+    kind: Norm
+    dtype: torch.dtype  # of the input
+    output: bool
+    known: Known | None = None
+
+
+class _Unwatched(_Kept, Form):
+    """The same of weights that nobody has to watch."""
+
+
+_unwatched = functools.lru_cache(maxsize=1 << 12)(_Unwatched)  # one object for all alike is told apart in no time
+
+
+def _plain_forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: Norm, forward: Forward) -> Plain:
+    if waits(x.device) and isinstance(forward, FunctionForm):
+        found = _forward_in_one(x, weight, bias, kind, forward)
+        if found is not None:
+            return found
+    y, *told = _made(forward, x, weight, bias)
+    if not waits(x.device):
+        return _keep(x, y, weight, bias, kind, *told)
+    channels = Channels(False)
+    if _fits(kind, x, y):
+        channels = look(kind, weight, bias, None, None, y.dtype)
+        _told_dtype[forward, x.dtype, None if weight is None else weight.dtype] = y.dtype
+    outputs, saved = _keep_by(x, y, weight, bias, kind, channels.keep_output, channels.rescued, *told)
+    return outputs, saved, _info(kind, x, channels)
+
+
+_told_dtype: dict[Any, torch.dtype] = {}  # of the output that fits, by the forward and the dtypes of input and weight
+
+
+def _forward_in_one(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: Norm, forward: FunctionForm
+) -> Plain | None:
+    """The same where the dtype of the output is known before, so that all but the look can be replayed at once."""
+    dtype = _told_dtype.get((forward, x.dtype, None if weight is None else weight.dtype))
+    if dtype is None:
+        return None
+    channels = look(kind, weight, bias, None, None, dtype)
+    made = _make_and_keep(x, weight, bias, kind, forward, dtype, channels.keep_output, channels.rescued)
+    return None if made is None else (*made, _info(kind, x, channels))
+
+
+def _made(
+    forward: Forward | FunctionForm, x: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, ...]:
+    """The output, and mean and rstd where the forward tells them."""
+    made = forward.of(x, weight, bias) if isinstance(forward, FunctionForm) else forward(x)
+    return made if isinstance(made, tuple) else (made,)
+
+
+def _fits(kind: Norm, x: Tensor, y: Tensor) -> bool:
+    """Whether the output may be kept, as far as its form goes."""
+    return kind.rows(y).shape == kind.rows(x).shape and y.element_size() <= x.element_size()
+
+
+def _info(kind: Norm, x: Tensor, channels: Channels) -> _Kept:
+    if channels.known is None:
+        return _unwatched(kind, x.dtype, channels.keep_output)
+    return _Kept(kind, x.dtype, channels.keep_output, channels.known)
+
+
+@replayed
+def _keep(x: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None, kind: Norm, *told: Tensor) -> Plain:
+    scale, shift = kind.scale(weight, copy=True), kind.shift(bias, copy=True)
+    channels = Channels(False)
+    if _fits(kind, x, y):
+        channels = look(kind, weight, bias, scale, shift, y.dtype)
+    outputs, saved = _kept(x, y, (weight, bias, scale, shift), kind, channels.keep_output, channels.rescued, told)
+    return outputs, saved, _info(kind, x, channels)
+
+
+@replayed
+def _make_and_keep(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    kind: Norm,
+    forward: FunctionForm,
+    dtype: torch.dtype,
+    keep_output: bool,
+    columns: Tensor | None,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]] | None:
+    """The same from the input on; None if the output is of another dtype or shape than was expected."""
+    y, *told = _made(forward, x, weight, bias)
+    if y.dtype is not dtype or not _fits(kind, x, y):
+        return None
+    factors = weight, bias, kind.scale(weight, copy=True), kind.shift(bias, copy=True)
+    return _kept(x, y, factors, kind, keep_output, columns, tuple(told))
+
+
+@replayed
+def _keep_by(
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    kind: Norm,
+    keep_output: bool,
+    columns: Tensor | None,
+    *told: Tensor,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+    """The same where it is known already which channels to rescue."""
+    factors = weight, bias, kind.scale(weight, copy=True), kind.shift(bias, copy=True)
+    return _kept(x, y, factors, kind, keep_output, columns, told)
+
+
+def _kept(
+    x: Tensor,
+    y: Tensor,
+    factors: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    kind: Norm,
+    keep_output: bool,
+    columns: Tensor | None,
+    told: tuple[Tensor, ...],
+) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+    """The outputs of the Function, and what it saves. ``told``: mean and rstd, where the forward told them."""
+    weight, bias, scale, shift = factors
+    rows, out_rows = kind.rows(x), kind.rows(y)
+    remainder = kind.remainder and keep_output and y.element_size() <= 2
+    mean, rstd, bits = _learnt(kind, (rows, out_rows, scale, shift), [*told], remainder, library.directly)
+    of_rows = mean if kind.centered else None
+    if not keep_output:
+        return (y, rstd), (x, weight, bias, of_rows, rstd)
+    if columns is None:
+        return (y, rstd), (y, weight, bias, None, rstd, scale, shift, None, None, bits)
+    rescued = rows.index_select(-1, columns)
+    return (y, rstd, mean, rescued), (y, weight, bias, of_rows, rstd, scale, shift, columns, rescued, bits)
+
+
+def _plain_backward(info: _Kept, needed: tuple[bool, ...], grad: Tensor, *saved: Any) -> tuple[Tensor | None, ...]:
+    if info.known is None:
+        return (
+            *_gradients_from(info, needed, grad, saved, functools.partial(library.directly, norm_backward)),
+            None,
+            None,
         )
-        return y, rstd, mean, rescued
+    channels = next(factor for factor in saved[5:7] if factor is not None).shape[0]
+    guard = info.known.noted(grad, None), *info.known.bounds(channels)
+    try:
+        found = _guarded_gradients(info.kind, info.dtype, info.output, needed, *guard, grad, *saved)
+    except _NoGuardError:
+        found = _gradients_from(info, needed, grad, saved, functools.partial(_guarded, info.known, None))
+    return *found, None, None
 
-    @staticmethod
-    def backward(
-        ctx: Any,
-        grad: Tensor | None,
-        by_rstd: Tensor | None,
-        by_mean: Tensor | None = None,
-        by_rescued: Tensor | None = None,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
-        gradients = _gradients if not differentiable() and by_rstd is None else _differentiable_gradients
-        return *gradients(ctx, grad, by_mean, by_rstd, by_rescued), None, None
+
+class _NoGuardError(Exception):
+    """No kernel guards such weights."""
+
+
+@replayed
+def _guarded_gradients(
+    kind: Norm,
+    dtype: torch.dtype,
+    output: bool,
+    needed: tuple[bool, ...],
+    poisoned: Tensor,
+    smallest: float,
+    most: float,
+    spread: float,
+    reach: float,
+    furthest: float,
+    grad: Tensor,
+    *saved: Any,
+) -> Gradients:
+    """The gradients by a kernel that guards the weights."""
+    bounds = Bounds(smallest, most, spread, reach, furthest)
+
+    def backward(grad: Tensor, *arguments: Any) -> Any:
+        kept, (dtype, of_factors) = Saved(*arguments[:_FIELDS]), arguments[_FIELDS:]
+        kernels = backends.select_norm_backward(grad, kept, dtype, guarded=True)
+        if not kernels.GUARDS:
+            raise _NoGuardError
+        return kernels.norm_backward(grad, kept, dtype, of_factors, Guard(poisoned, bounds))
+
+    return _gradients_from(_Kept(kind, dtype, output), needed, grad, saved, backward)
+
+
+def _watched_backward(
+    ctx: Any,
+    grad: Tensor | None,
+    by_rstd: Tensor | None,
+    by_mean: Tensor | None = None,
+    by_rescued: Tensor | None = None,
+) -> tuple[Tensor | None, ...]:
+    info: _Kept = ctx.info
+    ctx.kind, ctx.dtype, ctx.output, ctx.known, ctx.shared = info.kind, info.dtype, info.output, info.known, None
+    gradients = _gradients if not differentiable() and by_rstd is None else _differentiable_gradients
+    return *gradients(ctx, grad, by_mean, by_rstd, by_rescued), None, None
+
+
+plain_norm = plain(
+    "OptiActsPlainNorm", _plain_forward, _plain_backward, _watched_backward, any_gradient=True, autocasts=False
+)
+"""(x, weight, bias, kind, forward) -> (y, rstd), and mean and rescued where there are rescued channels: as
+``OptiActsNorm`` past dispatcher and transforms; None where somebody may look on."""
 
 
 def _learnt(
@@ -326,30 +488,34 @@ def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> Gradients:
     """The gradients of x, weight and bias, through the op."""
     if grad is None:
         return None, None, None
-    kind: Norm = ctx.kind
-    kept, weight, bias, mean, rstd, *more = _saved(ctx)
+    info = _Kept(ctx.kind, ctx.dtype, ctx.output, ctx.known)
+    backward = functools.partial(library.directly if library.untouched(ctx, grad) else library.call, norm_backward)
+    if ctx.known is not None:
+        backward = functools.partial(_guarded, ctx.known, getattr(ctx, "maker", None))
+    return _gradients_from(info, ctx.needs_input_grad, grad, _saved(ctx), backward)
+
+
+def _gradients_from(
+    info: _Kept, needed: tuple[bool, ...], grad: Tensor, of: tuple[Any, ...], backward: Callable[..., Any]
+) -> Gradients:
+    """The gradients of x, weight and bias from what was saved; ``backward`` takes what ``norm_backward`` does."""
+    kind = info.kind
+    kept, weight, bias, mean, rstd, *more = of
     scale, shift, columns, rescued, bits = more or (kind.scale(weight), kind.shift(bias), None, None, None)
-    saved = Saved(kind.rows(kept), mean, rstd, scale, shift, columns, rescued, bits, kind.centered, ctx.output)
+    saved = Saved(kind.rows(kept), mean, rstd, scale, shift, columns, rescued, bits, kind.centered, info.output)
     same = weight is not None and (bias is None or bias.dtype is weight.dtype)
     of_factors = weight.dtype if same else None
-    rows = kind.rows(grad)
-    if ctx.known is None:
-        call = library.directly if library.untouched(ctx, rows) else library.call
-        found = call(norm_backward, rows, *saved, ctx.dtype, of_factors)
-    else:
-        found = _guarded(ctx.known, getattr(ctx, "maker", None), rows, saved, ctx.dtype, of_factors)
-    dx, by_scale, by_shift = found
+    dx, by_scale, by_shift = backward(kind.rows(grad), *saved, info.dtype, of_factors)
     return (
-        kind.restored(dx, grad) if ctx.needs_input_grad[0] else None,
-        _as(weight, by_scale) if ctx.needs_input_grad[1] else None,
-        _as(bias, by_shift) if ctx.needs_input_grad[2] else None,
+        kind.restored(dx, grad) if needed[0] else None,
+        _as(weight, by_scale) if needed[1] else None,
+        _as(bias, by_shift) if needed[2] else None,
     )
 
 
-def _guarded(
-    known: Known, maker: Any, grad: Tensor, saved: Saved, dtype: torch.dtype, of_factors: torch.dtype | None
-) -> Any:
+def _guarded(known: Known, maker: Any, grad: Tensor, *arguments: Any) -> Any:
     """The op, of a guarded weight and bias: by its kernel, where there is one and nobody wants to see an op."""
+    saved, (dtype, of_factors) = Saved(*arguments[:_FIELDS]), arguments[_FIELDS:]
     if library.is_plain(grad):
         kernels = backends.select_norm_backward(grad, saved, dtype, guarded=True)
         if kernels.GUARDS:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optiacts import replay
 from optiacts.backends.triton import release
 from optiacts.backends.triton.decode import slope
 from optiacts.backends.triton.elementary import VENDOR
@@ -50,6 +51,7 @@ def unfuse(curve: Curve, dtype: torch.dtype, device: torch.device) -> bool:
     """Leaves the forward to PyTorch's op; whether it was ours."""
     was_ours = fused(curve, dtype, device)
     _unlike.add((curve.name, dtype, device))
+    replay.forget()
     return was_ours
 
 

@@ -194,10 +194,10 @@ def backward_kernel(
 
 
 @triton.jit
-def sum_kernel(parts_pointer, sums_pointer, programs, columns, PARTS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The sums of all programs' parts: (planes, programs, columns) -> (planes, columns)."""
+def sum_kernel(parts_pointer, sums_pointer, programs, columns, planes, PARTS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The sums of all programs' parts: (planes, programs, columns) -> (2, columns), 0 where there is no plane."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    there = (column < columns)[None, :]
+    there = (column < tl.where(tl.program_id(1) < planes, columns, 0))[None, :]
     plane = parts_pointer + tl.program_id(1).to(tl.int64) * programs * columns
     total = tl.zeros((PARTS, COLUMNS), tl.float32)
     for first in range(0, programs, PARTS):

@@ -70,8 +70,8 @@ def backward(
     arguments = (*given, rows, width, 0 if columns is None else len(columns), *bounds)
     start(backward_kernel, grad.device, (programs,), arguments, constants)
     sums = torch.empty((2, width), dtype=of_factors, device=grad.device)
-    grid = (-(-width // _SUMMING["COLUMNS"]), 1 + shifted)
-    start(sum_kernel, grad.device, grid, (parts, sums, programs, width), _SUMMING)
+    grid = (-(-width // _SUMMING["COLUMNS"]), 2)
+    start(sum_kernel, grad.device, grid, (parts, sums, programs, width, 1 + shifted), _SUMMING)
     return grad_x, sums[0], sums[1]  # to unbind takes the host five times as long
 
 

@@ -9,13 +9,14 @@ devices Triton goes by more than that, so it starts kernels itself.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from triton.runtime import driver
 
+from optiacts import replay
 from optiacts.backends.triton.elementary import VENDOR
 
 _MOST = 1024  # compiled kernels that one set of constants remembers: one for each combination of numbers
@@ -46,14 +47,27 @@ def start(
 
     The arguments are tensors or None, and after them numbers or None, as the names of the kernel's say.
     """
-    if VENDOR == "cuda" and device.index == torch.cuda.current_device():
-        _start(kernel, device.index, programs, arguments, constants)
+    of = torch.cuda if device.type in ("cuda", "cpu") else torch.get_device_module(device)
+    start_here = _start if VENDOR == "cuda" else _start_by_triton
+    if VENDOR == "interpreted" or device.index == of.current_device():
+        start_here(kernel, device.index, programs, arguments, constants)
         return
-    with on_device(device):
-        if VENDOR == "cuda":
-            _start(kernel, device.index, programs, arguments, constants)
-        else:
-            kernel[programs](*arguments, **constants)
+    replay.impure()  # plans leave the current device as it is
+    with of.device(device):
+        start_here(kernel, device.index, programs, arguments, constants)
+
+
+def _start_by_triton(
+    kernel: Any, index: int | None, programs: tuple[int, ...], arguments: tuple[Any, ...], constants: Constants
+) -> None:
+    started = functools.partial(kernel[programs], **constants)
+    recorder = replay.recorder()
+    if recorder is None:
+        started(*arguments)
+        return
+    if VENDOR != "interpreted":
+        recorder.expect(torch.get_device_module().current_device)
+    recorder.call(started, *arguments)
 
 
 def _start(
@@ -75,7 +89,16 @@ def _start(
         constants.compiled[key] = found
     grid = (*programs, 1, 1)[:3]
     if _watched():
+        replay.impure()
         found.binary[grid](*addresses, *numbers, *found.last)
+        return
+    recorder = replay.recorder()
+    if recorder is not None:
+        recorder.expect(torch.cuda.current_device)
+        recorder.expect(_watched)
+        recorder.keep(found)
+        stream = recorder.number(driver.active.get_current_stream, index)
+        recorder.call(found.run, *grid, stream, *found.what, *_UNWATCHED, *addresses, *numbers, *found.last)
         return
     stream = driver.active.get_current_stream(index)
     found.run(*grid, stream, *found.what, *_UNWATCHED, *addresses, *numbers, *found.last)
@@ -107,14 +130,3 @@ def _watched() -> bool:
         (before is not None and getattr(before, "calls", True))
         or (after is not None and getattr(after, "calls", True))
     )
-
-
-def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Makes ``device`` the current one, if it is not; Triton launches on the current device and its stream."""
-    if device.type == "cpu":  # interpreted
-        return _nothing
-    of = torch.cuda if device.type == "cuda" else torch.get_device_module(device)
-    return _nothing if device.index == of.current_device() else of.device(device)
-
-
-_nothing = contextlib.nullcontext()

@@ -1,0 +1,524 @@
+"""Calls that are replayed: what they compute, what is recorded, and what is not."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad as fwAD
+from torch.nn import functional as F
+
+import optiacts
+from optiacts import host, replay
+from optiacts.backends import native_library
+from optiacts.ops import activation
+
+pytestmark = pytest.mark.skipif(host.lacking() is not None, reason=str(host.lacking()))
+
+Call = Callable[..., Any]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CALLS: dict[str, tuple[Call, list[tuple[int, ...]]]] = {
+    "silu": (optiacts.silu, [(4, 24)]),
+    "gelu": (optiacts.gelu, [(4, 24)]),
+    "quick_gelu": (optiacts.quick_gelu, [(4, 24)]),
+    "elu": (optiacts.elu, [(4, 24)]),
+    "hardswish": (optiacts.hardswish, [(5, 7)]),
+    "swiglu": (optiacts.swiglu, [(4, 24), (4, 24)]),
+    "swiglu of one": (optiacts.swiglu, [(4, 24)]),
+    "reglu": (optiacts.reglu, [(5, 7), (5, 7)]),
+    "dropout": (lambda x: optiacts.dropout(x, 0.25), [(4, 24)]),
+    "layer_norm": (lambda x, w, b: optiacts.layer_norm(x, (24,), w, b), [(4, 24), (24,), (24,)]),
+    "layer_norm, no bias": (lambda x, w: optiacts.layer_norm(x, (24,), w), [(4, 24), (24,)]),
+    "layer_norm, two dimensions": (lambda x, w: optiacts.layer_norm(x, (4, 6), w), [(3, 4, 6), (4, 6)]),
+    "rms_norm": (lambda x, w: optiacts.rms_norm(x, (24,), w), [(4, 24), (24,)]),
+    "rms_norm, no weight": (lambda x: optiacts.rms_norm(x, (24,)), [(4, 24)]),
+}
+
+
+def leaves(shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
+    first, *parameters = shapes
+    norm = first not in parameters
+    others = [1 + 0.1 * torch.randn(shape) if norm else torch.randn(shape) for shape in parameters]
+    return [t.to(dtype).requires_grad_() for t in (torch.randn(first), *others)]
+
+
+def results(call: Call, given: list[Tensor], seed: int) -> list[Tensor]:
+    torch.manual_seed(seed)
+    y = call(*given)
+    return [y.detach(), *torch.autograd.grad(y, given, torch.randn(y.shape).to(y.dtype)), torch.rand(3)]
+
+
+def is_as_in_python(y: Tensor, x: Tensor) -> bool:
+    """Whether y is GELU of x, and its gradient that of the functions that are replayed."""
+    with torch.no_grad():
+        wanted, saved, by = activation._plain_forward(x, "gelu")
+        due, _ = activation._plain_backward(by, None, torch.ones_like(y), *saved)
+    (found,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    return torch.equal(y, wanted) and torch.equal(found, due) and y.stride() == F.gelu(x).stride()
+
+
+def in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has functions called instead of replayed, though by the same ways."""
+    monkeypatch.setattr(replay._Recorder, "plan", lambda *_: None)
+    replay.forget()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", CALLS)
+def test_a_replay_gives_what_the_function_gives(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, of other values than were recorded, with the random numbers that follow."""
+    call, shapes = CALLS[name]
+    samples = [leaves(shapes, dtype) for _ in range(6)]
+    for sample in samples:  # the first uses prove kernels, the second are recorded
+        results(call, sample, 0)
+    before = replay.count()
+    found = [results(call, sample, seed) for seed, sample in enumerate(samples)]
+    assert replay.count() - before >= 2 * len(samples)  # each forward and each backward
+    in_python(monkeypatch)
+    before = replay.count()
+    wanted = [results(call, sample, seed) for seed, sample in enumerate(samples)]
+    assert replay.count() == before
+    for mine, due in zip(found, wanted, strict=True):
+        for a, b in zip(mine, due, strict=True):
+            assert a.dtype is b.dtype and a.stride() == b.stride() and torch.equal(a, b)
+
+
+def test_each_form_has_a_plan_of_its_own() -> None:
+    base = torch.randn(8, 6, 4, 8)
+    forms = [
+        base,
+        base.clone(memory_format=torch.channels_last),
+        base.transpose(1, 2),
+        base[:, :, :, ::2],
+        base.flatten()[1:].view(-1)[:24],
+        base.bfloat16(),
+        base.double(),
+        base[:0],
+        base[0, 0, 0, 0],
+        base[:3],
+    ]
+    for _ in range(4):
+        for form in forms:
+            x = form.detach().requires_grad_()
+            assert is_as_in_python(optiacts.gelu(x), x)
+
+
+def test_settings_belong_to_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    @replay.replayed
+    def compute(x: Tensor) -> Tensor:
+        asked.append((torch.get_num_threads(), torch.is_autocast_enabled("cpu")))
+        return x.mul(2.0)
+
+    x, threads = torch.randn(3), torch.get_num_threads()
+    for _ in range(3):
+        compute(x)
+    assert len(asked) == 2
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        compute(x)
+        assert asked.pop() == (threads, True)
+    try:
+        torch.set_num_threads(threads + 1)
+        compute(x)
+        assert asked.pop() == (threads + 1, False)
+    finally:
+        torch.set_num_threads(threads)
+    compute(x)
+    assert len(asked) == 2
+    replay.forget()
+    compute(x)
+    assert len(asked) == 3
+
+
+def test_the_same_tensor_twice_is_another_form_than_two() -> None:
+    x, gate = (torch.randn(4, 8, requires_grad=True) for _ in range(2))
+    for up in (x, x, x, gate, gate, gate, x):
+        grads = torch.autograd.grad(optiacts.swiglu(gate, up).sum(), (gate, up))
+        due = torch.autograd.grad((F.silu(gate) * up).sum(), (gate, up))
+        for a, b in zip(grads, due, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_one_parameter_twice_is_another_form_than_two_in_one_memory() -> None:
+    """What is saved of them hangs together with the graph in another way, which second derivatives show."""
+
+    def second(norm: Call, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        (grad,) = torch.autograd.grad(norm(x, (64,), weight, bias).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), (x, weight))
+
+    for step in range(8):
+        x, weight = torch.randn(4, 64, requires_grad=True), (1 + 0.1 * torch.randn(64)).requires_grad_()
+        bias = weight if step < 4 else weight.detach()
+        found, due = (second(norm, x, weight, bias) for norm in (optiacts.layer_norm, F.layer_norm))
+        for a, b in zip(found, due, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
+
+
+def of_a_value(x: Tensor) -> Tensor:
+    return x * 2 if x[0].item() > 0 else x * 3
+
+
+def of_a_truth(x: Tensor) -> Tensor:
+    return x * 2 if x[0] > 0 else x * 3
+
+
+def of_a_length(x: Tensor) -> Tensor:
+    return x * x.nonzero().shape[0]
+
+
+def of_a_mask(x: Tensor) -> Tensor:
+    return x * x[x > 0].numel()
+
+
+def of_what_is_elsewhere(x: Tensor) -> Tensor:
+    return x * ELSEWHERE["factor"]
+
+
+def of_a_kernel_that_nobody_sees(x: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    ctypes.memmove(int(out.data_ptr()), int(x.data_ptr()), x.nbytes)
+    return out
+
+
+def of_a_kernel_called_past_the_recorder(x: Tensor) -> Tensor:
+    kept, bits = x > 0, x.new_empty(1, dtype=torch.uint8)
+    native_library.library().optiacts_pack_dropped(kept.data_ptr(), bits.data_ptr(), 1, 4, 1)
+    return bits
+
+
+def of_a_dict(x: Tensor) -> Any:
+    return {"x": x * 2}
+
+
+def with_a_change_in_place(x: Tensor) -> Tensor:
+    return x.add_(1.0)
+
+
+ELSEWHERE = {"factor": torch.ones(4)}
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        of_a_value,
+        of_a_truth,
+        of_a_length,
+        of_a_mask,
+        of_what_is_elsewhere,
+        of_a_kernel_that_nobody_sees,
+        of_a_kernel_called_past_the_recorder,
+        of_a_dict,
+        with_a_change_in_place,
+    ],
+    ids=lambda compute: compute.__name__,
+)
+def test_what_hangs_on_more_than_the_form_is_not_replayed(
+    compute: Callable[[Tensor], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replayed, before = replay.replayed(compute), replay.count()
+    samples = [torch.tensor([1.0, 2, 3, 4]), torch.tensor([-1.0, 2, 0, 4])] * 6
+    for sample in samples:
+        monkeypatch.setitem(ELSEWHERE, "factor", torch.randn(4))
+        wanted = compute(sample.clone())
+        found = replayed(sample.clone())
+        for a, b in zip(
+            *([each["x"]] if isinstance(each, dict) else [each] for each in (found, wanted)), strict=True
+        ):
+            assert torch.equal(a, b)
+    assert replay.count() == before
+
+
+def test_a_kernel_that_answers_otherwise_ends_the_replay() -> None:
+    """A weight that is bad by now: the channel is rescued, as if nothing had been recorded."""
+    weight = torch.ones(128, requires_grad=True)
+    for _ in range(4):
+        x = torch.randn(8, 128, requires_grad=True)
+        torch.autograd.grad(optiacts.layer_norm(x, (128,), weight).sum(), (x, weight))
+    with torch.no_grad():
+        weight[3] = 0.0
+    x, grad = torch.randn(8, 128, requires_grad=True), torch.randn(8, 128)
+    for _ in range(3):
+        y = optiacts.layer_norm(x, (128,), weight)
+        assert y.grad_fn.saved_tensors[8].shape == (8, 1)  # type: ignore[union-attr]  # the rescued channel
+        found, due = (torch.autograd.grad(each, (x, weight), grad) for each in (y, F.layer_norm(x, (128,), weight)))
+        for a, b in zip(found, due, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_numbers_are_told_apart_by_their_type() -> None:
+    @replay.replayed
+    def compute(x: Tensor, number: Any) -> Tensor:
+        return x.mul(number) if isinstance(number, float) else x.add(1 if number is True else 2)
+
+    x = torch.zeros(1)
+    for _ in range(4):
+        assert (compute(x, 1).item(), compute(x, 1.0).item(), compute(x, True).item()) == (2, 0, 1)
+
+
+def test_errors_come_through() -> None:
+    @replay.replayed
+    def compute(x: Tensor, y: Tensor) -> Tensor:
+        return x.add(y)
+
+    for _ in range(4):
+        with pytest.raises(RuntimeError, match="size of tensor"):
+            compute(torch.randn(3), torch.randn(4))
+        assert compute(torch.ones(3), torch.ones(3)).tolist() == [2, 2, 2]
+
+
+def test_within_a_recording_nothing_is_replayed() -> None:
+    """The recorder would not see it."""
+    inner = replay.replayed(lambda x: x.mul(2.0))
+    outer = replay.replayed(lambda x: inner(x).add(1.0))
+    x = torch.randn(3)
+    for _ in range(3):
+        inner(x)
+    for _ in range(4):
+        x = torch.randn(3)
+        assert torch.equal(outer(x), x * 2 + 1)
+
+
+def test_large_tensors_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "_LARGEST", 8)
+    compute, before = replay.replayed(lambda x: x.mul(2.0)), replay.count()
+    for _ in range(4):
+        compute(torch.randn(9))
+    assert replay.count() == before
+
+
+def test_subclasses_and_modes_see_all_as_before() -> None:
+    class Kind(torch.Tensor):
+        pass
+
+    x = torch.randn(4, 8).as_subclass(Kind).requires_grad_()
+    for _ in range(4):
+        y = optiacts.gelu(x)
+        assert torch.equal(y, F.gelu(x))
+        y.sum().backward()
+    plain = torch.randn(4, 8, requires_grad=True)
+    for _ in range(3):
+        optiacts.gelu(plain).sum().backward()
+    seen: list[str] = []
+
+    class Mode(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(op))
+            return op(*args, **(kwargs or {}))
+
+    with Mode():
+        optiacts.gelu(plain).sum().backward()
+    assert {"optiacts.activation_forward.default", "optiacts.activation_backward.default"} <= set(seen)
+
+
+def test_second_derivatives_and_hooks_after_a_replay() -> None:
+    x = torch.randn(4, 8, dtype=torch.float64, requires_grad=True)
+    for _ in range(3):
+        torch.autograd.grad(optiacts.silu(x).sum(), x)
+    assert torch.autograd.gradgradcheck(optiacts.silu, (x,))
+    packed: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t) or t, lambda t: t.clone()):  # type: ignore[func-returns-value]
+        y = optiacts.silu(x)
+    y.sum().backward()
+    assert len(packed) == 2
+
+
+def test_what_hooks_hand_back_may_lie_in_memory_in_another_way() -> None:
+    """PyTorch lets anyone pack a saved tensor later, and unpack it as he likes."""
+    x = torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
+    grad = torch.randn(2, 8, 4, 4)
+
+    def gradient(hooked: bool) -> Tensor:
+        y = optiacts.gelu(x)
+        if hooked:
+            saved = y.grad_fn._raw_saved_tensors[0]  # type: ignore[union-attr]
+            saved.register_hooks(lambda kept: kept, lambda kept: kept.contiguous())
+        return torch.autograd.grad(y, x, grad)[0]
+
+    wanted = [gradient(False) for _ in range(4)][-1]
+    for _ in range(4):
+        assert torch.equal(gradient(True), wanted)
+
+
+@pytest.mark.parametrize(
+    "unlike", [torch._neg_view, lambda grad: torch._efficientzerotensor(grad.shape)], ids=["negative", "zeros"]
+)
+def test_gradients_that_are_more_than_their_memory(unlike: Callable[[Tensor], Tensor]) -> None:
+    """Bits of a tensor say that it is to be read with the other sign, or as zeros that lie nowhere."""
+    x, grad = torch.randn(4, 8, requires_grad=True), torch.randn(4, 8)
+    for _ in range(4):
+        torch.autograd.grad(optiacts.gelu(x), x, grad)
+    for _ in range(3):
+        odd = unlike(grad)
+        found, due = (torch.autograd.grad(optiacts.gelu(x), x, g)[0] for g in (odd, odd.resolve_neg() + 0))
+        assert torch.equal(found, due)
+
+
+def test_a_change_in_place_is_still_an_error() -> None:
+    x = torch.randn(4, 8, requires_grad=True)
+    for _ in range(3):
+        optiacts.silu(x).sum().backward()
+    y = optiacts.silu(x)
+    y.add_(1)
+    with pytest.raises(optiacts.OverwrittenError):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, KeyboardInterrupt], ids=lambda error: error.__name__)
+def test_an_error_of_a_hook_comes_through_once(error: type[BaseException]) -> None:
+    x = torch.randn(4, 8, requires_grad=True)
+    for _ in range(3):
+        optiacts.silu(x).sum().backward()
+    y, calls = optiacts.silu(x), []
+
+    def unpack(kept: Tensor) -> Tensor:
+        calls.append(kept)
+        if len(calls) == 1:
+            raise error("of the hook")
+        return kept
+
+    y.grad_fn._raw_saved_tensors[0].register_hooks(lambda kept: kept, unpack)  # type: ignore[union-attr]
+    with pytest.raises(error, match="of the hook"):
+        y.sum().backward()
+    assert len(calls) == 1
+
+
+def test_nothing_is_held_by_a_replay() -> None:
+    x = torch.randn(4, 8, requires_grad=True)
+    for _ in range(3):
+        optiacts.swiglu(x, x).sum().backward()
+    y = optiacts.swiglu(x, x)
+    alive = [weakref.ref(tensor) for tensor in (y, y.grad_fn)]
+    y.sum().backward()
+    del y
+    assert [each() for each in alive] == [None, None]
+    counts = []
+    for _ in range(3):
+        for _ in range(200):
+            optiacts.layer_norm(x, (8,)).sum().backward()
+        gc.collect()
+        counts.append((len(gc.get_objects()) // 20, sys.getrefcount(x)))
+    assert counts[2] == counts[1]
+
+
+def test_threads_record_and_replay_at_once() -> None:
+    """Each thread has forms of its own, which others forget meanwhile."""
+    wrong: list[str] = []
+
+    def work(number: int) -> None:
+        torch.manual_seed(number)
+        for step in range(60):
+            x = torch.randn(2 + step % 5, 8 * (1 + number % 3), requires_grad=True)
+            if not is_as_in_python(optiacts.gelu(x), x):
+                wrong.append(f"{number}, {step}")
+            if step % 20 == 19:
+                replay.forget()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_to_record_leaves_random_numbers_to_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What draws none sets no state, behind which another thread would draw the same numbers once more."""
+    states: list[Any] = []
+    monkeypatch.setattr(torch.random, "set_rng_state", states.append)
+    before = replay.count()
+    for _ in range(4):
+        x = torch.randn(3, 11, requires_grad=True)
+        torch.autograd.grad(optiacts.layer_norm(optiacts.gelu(x), (11,)).sum(), x)
+    assert replay.count() > before and not states
+
+
+def test_unseen_random_numbers_are_no_part_of_a_plan() -> None:
+    @replay.replayed
+    def compute(x: Tensor) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            torch.rand(1)
+        return x.mul(2.0)
+
+    before = replay.count()
+    torch.manual_seed(0)
+    wanted = [torch.rand(1) for _ in range(6)][-1]
+    torch.manual_seed(0)
+    for _ in range(5):
+        compute(torch.ones(3))
+    assert replay.count() == before and torch.equal(torch.rand(1), wanted)
+
+
+def test_without_it_results_are_the_same() -> None:
+    code = """
+import torch, optiacts
+from optiacts import host, replay
+replay.record_after(1)
+torch.manual_seed(0)
+x = torch.randn(4, 8, requires_grad=True)
+for _ in range(4):
+    y = optiacts.layer_norm(optiacts.swiglu(optiacts.silu(x), x), (8,))
+    (grad,) = torch.autograd.grad(y.square().sum(), x)
+print(y.tolist(), grad.tolist(), host.lacking())
+"""
+    outputs = []
+    for without in (True, False):
+        environment = os.environ | ({host.VARIABLE: "0"} if without else {})
+        run = subprocess.run(
+            [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
+        )
+        outputs.append(run.stdout.strip())
+    assert outputs[0].endswith(f"{host.VARIABLE}=0") and outputs[1].endswith("None")
+    assert outputs[0].rpartition("] ")[0] == outputs[1].rpartition("] ")[0]
+
+
+@pytest.mark.parametrize("name", ["gelu", "swiglu", "dropout", "layer_norm"])
+def test_what_hooks_hand_back_must_fit(name: str) -> None:
+    """Kernels go by address: another shape or device is an error, and none is read beyond its end."""
+    call, shapes = CALLS[name]
+    given = leaves(shapes, torch.float32)
+    for _ in range(4):
+        results(call, given, 0)
+    for odd in (lambda kept: kept[:1], lambda kept: kept.to("meta")):
+        y = call(*given)
+        for saved in y.grad_fn._raw_saved_tensors:
+            with contextlib.suppress(RuntimeError):  # of one that is none
+                saved.register_hooks(lambda kept: kept, odd)
+        with pytest.raises((ValueError, RuntimeError)):
+            y.backward(torch.ones_like(y))
+
+
+@pytest.mark.parametrize(
+    ("call", "theirs"),
+    [
+        (optiacts.gelu, F.gelu),
+        (lambda x: optiacts.swiglu(x, x), lambda x: x * torch.sigmoid(x) * x),  # PyTorch's SiLU has none there
+        (lambda x: optiacts.layer_norm(x, (8,)), lambda x: F.layer_norm(x, (8,))),
+    ],
+    ids=["gelu", "swiglu", "layer_norm"],
+)
+def test_gradients_of_dual_numbers_have_tangents(call: Call, theirs: Call) -> None:
+    x, grad, tangent = (torch.randn(4, 8, dtype=torch.float64) for _ in range(3))
+    x.requires_grad_()
+    for _ in range(4):
+        torch.autograd.grad(call(x), x, grad)
+    found = []
+    for each in (call, theirs):
+        y = each(x)
+        with fwAD.dual_level():
+            (product,) = torch.autograd.grad(y, x, fwAD.make_dual(grad, tangent))
+            found.append(fwAD.unpack_dual(product).tangent)
+    torch.testing.assert_close(*found)
