@@ -107,13 +107,13 @@ def seeded() -> None:
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Where norms' weights lie: on a CPU, or as if they lay where looking at them makes the host wait."""
     import optiacts
-    from optiacts.ops import norm, norm_channels
+    from optiacts.ops import norm_channels, norm_plain
 
     optiacts.norm_weights_changed()
     # graphs of another test that are still there would have errors told at an optimizer's step already
     monkeypatch.setattr(norm_channels, "_known", {})
     if request.param == "remembers":
-        for module in (norm, norm_channels):
+        for module in (norm_plain, norm_channels):
             monkeypatch.setattr(module, "waits", lambda device: True)
     yield request.param
     optiacts.norm_weights_changed()

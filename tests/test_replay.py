@@ -20,7 +20,7 @@ from torch.autograd import forward_ad as fwAD
 from torch.nn import functional as F
 
 import optiacts
-from optiacts import host, replay
+from optiacts import host, recording, replay
 from optiacts.backends import native_library
 from optiacts.ops import activation
 
@@ -70,7 +70,7 @@ def is_as_in_python(y: Tensor, x: Tensor) -> bool:
 
 def in_python(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has functions called instead of replayed, though by the same ways."""
-    monkeypatch.setattr(replay._Recorder, "plan", lambda *_: None)
+    monkeypatch.setattr(recording.Recorder, "plan", lambda *_: None)
     replay.forget()
 
 

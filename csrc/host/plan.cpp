@@ -182,7 +182,7 @@ int run_spoilt(const Plan& plan, PyObject* const* arguments, int count, PyObject
     return result == nullptr ? -1 : 1;
 }
 
-/* From what Python recorded: see `Plan` of src/optiacts/replay.py. */
+/* From what Python recorded: see `Plan` of src/optiacts/recording.py. */
 
 Node node_from(PyObject* told) {  // (kind, number, constant, items)
     Node node{Kind(PyLong_AsLong(PyTuple_GetItem(told, 0))), int(PyLong_AsLong(PyTuple_GetItem(told, 1))),

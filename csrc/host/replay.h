@@ -1,7 +1,7 @@
 /* Does again what a call of Python did with tensors, without Python's interpreter in between.
  *
  * A small activation takes a few microseconds in its kernel and ten times that in Python. What Python does between two
- * calls of PyTorch hangs on shapes, strides, dtypes and a few settings alone, so src/optiacts/replay.py records it
+ * calls of PyTorch hangs on shapes, strides, dtypes and a few settings alone, so src/optiacts/recording.py notes it
  * once for each of them, as a plan: a list of calls of PyTorch's functions and of kernels. This module finds the plan
  * of a call and runs it. It knows Python's stable interface, and neither PyTorch's C++ nor what is computed.
  */

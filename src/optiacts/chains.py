@@ -19,7 +19,7 @@ from optiacts._torch import once
 from optiacts.decoders.inverse import inverse
 from optiacts.decoders.preimage import furthest_in_closed_form
 from optiacts.norms import Bounds, arithmetic, flat
-from optiacts.replay import Form
+from optiacts.recording import Form
 
 # The largest |bias| / |weight| at which y still tells x̂ well enough: docs/chains.md has the measured errors.
 _MOST_BIAS = {4: 4.0, 8: 4.0, 2: 2.0}  # by the bytes of an element

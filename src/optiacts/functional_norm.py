@@ -32,7 +32,7 @@ from optiacts._torch import PLAIN, autocasts, forward_mode, is_exporting, transf
 from optiacts.functional import passes_our_ops
 from optiacts.norms import Norm
 from optiacts.ops import norm as ops
-from optiacts.ops import sharding
+from optiacts.ops import norm_plain, sharding
 from optiacts.ops.norm_compiled import compiled_norm
 from optiacts.ops.norm_graphs import may_rely
 
@@ -165,7 +165,7 @@ def plain_norm(
     forward: ops.Forward | ops.FunctionForm,
 ) -> Tensor | None:
     """The norm of plain tensors in output mode, while neither anybody nor autocast looks on; None for any other."""
-    made = ops.plain_norm(input, weight, bias, kind, forward)
+    made = norm_plain.plain_norm(input, weight, bias, kind, forward)
     return None if made is None else made[0]
 
 

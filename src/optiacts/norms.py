@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from optiacts.replay import Form
+from optiacts.recording import Form
 
 # The largest |bias| / |weight| at which y still tells x̂ as well as a norm that keeps its input needs it: beyond, the
 # rounding of y is too coarse beside x̂. Measured as the error of a channel's weight gradient: docs/norms.md.

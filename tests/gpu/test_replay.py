@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import optiacts
-from optiacts import host, replay
+from optiacts import host, recording, replay
 from optiacts.backends import triton as backend
 from optiacts.backends import triton_chain, triton_norm
 from optiacts.chains import SavedChain
@@ -130,7 +130,7 @@ def test_a_step_is_that_of_python(name: str, monkeypatch: pytest.MonkeyPatch) ->
     before = replay.count()
     found = steps()
     assert replay.count() > before
-    monkeypatch.setattr(replay._Recorder, "plan", lambda *_: None)
+    monkeypatch.setattr(recording.Recorder, "plan", lambda *_: None)
     replay.forget()
     before = replay.count()
     wanted = steps()

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optiacts import curves, replay
+from optiacts import curves, recording
 from optiacts._torch import once
 from optiacts.backends import eager_chain, native, native_library
 from optiacts.backends.native_constants import (
@@ -42,7 +42,7 @@ from optiacts.decoders.polynomials import DEGREE
 from optiacts.decoders.preimage import PIECES, preimage_coefficients, preimage_table, smallest_share
 from optiacts.decoders.registers import INPUT_DEGREE, input_registers
 from optiacts.decoders.table import decode_table
-from optiacts.replay import Lasting
+from optiacts.recording import Lasting
 
 name = "native"
 
@@ -112,7 +112,7 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
     )  # even: the workspace has doubles
     size = 6 * channels + threads * (room + 16 * channels)
     if size <= _MOST_WORKSPACE:
-        workspace = replay.number(_workspace.address, size)
+        workspace = recording.number(_workspace.address, size)
     else:
         large = torch.empty(size, dtype=torch.float32, device="cpu")
         native.ask_for_huge_pages(large, large.nbytes)

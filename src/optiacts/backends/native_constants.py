@@ -19,7 +19,7 @@ from optiacts.decoders.pieces import COUNT, FIRST, SHIFT, has_pieces, pieces
 from optiacts.decoders.polynomials import DEGREE, PIECES, coefficients
 from optiacts.decoders.registers import Near, Registers
 from optiacts.decoders.table import slot_table
-from optiacts.replay import Lasting
+from optiacts.recording import Lasting
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of csrc/optiacts.h
 IN_PIECES, IN_REGISTERS = 3, 4  # what csrc/optiacts.h calls float32 that is decoded in another way than by lines

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from optiacts import replay
+from optiacts import recording, replay
 from optiacts.backends.notices import tell
 
 LEVELS = ("portable", "avx2", "avx512")
@@ -27,7 +27,7 @@ INTERFACE = 7  # what OPTIACTS_INTERFACE of csrc/optiacts.h was when the signatu
 
 def library() -> ctypes.CDLL:
     """The kernels; ``RuntimeError`` if there are none here."""
-    replay.impure()  # nobody would see what is called: see ``run``
+    recording.impure()  # nobody would see what is called: see ``run``
     return _library()
 
 
@@ -48,7 +48,7 @@ def run(name: str, *arguments: Any) -> Any:
     """Calls the kernel ``optiacts_<name>``."""
     kernel = function(name)
     answer = kernel(*arguments)
-    recorder = replay.recorder()
+    recorder = recording.recorder()
     if recorder is not None:
         recorder.kernel(_caller(name), kernel.argtypes, arguments, answer)
     return answer
@@ -58,7 +58,7 @@ def run_with(name: str, struct: type[ctypes.Structure], *fields: Any) -> None:
     """Calls the kernel ``optiacts_<name>``, which takes the address of such a struct."""
     given = struct(*fields)
     function(name)(ctypes.addressof(given))
-    recorder = replay.recorder()
+    recorder = recording.recorder()
     if recorder is not None:
         recorder.kernel(_caller(name), [field[1] for field in struct._fields_], fields, None)
 

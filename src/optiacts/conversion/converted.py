@@ -32,7 +32,7 @@ from optiacts.conversion.subclass import quiet_subclass
 from optiacts.ops.norm import FunctionForm
 from optiacts.ops.norm_graphs import loaded, register
 from optiacts.overwritten import made_by
-from optiacts.replay import make
+from optiacts.recording import make
 
 _paths: weakref.WeakKeyDictionary[Module, str] = weakref.WeakKeyDictionary()
 

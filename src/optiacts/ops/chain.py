@@ -35,7 +35,7 @@ from optiacts.ops.norm_channels import Channels, Known, guard, waits
 from optiacts.ops.plain import Plain, plain
 from optiacts.overwritten import remember, saved_tensors
 from optiacts.packing import packed_shape
-from optiacts.replay import Form
+from optiacts.recording import Form
 
 
 class Normed(NamedTuple):

@@ -33,7 +33,7 @@ from optiacts.ops.gated import product, product_backward, save_product
 from optiacts.ops.plain import Plain, plain
 from optiacts.overwritten import remember, saved_tensors
 from optiacts.packing import packed_shape
-from optiacts.replay import Form
+from optiacts.recording import Form
 
 
 def dropout(input: Tensor, p: float, overwrites: bool = False) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from optiacts._torch import forward_level
-from optiacts.replay import Form
+from optiacts.recording import Form
 
 
 @dataclass(frozen=True)

@@ -29,14 +29,13 @@ from torch import Tensor
 from optiacts import backends, casts
 from optiacts._torch import run
 from optiacts.backends import eager_norm
-from optiacts.norms import Bounds, Guard, Norm, Saved, arithmetic
+from optiacts.norms import Guard, Norm, Saved, arithmetic
 from optiacts.ops import library, sharding
 from optiacts.ops.functions import differentiable
-from optiacts.ops.norm_channels import Channels, Known, changed, guard, look, waits
-from optiacts.ops.plain import Plain, plain
+from optiacts.ops.norm_channels import Channels, Known, changed, guard, look
 from optiacts.overwritten import remember, saved_tensors
 from optiacts.packing import packed_shape
-from optiacts.replay import Form, replayed
+from optiacts.recording import Form
 
 # Returns y; or y and the mean and rstd of each row, as ``norm_statistics`` would make them, where it knows them.
 Forward = Callable[[Tensor], Tensor | tuple[Tensor, Tensor, Tensor]]
@@ -116,18 +115,18 @@ def _fake_remainder(x: Tensor, y: Tensor, *_: Tensor | None) -> Tensor:
     return x.new_empty(packed_shape(y.shape, 2), dtype=torch.uint8)
 
 
-_FIELDS = len(Saved._fields)
+FIELDS = len(Saved._fields)
 
 
 def _backward(
     grad: Tensor, *arguments: Any, select: Any = backends.select_norm_backward
 ) -> tuple[Tensor, Tensor, Tensor]:
-    saved, (dtype, *of_factors) = Saved(*arguments[:_FIELDS]), arguments[_FIELDS:]
+    saved, (dtype, *of_factors) = Saved(*arguments[:FIELDS]), arguments[FIELDS:]
     return select(grad, saved, dtype).norm_backward(grad, saved, dtype, *of_factors)
 
 
 def _fake_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    saved, (dtype, *of_factors) = Saved(*arguments[:_FIELDS]), arguments[_FIELDS:]
+    saved, (dtype, *of_factors) = Saved(*arguments[:FIELDS]), arguments[FIELDS:]
     of = (*of_factors, None)[0] or saved.rstd.dtype
     by_channel = saved.rstd.new_empty(saved.kept.shape[-1:], dtype=of)
     return grad.new_empty(grad.shape, dtype=dtype), by_channel, torch.empty_like(by_channel)
@@ -214,7 +213,7 @@ class OptiActsNorm(torch.autograd.Function):
         remainder = kind.remainder and keep_output and told.element_size() <= 2
         mean: Tensor | None
         by_rows = remainder and rounded is None
-        mean, rstd, bits = _learnt(kind, (rows, out_rows, scale, shift), known, by_rows, library.call)
+        mean, rstd, bits = learnt(kind, (rows, out_rows, scale, shift), known, by_rows, library.call)
         if remainder and rounded is not None:
             bits = eager_norm.remainder(kind.rows(y), out_rows)
         if not keep_output:
@@ -238,20 +237,18 @@ class OptiActsNorm(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
         if by_rounded is not None:
             grad = by_rounded if grad is None else grad + by_rounded
-        gradients = _gradients if not differentiable() and by_rstd is None else _differentiable_gradients
+        found_by = gradients if not differentiable() and by_rstd is None else differentiable_gradients
         shared: sharding.Rows | None = ctx.shared
         if shared is None:
-            return *gradients(ctx, grad, by_mean, by_rstd, by_rescued), None, None, None, None
-        dx, *by_parameters = gradients(
-            ctx, None if grad is None else shared.local(grad), by_mean, by_rstd, by_rescued
-        )
+            return *found_by(ctx, grad, by_mean, by_rstd, by_rescued), None, None, None, None
+        dx, *by_parameters = found_by(ctx, None if grad is None else shared.local(grad), by_mean, by_rstd, by_rescued)
         by_weight, by_bias = (None if part is None else shared.total(part) for part in by_parameters)
         dx = None if dx is None else shared.whole(dx, ctx.shape)
         return dx, by_weight, by_bias, None, None, None, None
 
 
 @dataclass(frozen=True)
-class _Kept:
+class Kept:
     """What a backward goes by besides what was saved: the output, or the input; and who watches over its weights."""
 
     kind: Norm
@@ -260,200 +257,7 @@ class _Kept:
     known: Known | None = None
 
 
-class _Unwatched(_Kept, Form):
-    """The same of weights that nobody has to watch."""
-
-
-_unwatched = functools.lru_cache(maxsize=1 << 12)(_Unwatched)  # one object for all alike is told apart in no time
-
-
-def _plain_forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: Norm, forward: Forward) -> Plain:
-    if waits(x.device) and isinstance(forward, FunctionForm):
-        found = _forward_in_one(x, weight, bias, kind, forward)
-        if found is not None:
-            return found
-    y, *told = _made(forward, x, weight, bias)
-    if not waits(x.device):
-        return _keep(x, y, weight, bias, kind, *told)
-    channels = Channels(False)
-    if _fits(kind, x, y):
-        channels = look(kind, weight, bias, None, None, y.dtype)
-        _told_dtype[forward, x.dtype, None if weight is None else weight.dtype] = y.dtype
-    outputs, saved = _keep_by(x, y, weight, bias, kind, channels.keep_output, channels.rescued, *told)
-    return outputs, saved, _info(kind, x, channels)
-
-
-_told_dtype: dict[Any, torch.dtype] = {}  # of the output that fits, by the forward and the dtypes of input and weight
-
-
-def _forward_in_one(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: Norm, forward: FunctionForm
-) -> Plain | None:
-    """The same where the dtype of the output is known before, so that all but the look can be replayed at once."""
-    dtype = _told_dtype.get((forward, x.dtype, None if weight is None else weight.dtype))
-    if dtype is None:
-        return None
-    channels = look(kind, weight, bias, None, None, dtype)
-    made = _make_and_keep(x, weight, bias, kind, forward, dtype, channels.keep_output, channels.rescued)
-    return None if made is None else (*made, _info(kind, x, channels))
-
-
-def _made(
-    forward: Forward | FunctionForm, x: Tensor, weight: Tensor | None, bias: Tensor | None
-) -> tuple[Tensor, ...]:
-    """The output, and mean and rstd where the forward tells them."""
-    made = forward.of(x, weight, bias) if isinstance(forward, FunctionForm) else forward(x)
-    return made if isinstance(made, tuple) else (made,)
-
-
-def _fits(kind: Norm, x: Tensor, y: Tensor) -> bool:
-    """Whether the output may be kept, as far as its form goes."""
-    return kind.rows(y).shape == kind.rows(x).shape and y.element_size() <= x.element_size()
-
-
-def _info(kind: Norm, x: Tensor, channels: Channels) -> _Kept:
-    if channels.known is None:
-        return _unwatched(kind, x.dtype, channels.keep_output)
-    return _Kept(kind, x.dtype, channels.keep_output, channels.known)
-
-
-@replayed
-def _keep(x: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None, kind: Norm, *told: Tensor) -> Plain:
-    scale, shift = kind.scale(weight, copy=True), kind.shift(bias, copy=True)
-    channels = Channels(False)
-    if _fits(kind, x, y):
-        channels = look(kind, weight, bias, scale, shift, y.dtype)
-    outputs, saved = _kept(x, y, (weight, bias, scale, shift), kind, channels.keep_output, channels.rescued, told)
-    return outputs, saved, _info(kind, x, channels)
-
-
-@replayed
-def _make_and_keep(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    kind: Norm,
-    forward: FunctionForm,
-    dtype: torch.dtype,
-    keep_output: bool,
-    columns: Tensor | None,
-) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]] | None:
-    """The same from the input on; None if the output is of another dtype or shape than was expected."""
-    y, *told = _made(forward, x, weight, bias)
-    if y.dtype is not dtype or not _fits(kind, x, y):
-        return None
-    factors = weight, bias, kind.scale(weight, copy=True), kind.shift(bias, copy=True)
-    return _kept(x, y, factors, kind, keep_output, columns, tuple(told))
-
-
-@replayed
-def _keep_by(
-    x: Tensor,
-    y: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    kind: Norm,
-    keep_output: bool,
-    columns: Tensor | None,
-    *told: Tensor,
-) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
-    """The same where it is known already which channels to rescue."""
-    factors = weight, bias, kind.scale(weight, copy=True), kind.shift(bias, copy=True)
-    return _kept(x, y, factors, kind, keep_output, columns, told)
-
-
-def _kept(
-    x: Tensor,
-    y: Tensor,
-    factors: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
-    kind: Norm,
-    keep_output: bool,
-    columns: Tensor | None,
-    told: tuple[Tensor, ...],
-) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
-    """The outputs of the Function, and what it saves. ``told``: mean and rstd, where the forward told them."""
-    weight, bias, scale, shift = factors
-    rows, out_rows = kind.rows(x), kind.rows(y)
-    remainder = kind.remainder and keep_output and y.element_size() <= 2
-    mean, rstd, bits = _learnt(kind, (rows, out_rows, scale, shift), [*told], remainder, library.directly)
-    of_rows = mean if kind.centered else None
-    if not keep_output:
-        return (y, rstd), (x, weight, bias, of_rows, rstd)
-    if columns is None:
-        return (y, rstd), (y, weight, bias, None, rstd, scale, shift, None, None, bits)
-    rescued = rows.index_select(-1, columns)
-    return (y, rstd, mean, rescued), (y, weight, bias, of_rows, rstd, scale, shift, columns, rescued, bits)
-
-
-def _plain_backward(info: _Kept, needed: tuple[bool, ...], grad: Tensor, *saved: Any) -> tuple[Tensor | None, ...]:
-    if info.known is None:
-        return (
-            *_gradients_from(info, needed, grad, saved, functools.partial(library.directly, norm_backward)),
-            None,
-            None,
-        )
-    channels = next(factor for factor in saved[5:7] if factor is not None).shape[0]
-    guard = info.known.noted(grad, None), *info.known.bounds(channels)
-    try:
-        found = _guarded_gradients(info.kind, info.dtype, info.output, needed, *guard, grad, *saved)
-    except _NoGuardError:
-        found = _gradients_from(info, needed, grad, saved, functools.partial(_guarded, info.known, None))
-    return *found, None, None
-
-
-class _NoGuardError(Exception):
-    """No kernel guards such weights."""
-
-
-@replayed
-def _guarded_gradients(
-    kind: Norm,
-    dtype: torch.dtype,
-    output: bool,
-    needed: tuple[bool, ...],
-    poisoned: Tensor,
-    smallest: float,
-    most: float,
-    spread: float,
-    reach: float,
-    furthest: float,
-    grad: Tensor,
-    *saved: Any,
-) -> Gradients:
-    """The gradients by a kernel that guards the weights."""
-    bounds = Bounds(smallest, most, spread, reach, furthest)
-
-    def backward(grad: Tensor, *arguments: Any) -> Any:
-        kept, (dtype, of_factors) = Saved(*arguments[:_FIELDS]), arguments[_FIELDS:]
-        kernels = backends.select_norm_backward(grad, kept, dtype, guarded=True)
-        if not kernels.GUARDS:
-            raise _NoGuardError
-        return kernels.norm_backward(grad, kept, dtype, of_factors, Guard(poisoned, bounds))
-
-    return _gradients_from(_Kept(kind, dtype, output), needed, grad, saved, backward)
-
-
-def _watched_backward(
-    ctx: Any,
-    grad: Tensor | None,
-    by_rstd: Tensor | None,
-    by_mean: Tensor | None = None,
-    by_rescued: Tensor | None = None,
-) -> tuple[Tensor | None, ...]:
-    info: _Kept = ctx.info
-    ctx.kind, ctx.dtype, ctx.output, ctx.known, ctx.shared = info.kind, info.dtype, info.output, info.known, None
-    gradients = _gradients if not differentiable() and by_rstd is None else _differentiable_gradients
-    return *gradients(ctx, grad, by_mean, by_rstd, by_rescued), None, None
-
-
-plain_norm = plain(
-    "OptiActsPlainNorm", _plain_forward, _plain_backward, _watched_backward, any_gradient=True, autocasts=False
-)
-"""(x, weight, bias, kind, forward) -> (y, rstd), and mean and rescued where there are rescued channels: as
-``OptiActsNorm`` past dispatcher and transforms; None where somebody may look on."""
-
-
-def _learnt(
+def learnt(
     kind: Norm,
     given: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
     known: list[Tensor],
@@ -484,19 +288,19 @@ def _saved(ctx: Any) -> tuple[Any, ...]:
     return shared.local(kept), shared.parameter(weight), shared.parameter(bias), *more
 
 
-def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> Gradients:
+def gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> Gradients:
     """The gradients of x, weight and bias, through the op."""
     if grad is None:
         return None, None, None
-    info = _Kept(ctx.kind, ctx.dtype, ctx.output, ctx.known)
+    info = Kept(ctx.kind, ctx.dtype, ctx.output, ctx.known)
     backward = functools.partial(library.directly if library.untouched(ctx, grad) else library.call, norm_backward)
     if ctx.known is not None:
-        backward = functools.partial(_guarded, ctx.known, getattr(ctx, "maker", None))
-    return _gradients_from(info, ctx.needs_input_grad, grad, _saved(ctx), backward)
+        backward = functools.partial(guarded, ctx.known, getattr(ctx, "maker", None))
+    return gradients_from(info, ctx.needs_input_grad, grad, _saved(ctx), backward)
 
 
-def _gradients_from(
-    info: _Kept, needed: tuple[bool, ...], grad: Tensor, of: tuple[Any, ...], backward: Callable[..., Any]
+def gradients_from(
+    info: Kept, needed: tuple[bool, ...], grad: Tensor, of: tuple[Any, ...], backward: Callable[..., Any]
 ) -> Gradients:
     """The gradients of x, weight and bias from what was saved; ``backward`` takes what ``norm_backward`` does."""
     kind = info.kind
@@ -513,9 +317,9 @@ def _gradients_from(
     )
 
 
-def _guarded(known: Known, maker: Any, grad: Tensor, *arguments: Any) -> Any:
+def guarded(known: Known, maker: Any, grad: Tensor, *arguments: Any) -> Any:
     """The op, of a guarded weight and bias: by its kernel, where there is one and nobody wants to see an op."""
-    saved, (dtype, of_factors) = Saved(*arguments[:_FIELDS]), arguments[_FIELDS:]
+    saved, (dtype, of_factors) = Saved(*arguments[:FIELDS]), arguments[FIELDS:]
     if library.is_plain(grad):
         kernels = backends.select_norm_backward(grad, saved, dtype, guarded=True)
         if kernels.GUARDS:
@@ -531,7 +335,7 @@ def _as(parameter: Tensor, flat: Tensor) -> Tensor:
     return shaped if shaped.dtype is parameter.dtype else shaped.to(parameter.dtype)
 
 
-def _differentiable_gradients(
+def differentiable_gradients(
     ctx: Any, grad: Tensor | None, by_mean: Tensor | None, by_rstd: Tensor | None, by_rescued: Tensor | None
 ) -> Gradients:
     """The same in operations that can be differentiated again, with the gradients of the other outputs.

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from optiacts import backends, replay
+from optiacts import backends, recording
 from optiacts._torch import is_capturing, is_fake, once, undisturbed
 from optiacts.chains import Chain
 from optiacts.norms import Bounds, Norm
@@ -68,7 +68,7 @@ def look(
         if not len(numbers):  # what the quick look takes for bad may not be
             return _TELLS_ALL
         return Channels(len(numbers) <= kind.most_rescued(len(bad)), numbers)
-    replay.impure()
+    recording.impure()
     if not all(parameter is None or parameter.is_leaf for parameter in (weight, bias)):
         return Channels(False)  # new tensors each time: nothing to remember
     watch_optimizers()
@@ -98,7 +98,7 @@ def guard(
 
     That is noted, to be told later. They may be overwritten: they are the backward's own.
     """
-    replay.impure()
+    recording.impure()
     factor = scale if scale is not None else shift
     assert factor is not None
     poisoned = known.noted(factor, maker)

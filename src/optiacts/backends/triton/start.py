@@ -16,7 +16,7 @@ import torch
 import triton
 from triton.runtime import driver
 
-from optiacts import replay
+from optiacts import recording
 from optiacts.backends.triton.elementary import VENDOR
 
 _MOST = 1024  # compiled kernels that one set of constants remembers: one for each combination of numbers
@@ -52,7 +52,7 @@ def start(
     if VENDOR == "interpreted" or device.index == of.current_device():
         start_here(kernel, device.index, programs, arguments, constants)
         return
-    replay.impure()  # plans leave the current device as it is
+    recording.impure()  # plans leave the current device as it is
     with of.device(device):
         start_here(kernel, device.index, programs, arguments, constants)
 
@@ -61,7 +61,7 @@ def _start_by_triton(
     kernel: Any, index: int | None, programs: tuple[int, ...], arguments: tuple[Any, ...], constants: Constants
 ) -> None:
     started = functools.partial(kernel[programs], **constants)
-    recorder = replay.recorder()
+    recorder = recording.recorder()
     if recorder is None:
         started(*arguments)
         return
@@ -89,10 +89,10 @@ def _start(
         constants.compiled[key] = found
     grid = (*programs, 1, 1)[:3]
     if _watched():
-        replay.impure()
+        recording.impure()
         found.binary[grid](*addresses, *numbers, *found.last)
         return
-    recorder = replay.recorder()
+    recorder = recording.recorder()
     if recorder is not None:
         recorder.expect(torch.cuda.current_device)
         recorder.expect(_watched)
