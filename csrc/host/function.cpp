@@ -218,8 +218,13 @@ PyObject* function(PyObject*, PyObject* arguments) {
         return nullptr;
     if (!PyCFunction_Check(forward) || !PyCFunction_Check(backward))
         return PyErr_Format(PyExc_TypeError, "forward and backward must come from make");
-    auto* made = new Function{Ref::of(PyCFunction_GetSelf(forward)), Ref::of(PyCFunction_GetSelf(backward)), Ref::of(watched), Ref::of(remember), Ref(),
-                              any_gradient != 0, autocasts != 0};
+    auto* made = new Function{Ref::of(PyCFunction_GetSelf(forward)),
+                              Ref::of(PyCFunction_GetSelf(backward)),
+                              Ref::of(watched),
+                              Ref::of(remember),
+                              Ref(),
+                              any_gradient != 0,
+                              autocasts != 0};
     const Ref owner(PyCapsule_New(made, FUNCTION, [](PyObject* capsule) { delete &function_of(capsule); }));
     if (!owner) return nullptr;
     const Ref first(PyCFunction_NewEx(&function_methods[0], owner.get(), nullptr));

@@ -94,6 +94,10 @@ def autocasts(device: str) -> bool:
     return device != "meta" and torch.is_autocast_enabled(device)
 
 
+any_autocast: Callable[[], bool] = _bound("_is_any_autocast_enabled", lambda: True)
+"""Whether autocast is on for any type of device."""
+
+
 class FakeMode(FakeTensorMode):
     """A mode of fake tensors, such as may meet real ones, without PyTorch's guard against compilation.
 
@@ -328,12 +332,12 @@ def run(function: type[torch.autograd.Function], input: Tensor, *args: Any) -> A
         return function.apply(input, *(arg.view_as(arg) if arg is input else arg for arg in args))  # none twice
     if transforms_active() or is_transformed(input):
         return function.apply(input, *args)
-    return apply(function, input, *args)
+    return base_apply(function)(input, *args)
 
 
-def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """``function.apply(*args)`` for whoever knows already that nobody looks on: see ``run``."""
-    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+def base_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """``function.apply`` for whoever knows already that nobody looks on: see ``run``."""
+    return super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
 
 _no_dispatch_modes: Callable[[], Any] = _bound(

@@ -165,7 +165,7 @@ def plain_norm(
     forward: ops.Forward | ops.FunctionForm,
 ) -> Tensor | None:
     """The norm of plain tensors in output mode, while neither anybody nor autocast looks on; None for any other."""
-    made = norm_plain.plain_norm(input, weight, bias, kind, forward)
+    made = norm_plain.plain_norm(input, weight, bias, kind, forward) if isinstance(input, Tensor) else None
     return None if made is None else made[0]
 
 

@@ -41,7 +41,7 @@ class Lasting(int):
 
 
 class Plan(NamedTuple):
-    """What csrc/replay.cpp runs."""
+    """What csrc/host/plan.cpp runs."""
 
     steps: tuple[tuple[Any, ...], ...]
     result: tuple[Any, ...]  # a node

@@ -32,6 +32,7 @@ from optiacts._torch import (
     NOT_COMPILING,
     NOT_EXPORTING,
     SAVES,
+    any_autocast,
     is_capturing,
     mode_count,
     profiled,
@@ -104,7 +105,7 @@ def _autocast() -> tuple[Any, ...]:
     return tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda"))
 
 
-_KNOWN: dict[str, Any] = {  # what csrc/host/plan.cpp calls and knows of PyTorch
+_KNOWN: dict[str, Any] = {  # what csrc/host/ calls and knows of PyTorch: see torch.h there
     "tensor": Tensor,
     "parameter": torch.nn.Parameter,
     "comparable": (torch.dtype, Form),
@@ -115,7 +116,7 @@ _KNOWN: dict[str, Any] = {  # what csrc/host/plan.cpp calls and knows of PyTorch
     "is_neg": Tensor.is_neg,
     "strided": torch.strided,
     "threads": torch.get_num_threads,
-    "autocasts": torch._C._is_any_autocast_enabled,
+    "autocasts": any_autocast,
     "settings": _autocast,
     "grad_enabled": torch.is_grad_enabled,
     "hooks": top_saved_tensors_hooks,

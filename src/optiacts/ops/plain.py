@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from optiacts import replay
-from optiacts._torch import PLAIN, is_exporting
+from optiacts._torch import PLAIN, base_apply, is_exporting
 from optiacts.ops import library
 from optiacts.overwritten import remember_unseen, saved_tensors
 
@@ -55,18 +55,13 @@ def plain(
         function = _function(name, _forward(forward), _backward(backward, watched))
         return _apply(function, any_gradient, autocasts)
     in_c_forward, in_c_backward, finish = made
-    return finish(_base_apply(_function(name, in_c_forward, in_c_backward)))
+    return finish(base_apply(_function(name, in_c_forward, in_c_backward)))
 
 
 def _function(name: str, forward: Any, backward: Any) -> type[torch.autograd.Function]:
     return type(
         name, (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     )
-
-
-def _base_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """``function.apply``, past what looks for transforms: see ``optiacts._torch.run``."""
-    return super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
 
 def _forward(compute: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,7 +85,7 @@ def _backward(compute: Callable[..., Any], watched: Callable[..., Any]) -> Calla
 
 
 def _apply(function: type[torch.autograd.Function], any_gradient: bool, autocasts: bool) -> Callable[..., Any]:
-    apply = _base_apply(function)
+    apply = base_apply(function)
 
     def applied(*inputs: Any) -> Any:
         return apply(*inputs) if _is_ready(inputs, any_gradient, autocasts) else None
