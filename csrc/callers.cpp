@@ -66,6 +66,8 @@ const struct {
     {"gated_forward", Of<optiacts_gated_forward>::call},
     {"gated_silu", Of<optiacts_gated_silu>::call},
     {"gated_backward", Of<optiacts_gated_backward>::call},
+    {"copy", Of<optiacts_copy>::call},
+    {"clear", Of<optiacts_clear>::call},
     {"pack_dropped", Of<optiacts_pack_dropped>::call},
     {"scale_kept", Of<optiacts_scale_kept>::call},
     {"dropped_backward", Of<optiacts_dropped_backward>::call},

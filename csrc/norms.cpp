@@ -1,5 +1,7 @@
 // The C interface of the norms: chooses the instruction set, and shares the rows out to threads.
 
+#include <cstring>
+
 #include "norm_kernels.h"
 #include "optiacts.h"
 #include "parallel.h"
@@ -112,6 +114,7 @@ int optiacts_norm_backward(int grad_dtype, const void* grad, int kept_dtype, con
     // Of each part: the totals of grad * x_hat and of grad, the sums that go into them, x_hat and grad of
     // some rows, and x_hat of the rescued channels.
     const int64_t part_size = WORKSPACE * cols;
+    const bool at_once = parts == 1 && rows <= ROWS_PER_SUM;  // the sums of few rows are those of all
     float* const inverse = reinterpret_cast<float*>(workspace + parts * part_size);
     for (int64_t i = 0; i < cols; ++i) inverse[i] = 1 / scale[i];
     for (int64_t k = 0; k < rescues; ++k) inverse[columns[k]] = 0;
@@ -119,10 +122,12 @@ int optiacts_norm_backward(int grad_dtype, const void* grad, int kept_dtype, con
     parallel_ranges(parts, 1, threads, [=, &of](int64_t part, int64_t last) {
         for (; part < last; ++part) {
             double* const totals = workspace + part * part_size;
-            float* const by_scale = reinterpret_cast<float*>(totals + 2 * cols);
-            float* const x_hat = by_scale + 2 * cols, *const wide_grad = x_hat + NORM_ROWS * cols;
+            float* const sums = reinterpret_cast<float*>(totals + 2 * cols);
+            float *const by_scale = at_once ? grad_scale : sums, *const by_shift = at_once ? grad_shift : sums + cols;
+            float* const x_hat = sums + 2 * cols, *const wide_grad = x_hat + NORM_ROWS * cols;
             float* const exact = wide_grad + NORM_ROWS * cols;
-            for (int64_t i = 0; i < 2 * cols; ++i) totals[i] = 0, by_scale[i] = 0;
+            memset(by_scale, 0, size_t(cols) * sizeof(float)), memset(by_shift, 0, size_t(cols) * sizeof(float));
+            if (!at_once) memset(totals, 0, size_t(2 * cols) * sizeof(double));
             const int64_t first = rows * part / parts, end = rows * (part + 1) / parts;
             for (int64_t row = first; row < end; row += NORM_ROWS) {
                 const int count = end - row < NORM_ROWS ? int(end - row) : NORM_ROWS;
@@ -134,7 +139,7 @@ int optiacts_norm_backward(int grad_dtype, const void* grad, int kept_dtype, con
                 together.what = output ? Kept::output : Kept::input, together.centered = centered;
                 together.mean = mean ? mean + row : nullptr, together.rstd = rstd + row;
                 together.scale = scale, together.shift = shift, together.inverse = inverse;
-                together.by_scale = by_scale, together.by_shift = by_scale + cols;
+                together.by_scale = by_scale, together.by_shift = by_shift;
                 together.columns = columns, together.exact = exact, together.rescues = rescues;
                 for (int i = 0; rescues && i < count; ++i)
                     of.rescued.from_input(row_of(rescued, row + i, rescues * of.rescued.element_size),
@@ -144,13 +149,14 @@ int optiacts_norm_backward(int grad_dtype, const void* grad, int kept_dtype, con
                     of.grad.backward(together, count);
                 else
                     backward_in_float32(of, together, count, x_hat, wide_grad);
+                if (at_once) continue;
                 if ((row - first) % ROWS_PER_SUM == ROWS_PER_SUM - NORM_ROWS || row + count == end)
-                    of.kept.settle(by_scale, totals, 2 * cols);
+                    of.kept.settle(sums, totals, 2 * cols);
             }
         }
     });
 
-    for (int64_t i = 0; i < cols; ++i) {
+    for (int64_t i = 0; i < cols && !at_once; ++i) {
         double by_scale = 0, by_shift = 0;
         for (int64_t part = 0; part < parts; ++part) {
             const double* const totals = workspace + part * part_size;

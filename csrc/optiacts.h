@@ -22,7 +22,7 @@ extern "C" {
 
 /* To be raised, here and in backends/native_library.py, with every change of a struct or of a function's arguments:
  * a library of another number than its caller's is not used. */
-enum { OPTIACTS_INTERFACE = 7 };
+enum { OPTIACTS_INTERFACE = 8 };
 
 OPTIACTS_API int optiacts_interface(void);
 
@@ -221,6 +221,12 @@ OPTIACTS_API int optiacts_norm_backward(int grad_dtype, const void* grad, int ke
                                         const int64_t* columns, int64_t rescues, const uint8_t* bits, int centered,
                                         int result_dtype, void* grad_x, float* grad_scale, float* grad_shift,
                                         int64_t rows, int64_t cols, double* workspace, int threads);
+
+/* out = x, of `count` elements that are rounded to the nearest. One of the dtypes is float32, or both are one. */
+OPTIACTS_API void optiacts_copy(int x_dtype, const void* x, int out_dtype, void* out, int64_t count);
+
+/* Writes zeros. */
+OPTIACTS_API void optiacts_clear(void* out, int64_t bytes);
 
 /* Dropout. Bits tell what was dropped; `scale` is the factor of what was kept, `inverse` is 1 / scale. */
 

@@ -382,7 +382,26 @@ def test_no_instruction_beyond_the_baseline_outside_the_dispatched_kernels():
     assert all(builds[name] == [True] for name in in_registers) and len(in_registers) == 4, in_registers
     others = set(kernels) - set(in_registers)
     assert all(sorted(builds[name]) == [False, True, True] for name in others), others
-    assert len(others) == 74, others
+    assert len(others) == 80, others
+
+
+@pytest.mark.parametrize("dtype", HALVES, **named)
+def test_copies_round_as_pytorch_does(dtype, level):
+    """To float32 every value, from there patterns of all kinds, those halfway between two numbers among them."""
+    narrow, wide = every_value(dtype), bit_space(1 << 16, curves.get("silu"))
+    halfway = narrow.float().view(torch.int32) + (1 << (15 if dtype is torch.bfloat16 else 12))
+    for x, to in (
+        (narrow, torch.float32),
+        (wide, dtype),
+        (halfway.view(torch.float32), dtype),
+        (narrow[:77], torch.float32),
+        (wide[:77], dtype),
+        (narrow[:77], dtype),
+    ):
+        found = torch.empty(len(x) + 1, dtype=to).fill_(5.0)
+        of = native.DTYPES.index
+        native_library.run("copy", of(x.dtype), x.data_ptr(), of(to), found.data_ptr(), len(x))
+        assert same_bits(found[:-1], x.to(to)) and found[-1] == 5
 
 
 def test_ops_reach_the_native_kernels():

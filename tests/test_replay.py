@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -96,6 +96,20 @@ def test_a_replay_gives_what_the_function_gives(
             assert a.dtype is b.dtype and a.stride() == b.stride() and torch.equal(a, b)
 
 
+@pytest.fixture(params=["at once", "by asking"])
+def looking(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both ways to learn the form of a tensor; the second is for a PyTorch without DLPack's exchange interface."""
+    module: Any = host.module()
+    if request.param == "by asking":
+        module.use({**replay._KNOWN, "exchange": None})
+    elif replay._KNOWN["exchange"] is None:
+        pytest.skip("this PyTorch has no such interface")
+    replay.forget()
+    yield
+    module.use(replay._KNOWN)
+
+
+@pytest.mark.usefixtures("looking")
 def test_each_form_has_a_plan_of_its_own() -> None:
     base = torch.randn(8, 6, 4, 8)
     forms = [
@@ -114,6 +128,63 @@ def test_each_form_has_a_plan_of_its_own() -> None:
         for form in forms:
             x = form.detach().requires_grad_()
             assert is_as_in_python(optiacts.gelu(x), x)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.usefixtures("looking")
+@pytest.mark.parametrize(
+    "unlike",
+    [
+        lambda x: torch.complex(x, -x).conj().imag,  # read with the other sign
+        lambda x: torch.complex(x, x),
+        lambda x: torch._efficientzerotensor(x.shape),
+        lambda x: torch.sparse_coo_tensor(torch.tensor([[0, 1, 2]]), x, x.shape, check_invariants=True),
+        lambda x: torch.nested.nested_tensor([x, x]),
+        lambda x: x.to("meta"),
+        lambda x: x.to(torch.float8_e5m2),
+        lambda x: x.to(torch.int64),
+    ],
+    ids="negative complex zeros sparse nested meta float8 whole".split(),
+)
+def test_what_is_more_than_its_memory_is_computed(unlike: Callable[[Tensor], Tensor]) -> None:
+    """Beside plain tensors of the same shape, for which there is a plan."""
+
+    def compute(x: Tensor) -> Tensor:
+        return x.clone()
+
+    replayed = replay.replayed(compute)
+    for _ in range(4):
+        for x in (torch.arange(1.0, 4.0), unlike(torch.arange(1.0, 4.0))):
+            found, due = replayed(x), compute(x)
+            assert found.layout is due.layout and found.dtype is due.dtype and found.device == due.device
+            if found.layout is torch.strided and not found.is_meta and not found.is_nested:
+                assert torch.equal(found.to(due.dtype), due)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x.clone(),
+        lambda x: x.float(),
+        lambda x: x.to(torch.bfloat16).to(torch.float32),
+        lambda x: x.to(torch.float64),
+        lambda x: x.new_zeros(3, 5),
+        lambda x: torch.zeros_like(x),
+        lambda x: x.new_empty(x.shape).copy_(x),
+        lambda x: torch.empty_like(x, memory_format=torch.preserve_format).copy_(x),
+        lambda x: x.new_empty((3,), dtype=torch.int64).fill_(7),
+    ],
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_kernels_make_in_the_place_of_pytorch_is_the_same(make: Call, dtype: torch.dtype) -> None:
+    replayed, before = replay.replayed(make), replay.count()
+    for form in (lambda x: x, lambda x: x.t(), lambda x: x[:, ::2]):
+        for _ in range(4):
+            x = form((torch.randn(7, 13) * 10.0 ** torch.randint(-9, 9, (7, 13))).to(dtype))
+            found, due = replayed(x), make(x)
+            assert found.dtype is due.dtype and found.stride() == due.stride() and torch.equal(found, due)
+            assert (found is x) == (due is x)
+    assert replay.count() > before
 
 
 def test_settings_belong_to_the_form(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,13 +55,6 @@ struct Pending {
 
 thread_local Pending* pending = nullptr;
 
-/* Whether a dtype, as keys have it, is one that is served. */
-bool is_served(int64_t dtype) {
-    for (Py_ssize_t i = 0; i < PyTuple_Size(torch.dtypes.get()); ++i)
-        if (reinterpret_cast<intptr_t>(PyTuple_GetItem(torch.dtypes.get(), i)) == dtype) return true;
-    return false;
-}
-
 /* Whether a gradient is wanted of plain tensors, and nobody looks on; -1 on an error. Describes the call besides. */
 int is_ready(Pending& made) {
     const Ref enabled(call_none(torch.grad_enabled.get()));
@@ -85,12 +78,12 @@ int is_ready(Pending& made) {
             wanted = wanted || requires;
             if (!wanted && !made.of->any_gradient) return 0;
         }
-        const int start = key.count, added = add_argument(key, argument, i);
+        Form form;
+        const int added = add_tensor(key, argument, i, form);
         if (added != 1) return added;
-        const int64_t* const words = &key.words[size_t(start)];
-        if (!is_served(words[DTYPE_AT]) || (!first && words[DEVICE_AT] != device)) return 0;
-        if (key.addresses[size_t(i)] == 0) return 0;  // PyTorch's own way with no elements
-        device = words[DEVICE_AT];
+        if (!form.is_served() || (!first && form.device != device)) return 0;
+        if (form.address == 0) return 0;  // PyTorch's own way with no elements
+        device = form.device;
         first = false;
     }
     if (!wanted) return 0;
@@ -158,11 +151,10 @@ int is_untouched(PyObject* ctx, PyObject* const* grads, Py_ssize_t count) {
         if (grads[i] != Py_None) return 0;
     const Ref state(PyObject_GetAttr(ctx, torch.state.get()));
     if (state.get() != Py_None) return state ? 0 : -1;
-    const int plain = is_plain(grads[0]);
-    if (plain != 1) return plain;
-    const Ref address(call_one(torch.data_ptr.get(), grads[0]));
-    if (!address) PyErr_Clear();  // a transform's, which has no memory; nor have zeros that nobody has written
-    if (!address || PyLong_AsUnsignedLongLong(address.get()) == 0) return 0;
+    Form form;
+    const int seen = look(grads[0], form);
+    if (seen != 1) return seen;
+    if (form.address == 0) return 0;  // zeros that nobody has written
     return is_quiet(torch.backward_quiet.get());
 }
 

@@ -6,47 +6,6 @@ namespace host {
 
 namespace {
 
-int add_numbers(Key& key, PyObject* numbers) {
-    const Py_ssize_t count = PyTuple_Size(numbers);
-    if (count < 0) return -1;
-    if (!key.add(count)) return 0;
-    for (Py_ssize_t i = 0; i < count; ++i) {
-        const int64_t number = PyLong_AsLongLong(PyTuple_GetItem(numbers, i));
-        if (number == -1 && PyErr_Occurred()) {
-            PyErr_Clear();  // symbolic
-            return 0;
-        }
-        if (!key.add(number)) return 0;
-    }
-    return 1;
-}
-
-/* The shape, and the strides where they do not follow from it. */
-int add_shape(Key& key, PyObject* tensor) {
-    const Ref shape(PyObject_GetAttr(tensor, torch.shape.get()));
-    if (!shape) return -1;
-    const int first = key.count, added = add_numbers(key, shape.get());
-    if (added != 1) return added;
-    const Ref dense(call_one(torch.is_contiguous.get(), tensor));
-    if (!dense) return -1;
-    bool follow = dense.get() == Py_True;  // a dimension of 1 may have any stride
-    for (int i = first + 1; follow && i < key.count; ++i) follow = key.words[size_t(i)] != 1;
-    if (!key.add(follow)) return 0;
-    if (follow) return 1;
-    const Ref stride(call_one(torch.stride.get(), tensor));
-    return stride ? add_numbers(key, stride.get()) : -1;
-}
-
-/* Where it is; 0 if that is no device that is served. */
-int add_device(Key& key, PyObject* tensor) {
-    const int on_cpu = is_set(tensor, torch.is_cpu.get());
-    if (on_cpu != 0) return on_cpu < 0 ? -1 : key.add(-1);
-    const int on_cuda = is_set(tensor, torch.is_cuda.get());
-    if (on_cuda != 1) return on_cuda;
-    const Ref index(call_one(torch.get_device.get(), tensor));
-    return index ? key.add(PyLong_AsLongLong(index.get())) : -1;
-}
-
 /* Where a tensor's memory lies: how it is aligned, and the first arguments that have the same, and that are the same
  * tensor. What is saved of two tensors in one memory hangs together with the graph in two ways. */
 bool add_place(Key& key, PyObject* tensor, uint64_t place, int argument) {
@@ -58,28 +17,10 @@ bool add_place(Key& key, PyObject* tensor, uint64_t place, int argument) {
     return key.add(int64_t(place % 64)) && key.add(alike) && key.add(same);
 }
 
-int add_tensor(Key& key, PyObject* tensor, int argument) {
-    const int plain = is_plain(tensor);
-    if (plain != 1) return plain;
-    const Ref address(call_one(torch.data_ptr.get(), tensor));
-    if (!address) {  // a transform's, which has no memory
-        PyErr_Clear();
-        return 0;
-    }
-    const Ref dtype(PyObject_GetAttr(tensor, torch.dtype.get()));
-    if (!dtype) return -1;
-    // dtypes are objects that stay, so that their addresses tell them apart
-    if (!key.add(TENSOR) || !key.add(int64_t(reinterpret_cast<intptr_t>(dtype.get())))) return 0;
-    if (!add_place(key, tensor, PyLong_AsUnsignedLongLong(address.get()), argument)) return 0;
-    const int added = add_device(key, tensor);
-    if (added != 1) return added;
-    const int first = key.count, shaped = add_shape(key, tensor);
-    if (shaped != 1 || key.addresses[size_t(argument)] != 0) return shaped;
-    // elements without memory are zeros that nobody has written; no elements need none
-    const int dimensions = int(key.words[size_t(first)]);
-    for (int i = 1; i <= dimensions; ++i)
-        if (key.words[size_t(first + i)] == 0) return 1;
-    return 0;
+bool add_numbers(Key& key, const int64_t* numbers, int count) {
+    for (int i = 0; i < count; ++i)
+        if (!key.add(numbers[i])) return false;
+    return true;
 }
 
 /* Whether an object may be compared with those of other calls: strings, numbers, dtypes, and what `use` was told. */
@@ -90,8 +31,18 @@ int is_comparable(PyObject* object) {
 
 }  // namespace
 
+int add_tensor(Key& key, PyObject* tensor, int argument, Form& form) {
+    const int seen = look(tensor, form);
+    if (seen != 1) return seen;
+    if (form.address == 0 && !form.is_empty()) return 0;  // zeros that nobody has written
+    return key.add(TENSOR) && key.add(form.dtype) && add_place(key, tensor, form.address, argument) &&
+           key.add(form.device) && key.add(form.dimensions) && add_numbers(key, form.shape, form.dimensions) &&
+           add_numbers(key, form.strides, form.dimensions);
+}
+
 int add_argument(Key& key, PyObject* argument, int place) {
-    if (is_plain_type(argument)) return add_tensor(key, argument, place);
+    Form form;
+    if (is_plain_type(argument)) return add_tensor(key, argument, place, form);
     if (argument == Py_None || argument == Py_True || argument == Py_False)
         return key.add(argument == Py_None ? NOTHING : argument == Py_True ? YES : NO);
     if (PyTuple_CheckExact(argument) || PyList_CheckExact(argument)) {
@@ -133,15 +84,6 @@ int describe(Key& key, PyObject* const* arguments, Py_ssize_t count) {
         if (added != 1) return added;
     }
     return add_settings(key);
-}
-
-int is_plain(PyObject* tensor) {
-    const Ref layout(PyObject_GetAttr(tensor, torch.layout.get()));
-    if (layout.get() != torch.strided.get()) return layout ? 0 : -1;
-    const int nested = is_set(tensor, torch.is_nested.get());
-    if (nested != 0) return nested < 0 ? -1 : 0;
-    const Ref negative(call_one(torch.is_neg.get(), tensor));  // to be read with the other sign
-    return negative ? negative.get() == Py_False : -1;
 }
 
 }  // namespace host

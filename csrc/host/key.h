@@ -6,10 +6,11 @@
 #include <cstdint>
 
 #include "python.h"
+#include "tensor.h"
 
 namespace host {
 
-constexpr int MOST_ARGUMENTS = 40, MOST_WORDS = 240;
+constexpr int MOST_ARGUMENTS = 40, MOST_WORDS = 320;
 
 /* What kind of argument the words that follow tell of. */
 enum Tag : int64_t { NOTHING = -10, YES, NO, TUPLE_OF, LIST_OF, OBJECT, AUTOCAST, TENSOR };
@@ -40,16 +41,13 @@ struct Key {
     }
 };
 
+/* Adds a tensor of a plain type, whose form is found on the way; as below. */
+int add_tensor(Key& key, PyObject* tensor, int place, Form& form);
+
 /* Each adds something: 1 if it could be added, 0 if this is no call to be replayed, -1 on an error. */
 int add_argument(Key& key, PyObject* argument, int place);
 int add_settings(Key& key);
 int describe(Key& key, PyObject* const* arguments, Py_ssize_t count);
-
-/* Where to find the dtype and the device of a tensor that was just added, from the count of words before. */
-constexpr int DTYPE_AT = 1, DEVICE_AT = 5;
-
-/* Whether a tensor of a plain type is nothing but one: dense, and read as it lies there. -1 on an error. */
-int is_plain(PyObject* tensor);
 
 }  // namespace host
 

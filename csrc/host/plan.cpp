@@ -3,7 +3,7 @@
 #include <utility>
 #include <vector>
 
-#include "torch.h"
+#include "tensor.h"
 
 namespace host {
 
@@ -76,11 +76,7 @@ public:
     }
     bool address(int number, uint64_t& found) {
         uint64_t& here = addresses[number];
-        if (here == 0) {
-            const Ref asked(call_one(torch.data_ptr.get(), held[number]));
-            if (!asked) return false;
-            here = PyLong_AsUnsignedLongLong(asked.get());
-        }
+        if (here == 0 && !find_address(held[number], here)) return false;
         found = here;
         return true;
     }

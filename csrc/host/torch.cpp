@@ -2,6 +2,8 @@
 
 #include <dlfcn.h>
 
+#include "tensor.h"
+
 namespace host {
 
 Torch& torch = *new Torch;  // never destroyed: Python ends first
@@ -33,7 +35,6 @@ PyObject* use(PyObject*, PyObject* names) {
         {"comparable", &torch.comparable},
         {"data_ptr", &torch.data_ptr},
         {"stride", &torch.stride},
-        {"is_contiguous", &torch.is_contiguous},
         {"get_device", &torch.get_device},
         {"is_neg", &torch.is_neg},
         {"strided", &torch.strided},
@@ -53,6 +54,8 @@ PyObject* use(PyObject*, PyObject* names) {
         if (found == nullptr) return PyErr_Format(PyExc_KeyError, "%s", name);
         *place = Ref::of(found);
     }
+    PyObject* const exchange = PyDict_GetItemString(names, "exchange");
+    if (exchange == nullptr || look_by(exchange) < 0) return nullptr;
     const std::pair<const char*, Ref*> attributes[] = {
         {"shape", &torch.shape},
         {"dtype", &torch.dtype},

@@ -10,11 +10,11 @@ namespace host {
 struct Torch {
     Ref tensor, parameter;  // the types that are nothing but tensors
     Ref comparable;         // the types, besides numbers and strings, of arguments that are no tensors
-    Ref data_ptr, stride, is_contiguous, get_device, is_neg, strided;
+    Ref data_ptr, stride, get_device, is_neg, strided;
     Ref threads, autocasts, settings, grad_enabled, hooks;
     Ref forward_quiet;     // see `is_quiet`: all of it where nobody looks on
     Ref backward_quiet;
-    Ref dtypes;            // a tuple
+    Ref dtypes;            // float32, bfloat16, float16 and float64
     Ref shape, dtype, layout, is_cuda, is_cpu, is_nested, requires_grad;  // names
     Ref saved_tensors, needs_input_grad, state, info;
     Ref to_save, materialize_grads;  // names of what a Function's context is told by

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from optiacts._torch import EMPTY_ON_CPU
+
 
 class Form:
     """What derives from it is a constant of a call, told apart by ``==``: it holds no tensor and never changes."""
@@ -49,6 +51,20 @@ class Plan(NamedTuple):
     kept: tuple[Any, ...]  # what must stay as long as the plan
 
 
+class Kernel(NamedTuple):
+    """A call of a kernel, by the address of what calls it with words; see ``Recorder.kernel``."""
+
+    caller: int | None
+    types: Sequence[Any]
+    arguments: Sequence[Any]  # tensors where their addresses are due
+
+
+substitutes: dict[str, Callable[[Tensor, Sequence[Any]], Kernel | None]] = {}
+"""By the name of a function of PyTorch: what fills the memory of the tensor that it made, of what it was given.
+
+A plan calls that kernel in its place. None where there is none for such tensors.
+"""
+
 _CONSTANT, _REGISTER, _ADDRESS, _LIST, _TUPLE = range(5)
 
 # What tells of a tensor's form alone.
@@ -71,7 +87,7 @@ _SCALARS = (
 )
 
 
-_FRESH = frozenset(("new_empty", "empty_like", "empty"))
+_FRESH = frozenset(("new_empty", "empty_like", "empty", "empty_strided"))
 _FLOATS, _POINTER = (ctypes.c_float, ctypes.c_double), ctypes.c_void_p
 
 
@@ -146,9 +162,7 @@ class Recorder(TorchFunctionMode):
         if name == "__get__":
             name = function.__self__.__name__
         if name == "data_ptr":
-            address = Address(result)
-            address.register = self._register(args[0])
-            return address
+            return self._address(args[0], result)
         if name in _OF_FORM or (name == "_is_view" and self._register(args[0]) >= self.inputs):
             return result
         if not _has_known_form(name) or (name == "__getitem__" and _has_tensors(args[1])):
@@ -162,12 +176,41 @@ class Recorder(TorchFunctionMode):
         if "out" in kwargs or (name.endswith("_") and self._register(args[0]) < self.inputs):
             raise _RefusedError  # a replay that breaks off must leave everything as it was
         self.draws = self.draws or _draws(name)
+        if not several and (name in _FRESH or name in substitutes) and self._substituted(name, args, kwargs, result):
+            return result
+        self._add(function, args, kwargs, results, several, name in _FRESH)
+        return result
+
+    def _substituted(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], made: Tensor) -> bool:
+        """Notes a quicker way to make the same; False if there is none."""
+        known = id(made) in self.registers  # the function gave back what it was given
+        if known or EMPTY_ON_CPU is None or not made.is_cpu or made.requires_grad or kwargs.get("pin_memory"):
+            return False
+        kernel = None
+        if name not in _FRESH:
+            kernel = substitutes[name](made, args)
+            if kernel is None:
+                return False
+        form = tuple(made.shape), made.stride(), made.dtype
+        self._add(EMPTY_ON_CPU, form, {}, [made], False, True)
+        if kernel is not None:
+            arguments = [self._address(each) if isinstance(each, Tensor) else each for each in kernel.arguments]
+            self.kernel(kernel.caller, kernel.types, arguments, None)
+        return True
+
+    def _address(self, tensor: Tensor, of: int = 0) -> Address:
+        address = Address(of)
+        address.register = self._register(tensor)
+        return address
+
+    def _add(
+        self, function: Any, args: Any, kwargs: dict[str, Any], results: list[Tensor], several: bool, fresh: bool
+    ) -> None:
         reads: set[int] = set()
         nodes = tuple(self._node(value, reads) for value in (*args, *kwargs.values()))
         numbers = tuple(self._made(each) for each in results)
-        self.steps.append((function, nodes, tuple(kwargs), numbers, several, name in _FRESH, ()))
+        self.steps.append((function, nodes, tuple(kwargs), numbers, several, fresh, ()))
         self.reads.append(reads)
-        return result
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Calls a function that is none of PyTorch's, and notes that. What it is given besides tensors stays."""

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from optiacts import host
 from optiacts._torch import (
+    EXCHANGE,
     MATERIALIZES,
     NO_FORWARD_MODE,
     NOT_COMPILING,
@@ -109,9 +110,9 @@ _KNOWN: dict[str, Any] = {  # what csrc/host/ calls and knows of PyTorch: see to
     "tensor": Tensor,
     "parameter": torch.nn.Parameter,
     "comparable": (torch.dtype, Form),
+    "exchange": EXCHANGE,
     "data_ptr": Tensor.data_ptr,
     "stride": Tensor.stride,
-    "is_contiguous": Tensor.is_contiguous,
     "get_device": Tensor.get_device,
     "is_neg": Tensor.is_neg,
     "strided": torch.strided,

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from optiacts import recording
 from optiacts._torch import known_to_compilers
 from optiacts.backends import (
     eager,
@@ -20,6 +21,7 @@ from optiacts.backends import (
     eager_norm,
     native,
     native_chain,
+    native_copies,
     native_forward,
     native_norm,
     selection,
@@ -38,6 +40,8 @@ from optiacts.chains import Chain, SavedChain
 from optiacts.curves import Curve, get
 from optiacts.layouts import Order
 from optiacts.norms import Norm, Saved, Statistics
+
+recording.substitutes.update(native_copies.SUBSTITUTES)
 
 
 class Backend(Protocol):

@@ -19,10 +19,11 @@ import torch
 
 from optiacts import recording, replay
 from optiacts.backends.notices import tell
+from optiacts.recording import Kernel
 
 LEVELS = ("portable", "avx2", "avx512")
 FILE = "_native.so"
-INTERFACE = 7  # what OPTIACTS_INTERFACE of csrc/optiacts.h was when the signatures below were written
+INTERFACE = 8  # what OPTIACTS_INTERFACE of csrc/optiacts.h was when the signatures below were written
 
 
 def library() -> ctypes.CDLL:
@@ -52,6 +53,11 @@ def run(name: str, *arguments: Any) -> Any:
     if recorder is not None:
         recorder.kernel(_caller(name), kernel.argtypes, arguments, answer)
     return answer
+
+
+def noted(name: str, *arguments: Any) -> Kernel:
+    """What stands in a plan for a call of the kernel ``optiacts_<name>``, which is not made now."""
+    return Kernel(_caller(name), function(name).argtypes, arguments)
 
 
 def run_with(name: str, struct: type[ctypes.Structure], *fields: Any) -> None:
@@ -144,6 +150,8 @@ def _declare(library: ctypes.CDLL) -> None:
             *[size, size, address, count],
         ],
         "optiacts_chain_backward": [address],
+        "optiacts_copy": [count, address, count, address, size],
+        "optiacts_clear": [address, size],
         "optiacts_excess": [count, address, size, number, count],
         "optiacts_pack_dropped": [address, address, size, size, count],
         "optiacts_scale_kept": [count, *3 * [address], size, size, number, count],
