@@ -149,7 +149,7 @@ def gated(gate: Tensor, up: Tensor | None, name: str, keep_output: bool = True) 
     """
     curve = curves.get(name)
     if keep_output and curve.gates and not torch.compiler.is_compiling():
-        found = _plain(gate, up, curve.name)
+        found = plain_gated(gate, up, curve.name)
         if found is not None:
             return found[0]
     fits = curve.gates and not compiles_autocast(curve, gate)
@@ -167,7 +167,7 @@ def gated(gate: Tensor, up: Tensor | None, name: str, keep_output: bool = True) 
     return curve.forward(gate) * up
 
 
-def _plain(gate: Tensor, up: Tensor | None, name: str) -> tuple[Tensor, Tensor] | None:
+def plain_gated(gate: Tensor, up: Tensor | None, name: str) -> tuple[Tensor, Tensor] | None:
     """The product and its edges, of plain tensors while nobody looks on; None for any others."""
     made: tuple[Tensor, Tensor] | None = None
     if up is None:

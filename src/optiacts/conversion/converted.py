@@ -256,19 +256,22 @@ def _activation_forward(original: type[Module], recognised: Recognised) -> Any:
 
     @functools.wraps(forward)
     def activation(self: Module, *args: Any, **kwargs: Any) -> Any:
-        x = args[0] if args else kwargs.get(parameter)
+        x: Any = args[0] if args else kwargs.get(parameter)
         compiling = torch.compiler.is_compiling()
+        if len(args) + len(kwargs) != 1:
+            return original.forward(self, *args, **kwargs)
+        if not (compiling or inplace) and torch.is_grad_enabled() and holds(pins, self):
+            y = functional.plain_activation(x, curves.get(curve))  # the usual case, which small calls wait for
+            if y is not None:
+                return made_by(y, self)  # type: ignore[arg-type]
         if (
-            len(args) + len(kwargs) == 1
-            and isinstance(x, Tensor)
-            and functional.saves_memory(x)
+            functional.saves_memory(x)
             and (traceable or not compiling)
             and holds(pins, self)
             and not intercepted()
             and not functional.compiles_autocast(curves.get(curve), x)
         ):
-            y = None if inplace or compiling else functional.plain_activation(x, curves.get(curve))
-            return made_by(functional.apply(curve, x, inplace) if y is None else y, self)  # type: ignore[arg-type]
+            return made_by(functional.apply(curve, x, inplace), self)  # type: ignore[arg-type]
         return original.forward(self, *args, **kwargs)
 
     return activation

@@ -78,11 +78,15 @@ class RecognisedNorm:
 
     def parameters(self, module: Module) -> tuple[Tensor | None, Tensor | None] | None:
         """The weight and the bias now; None if one of them is not there, or not of the form that it had."""
-        found = [_parameter(module, name) if name else None for name in (self.weight, self.bias)]
-        for name, parameter in zip((self.weight, self.bias), found, strict=True):
-            if name and (not isinstance(parameter, Tensor) or parameter.shape != self.shape):
+        weight = bias = None
+        if self.weight:
+            weight = _parameter(module, self.weight)
+            if not isinstance(weight, Tensor) or weight.shape != self.shape:
                 return None
-        weight, bias = found
+        if self.bias:
+            bias = _parameter(module, self.bias)
+            if not isinstance(bias, Tensor) or bias.shape != self.shape:
+                return None
         if weight is not None and bias is not None and weight.dtype is not bias.dtype:
             return None
         return weight, bias

@@ -322,6 +322,10 @@ def _product(act: Pending, up: Any, multiply: Callable[[Any, Any], Any], place: 
     ``kept``: whether somebody else keeps the product.
     """
     _unchanged(act, place)
+    if kept and isinstance(up, Tensor) and not torch.compiler.is_compiling():
+        found = functional_gated.plain_gated(act.gate, up, act.curve)
+        if found is not None:
+            return made_by(found[0], place)
     if _fits(act, up):  # what functional_gated.gated asks of the gate was asked when the activation was begun
         if not kept and functional_gated.keeps_inputs(act.gate):
             return gated_from_inputs(act.gate, up, act.curve)
