@@ -59,6 +59,8 @@ thread_local Pending* pending = nullptr;
 int is_ready(Pending& made) {
     const Ref enabled(call_none(torch.grad_enabled.get()));
     if (enabled.get() != Py_True) return enabled ? 0 : -1;
+    // before tensors are looked at: PyTorch takes long to refuse a transform's
+    if (const int quiet = is_quiet(torch.forward_quiet.get()); quiet != 1) return quiet;
     bool wanted = false, first = true;
     int64_t device = 0;
     Key& key = made.key;
@@ -91,8 +93,7 @@ int is_ready(Pending& made) {
         const Ref casts(call_none(torch.autocasts.get()));
         if (casts.get() != Py_False) return casts ? 0 : -1;
     }
-    const int quiet = is_quiet(torch.forward_quiet.get());
-    if (quiet != 1 || !made.described) return quiet;
+    if (!made.described) return 1;
     const int added = add_settings(key);
     made.described = added == 1;
     return added < 0 ? -1 : 1;
@@ -151,11 +152,10 @@ int is_untouched(PyObject* ctx, PyObject* const* grads, Py_ssize_t count) {
         if (grads[i] != Py_None) return 0;
     const Ref state(PyObject_GetAttr(ctx, torch.state.get()));
     if (state.get() != Py_None) return state ? 0 : -1;
-    Form form;
+    if (const int quiet = is_quiet(torch.backward_quiet.get()); quiet != 1) return quiet;
+    Form form;  // last, since it takes PyTorch long to refuse a transform's tensor
     const int seen = look(grads[0], form);
-    if (seen != 1) return seen;
-    if (form.address == 0) return 0;  // zeros that nobody has written
-    return is_quiet(torch.backward_quiet.get());
+    return seen != 1 ? seen : form.address != 0;  // without memory it is zeros that nobody has written
 }
 
 /* Whether the exception that is set says that a saved tensor was changed in place. Then it is gone, else it stays. */
