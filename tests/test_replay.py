@@ -38,6 +38,10 @@ CALLS: dict[str, tuple[Call, list[tuple[int, ...]]]] = {
     "swiglu of one": (optiacts.swiglu, [(4, 24)]),
     "reglu": (optiacts.reglu, [(5, 7), (5, 7)]),
     "dropout": (lambda x: optiacts.dropout(x, 0.25), [(4, 24)]),
+    "gelu, dropout": (lambda x: optiacts.activation_dropout(x, "gelu", 0.25), [(4, 24)]),
+    "relu, dropout": (lambda x: optiacts.activation_dropout(x, "relu", 0.25), [(5, 7)]),
+    "swiglu, dropout": (lambda x, u: optiacts.gated_dropout(x, u, "silu", 0.25), [(4, 24), (4, 24)]),
+    "reglu, dropout": (lambda x, u: optiacts.gated_dropout(x, u, "relu", 0.25), [(5, 7), (5, 7)]),
     "layer_norm": (lambda x, w, b: optiacts.layer_norm(x, (24,), w, b), [(4, 24), (24,), (24,)]),
     "layer_norm, no bias": (lambda x, w: optiacts.layer_norm(x, (24,), w), [(4, 24), (24,)]),
     "layer_norm, two dimensions": (lambda x, w: optiacts.layer_norm(x, (4, 6), w), [(3, 4, 6), (4, 6)]),
@@ -63,7 +67,7 @@ def is_as_in_python(y: Tensor, x: Tensor) -> bool:
     """Whether y is GELU of x, and its gradient that of the functions that are replayed."""
     with torch.no_grad():
         wanted, saved, by = activation._plain_forward(x, "gelu")
-        due, _ = activation._plain_backward(by, None, torch.ones_like(y), *saved)
+        due, _ = activation.plain_backward(by, None, torch.ones_like(y), *saved)
     (found,) = torch.autograd.grad(y, x, torch.ones_like(y))
     return torch.equal(y, wanted) and torch.equal(found, due) and y.stride() == F.gelu(x).stride()
 

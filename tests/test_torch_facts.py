@@ -196,7 +196,7 @@ def without_names(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(replay, "function", lambda *_: None)
     monkeypatch.setattr(replay, "replayed", lambda compute: compute)
     for user, name in ((activation, "activation"), (gated, "gated")):
-        ways = user._plain_forward, user._plain_backward, user._watched_backward
+        ways = user._plain_forward, user.plain_backward, user.watched_backward
         monkeypatch.setattr(user, f"plain_{name}", plain.plain(name, *ways))
     return module
 

@@ -49,8 +49,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     Raises:
         ValueError: ``p`` is not between 0 and 1.
     """
-    usual = training is True and isinstance(p, float) and 0 < p < _USUAL and isinstance(input, Tensor)
-    if usual and not inplace and not torch.compiler.is_compiling():
+    if _is_usual(input, p, training, inplace):
         found: Tensor | None = ops.plain_dropout(input, p)
         if found is not None:
             return found
@@ -80,6 +79,10 @@ def activation_dropout(
         ValueError: ``p`` is not between 0 and 1.
     """
     curve = curves.get(name)
+    if _is_usual(input, p, training, inplace) and curve.survives_dropout:
+        found = ops.plain_activation_dropout(input, curve.name, p)
+        if found is not None:
+            return found
     if not drops(input, p, training) or not survives_dropout(curve.name):
         return dropout(activations.activation(input, curve.name), p, training, inplace)
     if activations.compiles_autocast(curve, input):
@@ -108,10 +111,21 @@ def gated_dropout(
         ValueError: ``p`` is not between 0 and 1.
     """
     curve = curves.get(name)
+    matching = isinstance(up, Tensor) and up.shape == gate.shape and up.dtype is gate.dtype
+    if curve.gates and matching and _is_usual(gate, p, training, inplace):
+        found = ops.plain_gated_dropout(gate, up, curve.name, p)
+        if found is not None:
+            return found
     fits = drops(gate, p, training) and curve.gates and products.matches(up, gate)
     if not fits or activations.compiles_autocast(curve, gate):
         return dropout(products.gated(gate, up, curve.name), p, training, inplace)
     return ops.gated_dropout(gate, up, curve.name, p, inplace)
+
+
+def _is_usual(input: Tensor, p: float, training: bool, inplace: bool) -> bool:
+    """Whether a dropout is what most are, and so may go past the dispatcher."""
+    usual = training is True and isinstance(p, float) and 0 < p < _USUAL and isinstance(input, Tensor)
+    return usual and not inplace and not torch.compiler.is_compiling()
 
 
 @known_to_compilers

@@ -44,7 +44,7 @@ def activation_(input: Tensor, name: str) -> Tensor:
 # The ops
 
 
-def _forward(x: Tensor, name: str, order: Order, select: Any = backends.select) -> tuple[Tensor, Tensor]:
+def forward(x: Tensor, name: str, order: Order, select: Any = backends.select) -> tuple[Tensor, Tensor]:
     curve = curves.get(name)
     return select(x, curve).activation_forward(x, curve, order)
 
@@ -127,11 +127,11 @@ def _vmap_backward(
 
 activation_forward = library.declare(
     "activation_forward(Tensor x, str curve, int[] order) -> (Tensor, Tensor)",
-    _forward,
+    forward,
     fake=_fake_forward,
     vmap=_vmap_forward,
     sharding=lambda x, name, order: (((d, place), (d,)) for d, place in library.places(x, order)),
-    traced=library.unless_named(functools.partial(_forward, select=backends.traced_activation)),
+    traced=library.unless_named(functools.partial(forward, select=backends.traced_activation)),
 )
 activation_forward_ = library.declare(
     "activation_forward_(Tensor(a!) x, str curve, int[] order) -> Tensor",
@@ -193,22 +193,22 @@ class OptiActsDualActivation(OptiActsActivation):
 
 def _plain_forward(input: Tensor, name: str) -> Plain:
     order = memory_order(input)
-    y, bits = _forward(input, name, order)
+    y, bits = forward(input, name, order)
     return y, (y, bits), decoding(name, tuple(order))
 
 
-def _plain_backward(by: Decoding, needed: Any, grad: Tensor, y: Tensor, bits: Tensor) -> tuple[Tensor, None]:
-    return library.directly(activation_backward, grad, y, bits, by.name, by.order), None
+def plain_backward(by: Decoding, needed: Any, grad: Tensor, y: Tensor, bits: Tensor) -> tuple[Tensor, None]:
+    return library.directly(activation_backward, grad, y, bits, by.name, by.order, by.scale), None
 
 
-def _watched_backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None]:
+def watched_backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None]:
     if grad is None:
         return None, None
     y, bits = saved_tensors(ctx)
     return times_derivative(grad, y, bits, ctx.info), None
 
 
-plain_activation = plain("OptiActsPlainActivation", _plain_forward, _plain_backward, _watched_backward)
+plain_activation = plain("OptiActsPlainActivation", _plain_forward, plain_backward, watched_backward)
 """(input, name) -> the activation, past dispatcher and transforms; None where somebody may look on."""
 
 

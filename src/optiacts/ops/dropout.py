@@ -26,9 +26,9 @@ from torch import Tensor
 from optiacts import backends, curves
 from optiacts._torch import run, undisturbed
 from optiacts.layouts import Order, memory_order, permute, restore
-from optiacts.ops import library
+from optiacts.ops import activation, gated, library
 from optiacts.ops.activation import activation_forward, times_derivative
-from optiacts.ops.functions import Decoding, differentiable, unchanged
+from optiacts.ops.functions import Decoding, decoding, differentiable, unchanged
 from optiacts.ops.gated import product, product_backward, save_product
 from optiacts.ops.plain import Plain, plain
 from optiacts.overwritten import remember, saved_tensors
@@ -182,10 +182,13 @@ class _Drawn(Form):
     order: tuple[int, ...]
 
 
+_drawn = functools.lru_cache(maxsize=1 << 12)(_Drawn)
+
+
 def _plain_forward(input: Tensor, p: float) -> Plain:
     order = tuple(memory_order(input))
     drawn, bits = _draw(input, p, order, False)
-    return drawn.result, (bits,), _Drawn(drawn.scale, order)
+    return drawn.result, (bits,), _drawn(drawn.scale, order)
 
 
 def _plain_backward(drawn: _Drawn, needed: Any, grad: Tensor, bits: Tensor) -> tuple[Tensor, None]:
@@ -239,6 +242,37 @@ class OptiActsDropoutGradient(torch.autograd.Function):
         return _scaled(grad, bits, ctx.scale, ctx.order), None, None, None
 
 
+@dataclass(frozen=True)
+class _Dropped(Form):
+    """The curve in front of a dropout, and the dropout's probability."""
+
+    name: str
+    p: float
+
+
+_dropped = functools.lru_cache(maxsize=1 << 12)(_Dropped)
+
+
+def _plain_dropped_forward(input: Tensor, of: _Dropped) -> Plain:
+    order = tuple(memory_order(input))
+    output, bits = activation.forward(input, of.name, order)
+    drawn, dropped = _draw(output, of.p, order, False)
+    if curves.get(of.name).decoder.side_bits:
+        bits = bits | dropped
+    return drawn.result, (drawn.result, bits), decoding(of.name, order, drawn.scale)
+
+
+_plain_dropped = plain(
+    "OptiActsPlainDroppedActivation", _plain_dropped_forward, activation.plain_backward, activation.watched_backward
+)
+
+
+def plain_activation_dropout(input: Tensor, name: str, p: float) -> Tensor | None:
+    """The dropout of an activation, past dispatcher and transforms; None where somebody may look on."""
+    output: Tensor | None = _plain_dropped(input, _dropped(name, p))
+    return output
+
+
 class OptiActsDroppedActivation(torch.autograd.Function):
     """x -> dropout(f(x)), saving it and one bit per element, or none where the curve needs no side bit."""
 
@@ -260,6 +294,37 @@ class OptiActsDroppedActivation(torch.autograd.Function):
         return times_derivative(grad, y, bits, ctx.by), None, None, None
 
 
+def _plain_gated_forward(gate: Tensor, up: Tensor, of: _Dropped) -> Plain:
+    order = tuple(memory_order(gate))
+    h, slot, bits = gated.forward(gate, up, of.name, order)
+    drawn, slot, bits = _dropped_product(h, slot, bits, order, of.p, False)
+    edges = gated.edges_of(gate)
+    return (drawn.result, edges), (drawn.result, slot, bits, edges), decoding(of.name, order, drawn.scale)
+
+
+def _dropped_product(
+    h: Tensor, slot: Tensor, bits: Tensor, order: Order, p: float, overwrites: bool
+) -> tuple[_Draw, Tensor, Tensor]:
+    """The dropout of a product, and its slot and bits as they tell of it."""
+    drawn, dropped = _draw(h, p, tuple(memory_order(h)), overwrites)
+    if tuple(memory_order(h)) != order:
+        dropped = library.call(dropout_pack, drawn.kept, order)
+    slot = torch.where(permute(drawn.kept, order), slot, 0.0)
+    bits[..., -dropped.shape[-1] :].bitwise_or_(dropped)  # the plane of "holds up" is the last one
+    return drawn, slot, bits
+
+
+_plain_dropped_gated = plain(
+    "OptiActsPlainDroppedGated", _plain_gated_forward, gated.plain_backward, gated.watched_backward
+)
+
+
+def plain_gated_dropout(gate: Tensor, up: Tensor, name: str, p: float) -> Tensor | None:
+    """The dropout of a product likewise."""
+    made: tuple[Tensor, Tensor] | None = _plain_dropped_gated(gate, up, _dropped(name, p))
+    return None if made is None else made[0]
+
+
 class OptiActsDroppedGated(torch.autograd.Function):
     """(gate, up) -> (dropout(act(gate) * up), slot, bits, gate_edge, up_edge), saving all of it."""
 
@@ -267,11 +332,7 @@ class OptiActsDroppedGated(torch.autograd.Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor, name: str, p: float, overwrites: bool) -> tuple[Tensor, ...]:
         order = tuple(memory_order(gate))
         h, slot, bits, *edges = product(gate, up, name)
-        drawn, dropped = _draw(h, p, tuple(memory_order(h)), overwrites)
-        if tuple(memory_order(h)) != order:
-            dropped = dropout_pack(drawn.kept, order)
-        slot = torch.where(permute(drawn.kept, order), slot, 0.0)
-        bits[..., -dropped.shape[-1] :] |= dropped  # the plane of "holds up" is the last one
+        drawn, slot, bits = _dropped_product(h, slot, bits, order, p, overwrites)
         output = drawn.result, slot, bits, *edges
         save_product(ctx, gate, name, output, drawn.scale)
         return output

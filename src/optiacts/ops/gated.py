@@ -51,7 +51,7 @@ def gated_fused(gate_up: Tensor, name: str) -> Tensor:
 # The ops
 
 
-def _forward(
+def forward(
     gate: Tensor, up: Tensor, name: str, order: Order = (), select: Any = backends.select_gated
 ) -> tuple[Tensor, Tensor, Tensor]:
     curve = curves.get(name)
@@ -202,14 +202,14 @@ def _vmap_backward_fused(
 
 gated_forward = library.declare(
     "gated_forward(Tensor gate, Tensor up, str curve, int[] order=[]) -> (Tensor, Tensor, Tensor)",
-    _forward,
+    forward,
     check=_check_inputs,
     fake=_fake_forward,
     vmap=_vmap_forward,
     sharding=lambda gate, up, name, order=(): (
         ((d, place, place), (d, d)) for d, place in library.places(gate, order)
     ),
-    traced=library.unless_named(computed_once(functools.partial(_forward, select=backends.traced_activation))),
+    traced=library.unless_named(computed_once(functools.partial(forward, select=backends.traced_activation))),
 )
 gated_backward = library.declare(
     "gated_backward(Tensor grad, Tensor h, Tensor slot, Tensor bits, str curve, int[] order=[], float? scale=None)"
@@ -275,18 +275,18 @@ class OptiActsDualGated(OptiActsGated):
 
 def _plain_forward(gate: Tensor, up: Tensor, name: str) -> Plain:
     order = memory_order(gate)
-    h, slot, bits = _forward(gate, up, name, order)
-    edges = _edges(gate)
+    h, slot, bits = forward(gate, up, name, order)
+    edges = edges_of(gate)
     return (h, edges), (h, slot, bits, edges), decoding(name, tuple(order))
 
 
-def _plain_backward(
+def plain_backward(
     by: Decoding, needed: Any, grad: Tensor, h: Tensor, slot: Tensor, bits: Tensor, edges: Tensor
 ) -> tuple[Tensor | None, ...]:
-    return *library.directly(gated_backward, grad, h, slot, bits, by.name, by.order), None
+    return *library.directly(gated_backward, grad, h, slot, bits, by.name, by.order, by.scale), None
 
 
-def _watched_backward(ctx: Any, grad: Tensor | None, to_edges: Tensor | None) -> tuple[Tensor | None, ...]:
+def watched_backward(ctx: Any, grad: Tensor | None, to_edges: Tensor | None) -> tuple[Tensor | None, ...]:
     h, slot, bits, edges = saved_tensors(ctx)
     by_gate, by_up = (None, None) if to_edges is None else to_edges
     if grad is None:
@@ -295,7 +295,7 @@ def _watched_backward(ctx: Any, grad: Tensor | None, to_edges: Tensor | None) ->
     return _sum(grads[0], by_gate), _sum(grads[1], by_up), None
 
 
-plain_gated = plain("OptiActsPlainGated", _plain_forward, _plain_backward, _watched_backward)
+plain_gated = plain("OptiActsPlainGated", _plain_forward, plain_backward, watched_backward)
 """(gate, up, name) -> (h, edges), past dispatcher and transforms; None where somebody may look on.
 
 The edges are one tensor here, [gate's, up's].
@@ -305,7 +305,7 @@ The edges are one tensor here, [gate's, up's].
 def _plain_fused_forward(gate_up: Tensor, name: str) -> Plain:
     gate, up = _halves(gate_up)
     order = memory_order(gate)
-    h, slot, bits = _forward(gate, up, name, order)
+    h, slot, bits = forward(gate, up, name, order)
     edge = _edge(gate_up)
     return (h, edge), (h, slot, bits, edge), decoding(name, tuple(order))
 
@@ -389,7 +389,7 @@ def _edge(input: Tensor) -> Tensor:
     return input.new_zeros(()).expand(input.shape)
 
 
-def _edges(input: Tensor) -> Tensor:
+def edges_of(input: Tensor) -> Tensor:
     """Two edges in one, of one element each."""
     return input.new_zeros(2).as_strided((2, *input.shape), (1, *([0] * input.ndim)))
 
