@@ -118,10 +118,14 @@ def layer_norm_and_statistics(
     """``torch.nn.functional.layer_norm``, with its mean and rstd where they come for nothing: a pass less over x."""
     if sharding.rows_of(x) or autocasts(x.device.type):
         return functional.layer_norm(x, normalized_shape, weight, bias, eps)
-    if x.element_size() <= 2 and x.device.type == "cpu":
-        # computed with the parameters in float32 anyway, and only then CPUs tell statistics that are not rounded
+    if _computes_wide(x):
         weight, bias = (None if given is None else given.float() for given in (weight, bias))
     return torch.native_layer_norm(x, normalized_shape, weight, bias, eps)  # the op that layer_norm calls
+
+
+def _computes_wide(x: Tensor) -> bool:
+    """Whether PyTorch computes with the parameters in float32 anyway, and tells exact statistics only of such."""
+    return x.element_size() <= 2 and x.device.type == "cpu"
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,9 @@ class _LayerNorm(ops.FunctionForm):
 
     def of(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         return layer_norm_and_statistics(x, self.shape, weight, bias, self.eps)
+
+    def widens(self, x: Tensor) -> bool:
+        return len(self.shape) == 1 and _computes_wide(x) and not autocasts(x.device.type)
 
 
 @functools.lru_cache(maxsize=1 << 12)

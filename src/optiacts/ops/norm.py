@@ -48,6 +48,10 @@ class FunctionForm(Form):
         """The forward."""
         raise NotImplementedError
 
+    def widens(self, x: Tensor) -> bool:
+        """Whether the forward of x takes the weight and the bias in the precision of the arithmetic as well."""
+        return False
+
 
 def norm(
     x: Tensor,

@@ -47,9 +47,14 @@ def _plain_forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: 
         found = _forward_in_one(x, weight, bias, kind, forward)
         if found is not None:
             return found
-    y, *told = _made(forward, x, weight, bias)
     if not waits(x.device):
+        if isinstance(forward, FunctionForm) and forward.widens(x):
+            factors = _copied(weight, bias, kind)
+            y, *told = _made(forward, x, *factors[2:])
+            return _looked_at(x, y, factors, kind, tuple(told))
+        y, *told = _made(forward, x, weight, bias)
         return _keep(x, y, weight, bias, kind, *told)
+    y, *told = _made(forward, x, weight, bias)
     channels = Channels(False)
     if _fits(kind, x, y):
         channels = look(kind, weight, bias, None, None, y.dtype)
@@ -94,11 +99,23 @@ def _info(kind: Norm, x: Tensor, channels: Channels) -> Kept:
 
 @replayed
 def _keep(x: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None, kind: Norm, *told: Tensor) -> Plain:
-    scale, shift = kind.scale(weight, copy=True), kind.shift(bias, copy=True)
+    return _looked_at(x, y, _copied(weight, bias, kind), kind, told)
+
+
+_Factors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]  # weight, bias, scale, shift
+
+
+def _copied(weight: Tensor | None, bias: Tensor | None, kind: Norm) -> _Factors:
+    """With copies as they are now, in the precision of the arithmetic."""
+    return weight, bias, kind.scale(weight, copy=True), kind.shift(bias, copy=True)
+
+
+def _looked_at(x: Tensor, y: Tensor, factors: _Factors, kind: Norm, told: tuple[Tensor, ...]) -> Plain:
+    """What the Function makes and saves, by what the factors look like."""
     channels = Channels(False)
     if _fits(kind, x, y):
-        channels = look(kind, weight, bias, scale, shift, y.dtype)
-    outputs, saved = _kept(x, y, (weight, bias, scale, shift), kind, channels.keep_output, channels.rescued, told)
+        channels = look(kind, *factors, y.dtype)
+    outputs, saved = _kept(x, y, factors, kind, channels.keep_output, channels.rescued, told)
     return outputs, saved, _info(kind, x, channels)
 
 
@@ -117,8 +134,7 @@ def _make_and_keep(
     y, *told = _made(forward, x, weight, bias)
     if y.dtype is not dtype or not _fits(kind, x, y):
         return None
-    factors = weight, bias, kind.scale(weight, copy=True), kind.shift(bias, copy=True)
-    return _kept(x, y, factors, kind, keep_output, columns, tuple(told))
+    return _kept(x, y, _copied(weight, bias, kind), kind, keep_output, columns, tuple(told))
 
 
 @replayed
@@ -133,14 +149,13 @@ def _keep_by(
     *told: Tensor,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
     """The same where it is known already which channels to rescue."""
-    factors = weight, bias, kind.scale(weight, copy=True), kind.shift(bias, copy=True)
-    return _kept(x, y, factors, kind, keep_output, columns, told)
+    return _kept(x, y, _copied(weight, bias, kind), kind, keep_output, columns, told)
 
 
 def _kept(
     x: Tensor,
     y: Tensor,
-    factors: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    factors: _Factors,
     kind: Norm,
     keep_output: bool,
     columns: Tensor | None,
