@@ -310,10 +310,10 @@ def _linear_forward(original: type[Module]) -> Any:
 def _norm_forward(original: type[Module], recognised: RecognisedNorm, mode: NormMode) -> Any:
     forward = original.forward
     pins, parameter = recognised.pins, forward.__code__.co_varnames[1]
-    traceable = compilers_can_compare(pins)
+    traceable, of_torch = compilers_can_compare(pins), forward is torch.nn.LayerNorm.forward
 
     def form(module: Any) -> FunctionForm:
-        if forward is torch.nn.LayerNorm.forward:
+        if of_torch:
             return functional_norm.layer_norm_form(tuple(module.normalized_shape), module.eps)
         return _OwnForward(original, recognised, module)
 
@@ -325,14 +325,16 @@ def _norm_forward(original: type[Module], recognised: RecognisedNorm, mode: Norm
         x: Any = args[0] if args else kwargs.get(parameter)
         given = recognised.parameters(self) if isinstance(x, Tensor) and torch.is_grad_enabled() else None
         kind = None if given is None else recognised.kind(x, *given)
-        if given is None or kind is None or not holds(pins, self) or intercepted():
+        if given is None or kind is None or not holds(pins, self):
             return original.forward(self, *args, **kwargs)
         if mode.keep_output and not compiling:
             y = functional_norm.plain_norm(x, *given, kind, form(self))
             if y is not None:
                 return made_by(y, self)  # type: ignore[arg-type]
-        if not functional_norm.saves_memory(x, *given) or not functional_norm.supports(
-            x, *given, kind, mode.keep_output
+        if (
+            intercepted()
+            or not functional_norm.saves_memory(x, *given)
+            or not functional_norm.supports(x, *given, kind, mode.keep_output)
         ):
             return original.forward(self, *args, **kwargs)
 
