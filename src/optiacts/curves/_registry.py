@@ -150,8 +150,13 @@ def canonical(name: str, family: Family, values: dict[str, Any]) -> str:
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in numbers.items())})"
 
 
-@known_to_compilers  # a name means one curve for ever
+@known_to_compilers
 def _of_family(name: str) -> Curve:
+    return _member_called(name)
+
+
+@functools.lru_cache(maxsize=4096)  # a name means one curve for ever
+def _member_called(name: str) -> Curve:
     with _lock:
         family, values = _parsed(name)
         stem = name.partition("(")[0]
