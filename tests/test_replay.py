@@ -170,6 +170,9 @@ def test_what_is_more_than_its_memory_is_computed(unlike: Callable[[Tensor], Ten
     [
         lambda x: x.clone(),
         lambda x: x.float(),
+        lambda x: x.bfloat16(),
+        lambda x: x.half(),
+        lambda x: x.bool().double(),
         lambda x: x.to(torch.bfloat16).to(torch.float32),
         lambda x: x.to(torch.float64),
         lambda x: x.new_zeros(3, 5),

@@ -314,16 +314,21 @@ def clamp(input: Tensor, min: float | None = None, max: float | None = None) -> 
         The tensor ``torch.clamp`` returns. Saved for backward: one bit per element, and not the output.
         So this is for a clamp whose input nobody else keeps. The gradient is PyTorch's own, to the bit.
     """
+    numbers = all(type(bound) in (int, float, type(None)) for bound in (min, max)) and (min, max) != (None, None)
+    bounds = [None if bound is None else float(bound) for bound in (min, max)] if numbers else []
+    if bounds and isinstance(input, Tensor) and not torch.compiler.is_compiling():
+        found: Tensor | None = clamp_ops.plain_clamp(input, *bounds)
+        if found is not None:
+            return found
     served = (
-        saves_memory(input)
-        and all(type(bound) in (int, float, type(None)) for bound in (min, max))
-        and (min is not None or max is not None)
+        bounds
+        and saves_memory(input)
         and (torch.compiler.is_compiling() or not (transforms_active() or forward_mode()))
         and not sharding.is_dtensor_type(type(input))
     )
     if not served:
         return torch.clamp(input, min, max)
-    return clamp_ops.clamp(input, *(None if bound is None else float(bound) for bound in (min, max)))
+    return clamp_ops.clamp(input, *bounds)
 
 
 def _of_family(

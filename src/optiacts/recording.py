@@ -72,7 +72,8 @@ _OF_FORM = frozenset(
     "shape dtype device layout ndim is_cuda is_cpu is_meta itemsize nbytes size stride numel dim element_size "
     "is_contiguous is_floating_point is_complex get_device storage_offset".split()
 )
-_SAME = frozenset(("contiguous", "to", "float", "reshape", "view_as", "detach"))
+_CASTS = frozenset(("float", "double", "half", "bfloat16", "bool", "long"))
+_SAME = frozenset(("contiguous", "to", "reshape", "view_as", "detach")) | _CASTS
 _SCALARS = (
     int,
     float,
@@ -117,7 +118,8 @@ def _has_tensors(index: Any) -> bool:
     return any(isinstance(part, Tensor) for part in (index if isinstance(index, (tuple, list)) else (index,)))
 
 
-_OPERATORS = {"float": "to"} | {f"__{way}{name}__": name for name in ("add", "sub", "mul") for way in ("", "r")} | {
+_TWO_WAYS = {f"__{way}{name}__": name for name in ("add", "sub", "mul") for way in ("", "r")}
+_OPERATORS = dict.fromkeys(_CASTS, "to") | _TWO_WAYS | {
     "__truediv__": "div", "__rtruediv__": "div", "__neg__": "neg", "__lt__": "lt", "__gt__": "gt", "__le__": "le",
     "__ge__": "ge", "__or__": "bitwise_or", "__and__": "bitwise_and", "__invert__": "bitwise_not",
 }  # fmt: skip

@@ -45,6 +45,6 @@ def _is_taken(tensor: Tensor) -> bool:
 
 
 SUBSTITUTES = {
-    **dict.fromkeys(("clone", "to", "float"), copied),
+    **dict.fromkeys(("clone", "to", "float", "bfloat16", "half"), copied),
     **dict.fromkeys(("new_zeros", "zeros_like"), cleared),
 }
