@@ -49,6 +49,7 @@ name = "native"
 _STATISTICS = ("rows", "batch", "given")  # in the order of csrc/optiacts.h
 _ELEMENTS_PER_THREAD = 1 << 14  # take it about 10 µs
 _ROWS_AT_ONCE = 16  # of all channels: ROWS_PER_SUM of csrc/chains.cpp
+_DECODED_AT_ONCE = 1 << 13  # elements of short rows, whose sums alone would take longer
 _KEPT = 1 << 20  # elements that a thread keeps decoded: 4 MiB, or, if the result is of 16 bits, 8
 _MOST_WORKSPACE = 1 << 22  # numbers of float32 that stay for the next backward: 16 MiB
 _HUGE_PAGE = 2 << 20  # bytes
@@ -102,7 +103,7 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
         rescued, rescues = rescued.contiguous(), columns.numel()
         rescue = torch.full((channels,), -1).index_copy(0, columns.long(), torch.arange(rescues))
     threads = min(native_library.threads(), count // _ELEMENTS_PER_THREAD + 1)
-    decoded = channels * _ROWS_AT_ONCE if last else positions
+    decoded = channels * _ROWS_AT_ONCE if last else max(positions, _DECODED_AT_ONCE)
     together = positions * (channels if last else channels // groups)
     if statistics == "batch":
         together = samples * positions if not last else -(-samples * positions // threads) * channels
