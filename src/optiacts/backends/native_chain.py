@@ -56,12 +56,19 @@ _HUGE_PAGE = 2 << 20  # bytes
 
 
 def forward(z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """The activation's own output, and the packed side bits of ``rows(z)``."""
-    return curve.forward(z), side_bits(rows(z), curve)
+    """The activation's own output, and the packed side bits of ``rows(z)``.
+
+    In one pass, where a kernel has PyTorch's bits.
+    """
+    laid = rows(z)
+    if is_fused(curve, z) and laid.data_ptr() == z.data_ptr():
+        y = torch.empty_like(z)
+        return y, forward_into(y, laid, curve)
+    return curve.forward(z), side_bits(laid, curve)
 
 
 def forward_(z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """The same, with the output in the place of z: in one pass, where a kernel has PyTorch's bits."""
+    """The same, with the output in the place of z."""
     laid = rows(z)
     if is_fused(curve, z) and laid.data_ptr() == z.data_ptr():
         return z, forward_into(laid, laid, curve)
