@@ -121,7 +121,7 @@ def _is_small(x: Tensor) -> bool:
         and not norm_channels.waits(x.device)
         and not torch.compiler.is_compiling()
         and x.requires_grad
-        and x.numel() <= ops.SMALL
+        and x.numel() * x.itemsize <= ops.SMALL
         and torch.is_grad_enabled()
         and saved_tensors_hooks() is None
         and not transforms_active()
@@ -145,20 +145,19 @@ def _small_chain(x: Tensor, call: NormCall) -> Tensor | None:
         z, mean, rstd = told.forward(x)
         known: Statistics | None = (mean, rstd)
     else:
-        z = forward(x)
-        known = statistics_of(z) if given is None else given
-    normed = _normed(x, z.detach(), kind, known)
-    result = ops.small_chain(x, weight, bias, kind, normed.z, normed.rstd)
+        normed = forward(x)
+        z, known = normed.detach(), statistics_of(normed) if given is None else given
+    result = ops.small_chain(x, weight, bias, kind, z, None if known is None else known[1])
     if result is not None:
         return result
     if supports(x, weight, bias):
         factors = ops.factors(weight, bias, kind)
         channels = norm_channels.look(kind, *factors, x.dtype)
         if channels.keep_output:
-            return ops.chain(x, factors, kind, normed, channels)
+            return ops.chain(x, factors, kind, _normed(x, z, kind, known), channels)
     if kind.norm not in ("BatchNorm", "InstanceNorm"):
         return None
-    return activations.activation(z if told is None else told.again(x), kind.curve)
+    return activations.activation(normed if told is None else told.again(x), kind.curve)
 
 
 def _left_apart(kind: Chain, x: Tensor) -> bool:

@@ -97,7 +97,7 @@ def _noted(result: Tensor, kind: Chain, known: Known | None) -> Any:
     return node
 
 
-SMALL = 1 << 18  # elements, up to which memory of its own costs an output less than Python does
+SMALL = 2 << 20  # bytes of a tensor, up to which memory of its own costs an output less than Python does
 
 
 def tells_all(kind: Chain, x: Tensor) -> bool:
@@ -329,7 +329,7 @@ def _forward_and_saved(x: Tensor, weight: Tensor | None, bias: Tensor | None, to
 def _small_forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | None, rstd: Tensor | None, kind: Chain
 ) -> Plain:
-    _, _, scale, shift = factors(weight, bias, kind)
+    scale, shift = kind.scale(weight, copy=True), kind.shift(bias, copy=True)
     channels = look(kind, weight, bias, scale, shift, x.dtype)
     if not channels.keep_output or channels.rescued is not None:
         raise _BadChannelError
