@@ -591,6 +591,16 @@ def test_small_chains_are_as_others(name: str, dtype: torch.dtype, monkeypatch: 
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+def test_a_trace_has_the_norms_own_op() -> None:
+    """Not the one that tells statistics, which small chains call."""
+    norm, x = made("BatchNorm2d")
+    module = optiacts.NormActivation(norm, "silu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's: shapes are constants of the trace, and tracing is deprecated
+        traced = torch.jit.trace(module, x.float().requires_grad_(), check_trace=False)
+    assert [node.kind() for node in traced.inlined_graph.nodes() if "norm" in node.kind()] == ["aten::batch_norm"]
+
+
 class Doubled(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         return 2 * weight

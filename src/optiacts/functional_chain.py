@@ -37,10 +37,10 @@ from optiacts._torch import (
     any_autocast,
     autocasts,
     function_modes,
+    is_exporting,
     known_to_compilers,
     saved_tensors_hooks,
     statistics_of,
-    transforms_active,
     watched,
 )
 from optiacts.chains import Chain, loses_inputs, why_not_chained, why_not_converted
@@ -48,7 +48,7 @@ from optiacts.functional_norm import saves_memory
 from optiacts.norm_calls import NORMS, NormCall, Statistics, norm_call, norm_name, why_no_norm
 from optiacts.norms import arithmetic
 from optiacts.ops import chain as ops
-from optiacts.ops import norm_channels, sharding
+from optiacts.ops import library, norm_channels, sharding
 from optiacts.ops.chain_compiled import compiled_chain
 from optiacts.ops.norm_graphs import may_rely
 
@@ -115,17 +115,18 @@ def chained_or_none(
 
 
 def _is_small(x: Tensor) -> bool:
-    """Whether a call is best made without many questions: what hardly any call answers otherwise comes last."""
+    """Whether a chain of ``x`` is best computed without more questions, while nobody looks on."""
     return (
         type(x) in PLAIN
-        and not norm_channels.waits(x.device)
-        and not torch.compiler.is_compiling()
         and x.requires_grad
+        and torch._C._get_tracing_state() is None
         and x.numel() * x.itemsize <= ops.SMALL
         and torch.is_grad_enabled()
+        and library.unseen(x)
+        and not norm_channels.waits(x.device)
         and saved_tensors_hooks() is None
-        and not transforms_active()
         and not function_modes()  # they see the norm's own calls
+        and not is_exporting()
     )
 
 
