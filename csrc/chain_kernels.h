@@ -6,10 +6,11 @@
 
 struct ChainKernels {
     int64_t element_size;
-    // g and x_hat of a row of one channel, x_hat = (z - shift) * inverse; and of rows of all channels. If `by_shift` is
-    // not null, g and g * x_hat of each channel are added to it and to `by_scale`.
-    void (*decode)(const void* grad, const void* y, const uint8_t* bits, float shift, float inverse, float* g,
-                   float* x_hat, double* sums, int64_t count, const void* decoder);
+    // g and x_hat of rows of one channel each, x_hat = (z - shift) * inverse, and, if `sums` is not null, added to each
+    // row's pair those of g and of g * x_hat; and of rows of all channels. If `by_shift` is not null, g and g * x_hat of
+    // each channel are added to it and to `by_scale`.
+    void (*decode)(const void* grad, const void* y, const uint8_t* bits, const float* shift, const float* inverse,
+                   float* g, float* x_hat, double* sums, int64_t rows, int64_t count, const void* decoder);
     void (*decode_channels)(const void* grad, const void* y, const uint8_t* bits, const float* shift,
                             const float* inverse, float* g, float* x_hat, float* by_shift, float* by_scale,
                             int64_t channels, int64_t rows, const void* decoder);

@@ -74,70 +74,100 @@ struct Chain {
 
 // --- positions are the last dimension: a row is a channel of a sample ---
 
-// Decodes a row, and adds it to `sums` if they are not null.
-void decode(const Chain& c, int64_t sample, int64_t channel, float* g, float* x_hat, double* sums) {
+// Decodes the rows of some channels of a sample, and adds each to its channel's `sums` if they are not null.
+void decode(const Chain& c, int64_t sample, int64_t first, int64_t end, float* g, float* x_hat, double* sums) {
     const optiacts_chain& t = c.given;
-    const int64_t row = sample * t.channels + channel;
-    const bool rescued = c.rescue && c.rescue[channel] >= 0;
-    c.of.decode(c.in(t.grad, row, t.positions, c.of.element_size), c.in(t.y, row, t.positions, c.of.element_size),
-                c.bits(row, t.positions), t.shift[channel], c.inverse[channel], g, x_hat, rescued ? nullptr : sums,
-                t.positions, t.decoder);
-    if (!rescued) return;
-    const int64_t from = sample * t.rescues + c.rescue[channel], statistic = c.statistic(sample, channel);
-    c.of_rescued.from_input(c.in(t.rescued, from, t.positions, c.of_rescued.element_size),
-                            t.mean ? t.mean[statistic] : 0, t.rstd[statistic], x_hat, t.positions);
-    if (sums) c.of.add(g, x_hat, sums, t.positions);
+    const int64_t row = sample * t.channels + first, size = t.positions;
+    double* const own = c.rescue ? nullptr : sums;
+    c.of.decode(c.in(t.grad, row, size, c.of.element_size), c.in(t.y, row, size, c.of.element_size), c.bits(row, size),
+                t.shift + first, c.inverse + first, g, x_hat, own, end - first, size, t.decoder);
+    if (!c.rescue) return;
+    for (int64_t channel = first; channel < end; ++channel, g += size, x_hat += size) {
+        if (c.rescue[channel] >= 0) {
+            const int64_t from = sample * t.rescues + c.rescue[channel], statistic = c.statistic(sample, channel);
+            c.of_rescued.from_input(c.in(t.rescued, from, size, c.of_rescued.element_size),
+                                    t.mean ? t.mean[statistic] : 0, t.rstd[statistic], x_hat, size);
+        }
+        if (sums) c.of.add(g, x_hat, sums + 2 * (channel - first), size);
+    }
 }
 
-// Some channels of some samples, which are normalised together: sums[0] is that of w g, sums[1] of w g x_hat.
-void together(const Chain& c, int64_t first_sample, int64_t last_sample, int64_t first_channel, int64_t last_channel,
-              float* scratch) {
+// Writes the gradient of a row; mean is that of w g, product that of w g x_hat, over what is normalised together.
+void write(const Chain& c, int64_t sample, int64_t channel, const float* g, const float* x_hat, double mean,
+           double product) {
     const optiacts_chain& t = c.given;
-    const int64_t size = t.positions, rows = (last_sample - first_sample) * (last_channel - first_channel);
-    const int64_t all = rows * size;
-    const bool given = t.statistics == GIVEN, fits = all <= t.scratch && !given;
-    const auto each_row = [&](auto body) {
-        int64_t number = 0;
-        for (int64_t sample = first_sample; sample < last_sample; ++sample)
-            for (int64_t channel = first_channel; channel < last_channel; ++channel, ++number) {
-                const auto [g, x_hat] =
-                    c.place(sample * t.channels + channel, size, scratch, number, fits ? rows : 0);
-                body(sample, channel, g, x_hat);
-            }
+    const float rstd = t.rstd[c.statistic(sample, channel)];
+    char* const out = c.at(static_cast<char*>(t.grad_x), sample * t.channels + channel, t.positions,
+                           c.of_result.element_size);
+    c.of_result.gradient(g, x_hat, t.scale[channel] * rstd, float(mean) * rstd, float(product) * rstd, out,
+                         t.positions);
+}
+
+// Some groups of `each` channels of some samples; those of a group are normalised together. `own` has room for two
+// sums of each of the channels. More than one group only if each may be kept decoded.
+void together(const Chain& c, int64_t first_sample, int64_t last_sample, int64_t first, int64_t end, int64_t each,
+              float* scratch, double* own) {
+    const optiacts_chain& t = c.given;
+    const int64_t channels = end - first, all = (last_sample - first_sample) * each * t.positions;
+    const bool fits = all <= t.scratch;
+    const int64_t rows = fits ? (last_sample - first_sample) * channels : 0, at_once = fits ? channels : 1;
+    const auto place = [&](int64_t sample, int64_t channel) {
+        return c.place(sample * t.channels + channel, t.positions, scratch,
+                       (sample - first_sample) * channels + channel - first, rows);
     };
-    double sums[2] = {};
-    if (!given)
-        each_row([&](int64_t sample, int64_t channel, float* g, float* x_hat) {
-            double own[2] = {};
-            decode(c, sample, channel, g, x_hat, own);
-            for (int i = 0; i < 2; ++i) c.sums[2 * channel + i] += own[i], sums[i] += t.scale[channel] * own[i];
-        });
-    const double mean = t.centered ? sums[0] / double(all) : 0, product = sums[1] / double(all);
-    each_row([&](int64_t sample, int64_t channel, float* g, float* x_hat) {
-        if (!fits) decode(c, sample, channel, g, x_hat, given ? c.sums + 2 * channel : nullptr);
-        const float rstd = t.rstd[c.statistic(sample, channel)];
-        char* const out =
-            c.at(static_cast<char*>(t.grad_x), sample * t.channels + channel, size, c.of_result.element_size);
-        c.of_result.gradient(g, given ? nullptr : x_hat, t.scale[channel] * rstd, float(mean) * rstd,
-                             float(product) * rstd, out, size);
-    });
+    for (int64_t i = 0; i < 2 * channels; ++i) own[i] = 0;
+    for (int64_t sample = first_sample; sample < last_sample; ++sample)
+        for (int64_t channel = first; channel < end; channel += at_once) {
+            const auto [g, x_hat] = place(sample, channel);
+            decode(c, sample, channel, channel + at_once, g, x_hat, own + 2 * (channel - first));
+        }
+    for (int64_t i = 0; i < 2 * channels; ++i) c.sums[2 * first + i] += own[i];
+    for (int64_t group = first; group < end; group += each) {
+        double mean = 0, product = 0;
+        for (int64_t channel = group; channel < group + each; ++channel, own += 2)
+            mean += t.scale[channel] * own[0], product += t.scale[channel] * own[1];
+        mean = t.centered ? mean / double(all) : 0, product /= double(all);
+        for (int64_t sample = first_sample; sample < last_sample; ++sample)
+            for (int64_t channel = group; channel < group + each; ++channel) {
+                const auto [g, x_hat] = place(sample, channel);
+                if (!fits) decode(c, sample, channel, channel + 1, g, x_hat, nullptr);
+                write(c, sample, channel, g, x_hat, mean, product);
+            }
+    }
 }
 
 void positions_last(const Chain& c) {
     const optiacts_chain& t = c.given;
-    const int64_t channels = t.channels, shared = t.statistics != ROWS, groups = shared ? channels : t.groups;
-    const int64_t each = channels / groups;
+    const int64_t size = t.positions, groups = t.statistics == ROWS ? t.groups : t.channels;
+    const int64_t each = t.channels / groups, all = each * size * (t.statistics == BATCH ? t.samples : 1);
+    // of each thread: the sums of its channels, as doubles; then room to decode into
+    const int64_t part_size = t.room + 4 * t.channels;
+    // what a decoded group takes of it, and so how many groups there is room for: short rows are best not taken alone
+    const int64_t taken = all * (t.statistics != GIVEN && c.keeps_g ? 1 : 2);
+    const int64_t at_once = t.room > taken && (t.statistics == GIVEN || all <= t.scratch) ? t.room / taken : 1;
     // the threads share out the groups, so that each channel's sums are one thread's
-    parallel_ranges(groups, 1, t.threads, [&](int64_t group, int64_t end) {
-        float* const scratch = c.workspace + t.room * (group * t.threads / groups);
-        for (; group < end; ++group) {
-            const int64_t first = group * each;
-            for (int64_t i = 2 * first; i < 2 * (first + each); ++i) c.sums[i] = 0;
-            if (shared)
-                together(c, 0, t.samples, first, first + each, scratch);
-            else
-                for (int64_t sample = 0; sample < t.samples; ++sample)
-                    together(c, sample, sample + 1, first, first + each, scratch);
+    parallel_ranges(groups, 1, t.threads, [&](int64_t group, int64_t last_group) {
+        float* const part = c.workspace + part_size * (group * t.threads / groups);
+        double* const own = reinterpret_cast<double*>(part);
+        float* const scratch = part + 4 * t.channels;
+        for (int64_t next; group < last_group; group = next) {
+            next = last_group - group < at_once ? last_group : group + at_once;
+            const int64_t first = group * each, end = next * each;
+            for (int64_t i = 2 * first; i < 2 * end; ++i) c.sums[i] = 0;
+            if (t.statistics == BATCH) {
+                together(c, 0, t.samples, first, end, each, scratch, own);
+                continue;
+            }
+            for (int64_t sample = 0; sample < t.samples; ++sample) {
+                if (t.statistics == ROWS) {
+                    together(c, sample, sample + 1, first, end, each, scratch, own);
+                    continue;
+                }
+                const auto [g, x_hat] = c.place(0, size * (end - first), scratch, 0, 0);
+                decode(c, sample, first, end, g, x_hat, c.sums + 2 * first);
+                for (int64_t channel = first; channel < end; ++channel)
+                    write(c, sample, channel, g + (channel - first) * size, nullptr, 0, 0);
+            }
         }
     });
 }

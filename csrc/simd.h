@@ -121,6 +121,27 @@ inline Floats signed_by(const uint8_t* bytes, float size) {
 #endif
 }
 
+// The sum of all lanes: of the two halves, of the halves of that, and so on, in every instruction set. By way of memory
+// the narrower loads would wait for the wider stores before them.
+inline float sum_of_lanes(Floats v) {
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+#else
+    const __m256 eight = v;
+#endif
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#else
+    float lanes[LANES];
+    store(lanes, v);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    return lanes[0];
+#endif
+}
+
 // The nearest whole numbers, even ones of two that are as near.
 inline Ints nearest(Floats v) {
 #if defined(__AVX512F__)

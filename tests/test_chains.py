@@ -63,7 +63,8 @@ def off(found: Tensor, exact: Tensor) -> float:
 
 
 def is_chain(y: Tensor) -> bool:
-    return y.grad_fn is not None and y.grad_fn.name() in ("OptiActsChainBackward", "OptiActsPlainChainBackward")
+    kinds = ("OptiActsChainBackward", "OptiActsPlainChainBackward", "OptiActsSmallChainBackward")
+    return y.grad_fn is not None and y.grad_fn.name() in kinds
 
 
 @pytest.mark.parametrize("dtype", MOST, ids=str)
@@ -556,6 +557,50 @@ def test_the_output_takes_the_place_of_the_norms_where_nobody_else_sees_that(cur
         assert torch.equal(y, forward(expected)) and y.stride() == expected.stride()
         assert (y.data_ptr() == watched.place) == (not keeps)
         assert watched.normed is None or torch.equal(watched.normed, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", [*NORMS])
+def test_small_chains_are_as_others(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Often enough to be replayed, with changes of the module in between that nothing may overlook."""
+    found = []
+    for most in (0, chain_ops.SMALL):
+        monkeypatch.setattr(chain_ops, "SMALL", most)
+        torch.manual_seed(0)
+        norm, x = made(name)
+        x, results = x.to(dtype).requires_grad_(), []
+        for step in range(40):
+            if step == 35 and isinstance(norm, nn.modules.batchnorm._NormBase):
+                norm.momentum = 0.5
+            if step == 36:
+                norm.eps = 0.1  # type: ignore[assignment]
+            if step == 37 and norm.weight is not None:
+                norm.weight.data[1] = 0.0  # type: ignore[index, union-attr]
+            if step == 38 and norm.weight is not None:
+                norm.weight.data[:] = 0.0  # type: ignore[index, union-attr]
+            if step == 39:
+                norm.eval()
+            y = optiacts.norm_activation(x, norm, "silu")
+            results.append((y.detach(), *torch.autograd.grad(y.square().sum(), [x, *norm.parameters()])))
+        found.append((results, [buffer.clone() for buffer in norm.buffers()]))
+    (theirs, left), (ours, right) = found
+    assert all(map(torch.equal, left, right))
+    for first, second in zip(theirs, ours, strict=True):
+        assert torch.equal(first[0], second[0])
+        for a, b in zip(first[1:], second[1:], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_trace_changes_running_statistics() -> None:
+    """Small chains call another op than the norm does, of which a trace knows nothing."""
+    norm, x = made("BatchNorm2d")
+    x = x.float().requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's: shapes are constants of the trace, and tracing is deprecated
+        traced = torch.jit.trace(optiacts.NormActivation(norm, "silu"), x, check_trace=False)
+    theirs = copy.deepcopy(norm)
+    assert torch.equal(traced(x), functional.silu(theirs(x)))
+    assert torch.equal(norm.running_mean, theirs.running_mean)  # type: ignore[arg-type]
 
 
 class Doubled(nn.Module):

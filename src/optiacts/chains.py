@@ -124,6 +124,11 @@ class Chain(Form):
             return picked.contiguous().flatten(0, -2).unsqueeze(1)
         return self.rows(tensor.index_select(1, columns), last)
 
+    def shaped(self, statistic: Tensor, x: Tensor) -> Tensor:
+        """A mean or rstd that PyTorch's norm of x told, as ``SavedChain`` has it."""
+        shape = (x.shape[1],) if self.statistics != "rows" else (-1 if self.dims else x.shape[0], self.groups)
+        return statistic if statistic.shape == shape else statistic.reshape(shape)
+
     def taken(self, rows: Tensor, last: bool) -> tuple[Tensor, Tensor]:
         """mean and rstd of what ``rows`` made: those that the norm takes from its input."""
         parts = rows.to(arithmetic(rows.dtype))

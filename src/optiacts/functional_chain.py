@@ -34,7 +34,10 @@ from optiacts import curves
 from optiacts import functional as activations
 from optiacts._torch import (
     PLAIN,
+    any_autocast,
     autocasts,
+    function_modes,
+    is_exporting,
     known_to_compilers,
     saved_tensors_hooks,
     statistics_of,
@@ -42,12 +45,11 @@ from optiacts._torch import (
 )
 from optiacts.chains import Chain, loses_inputs, why_not_chained, why_not_converted
 from optiacts.functional_norm import saves_memory
-from optiacts.norm_calls import NORMS, Statistics, norm_call, norm_name, why_no_norm
+from optiacts.norm_calls import NORMS, NormCall, Statistics, norm_call, norm_name, why_no_norm
 from optiacts.norms import arithmetic
 from optiacts.ops import chain as ops
-from optiacts.ops import sharding
+from optiacts.ops import library, norm_channels, sharding
 from optiacts.ops.chain_compiled import compiled_chain
-from optiacts.ops.norm_channels import look, waits
 from optiacts.ops.norm_graphs import may_rely
 
 
@@ -104,11 +106,59 @@ def chained_or_none(
     if not isinstance(input, Tensor) or (isinstance(norm, Module) and watched(norm)):
         return None
     call = norm_call(norm, input, args, kwargs, name)
-    if call is None or not supports(input, call.weight, call.bias):
+    if call is None or not (wanted or not _left_apart(call.kind, input)):
         return None
-    if not wanted and _left_apart(call.kind, input):
+    if _is_small(input):
+        return _small_chain(input, call)
+    kind, weight, bias, forward, given, _ = call
+    return chain(input, kind, weight, bias, forward, given) if supports(input, weight, bias) else None
+
+
+def _is_small(x: Tensor) -> bool:
+    """Whether a chain of ``x`` is best computed without more questions, while nobody looks on."""
+    return (
+        type(x) in PLAIN
+        and x.requires_grad
+        and torch._C._get_tracing_state() is None
+        and x.numel() * x.itemsize <= ops.SMALL
+        and torch.is_grad_enabled()
+        and library.unseen(x)
+        and not norm_channels.waits(x.device)
+        and saved_tensors_hooks() is None
+        and not function_modes()  # they see the norm's own calls
+        and not is_exporting()
+    )
+
+
+def _small_chain(x: Tensor, call: NormCall) -> Tensor | None:
+    """The chain of a small tensor; None where it cannot be one, and the norm may as well be run again.
+
+    Else it has been run, since nobody asked before, and the two of them go their own ways here.
+    """
+    kind, weight, bias, forward, given, told = call
+    if any_autocast():
+        told = None
+    elif ops.tells_all(kind, x):
+        result = ops.small_chain(x, weight, bias, kind, None, None)
+        if result is not None:
+            return result
+    if told is not None:
+        z, mean, rstd = told.forward(x)
+        known: Statistics | None = (mean, rstd)
+    else:
+        normed = forward(x)
+        z, known = normed.detach(), statistics_of(normed) if given is None else given
+    result = ops.small_chain(x, weight, bias, kind, z, None if known is None else known[1])
+    if result is not None:
+        return result
+    if supports(x, weight, bias):
+        factors = ops.factors(weight, bias, kind)
+        channels = norm_channels.look(kind, *factors, x.dtype)
+        if channels.keep_output:
+            return ops.chain(x, factors, kind, _normed(x, z, kind, known), channels)
+    if kind.norm not in ("BatchNorm", "InstanceNorm"):
         return None
-    return chain(input, *call)
+    return activations.activation(normed if told is None else told.again(x), kind.curve)
 
 
 def _left_apart(kind: Chain, x: Tensor) -> bool:
@@ -117,7 +167,7 @@ def _left_apart(kind: Chain, x: Tensor) -> bool:
     In 16 bits ELU and CELU lose inputs that are common. A host that does not wait cannot keep what was lost.
     """
     short = x.dtype in (torch.bfloat16, torch.float16)
-    if short and waits(x.device) and _is_closed(kind.curve) and _loses_inputs(kind.curve, x.dtype):
+    if short and norm_channels.waits(x.device) and _is_closed(kind.curve) and _loses_inputs(kind.curve, x.dtype):
         return True
     return _is_left_apart(kind.norm, kind.curve, x.dtype)
 
@@ -158,7 +208,7 @@ def chain(
             normed = ops.Normed(forward(input.detach()), *(given or (None, None)))
         return compiled_chain(input, weight, bias, kind, normed)
     factors = ops.factors(weight, bias, kind)
-    channels = look(kind, *factors, input.dtype)
+    channels = norm_channels.look(kind, *factors, input.dtype)
     if not channels.keep_output:
         return None
     return ops.chain(input, factors, kind, _run(input, kind, forward, given), channels)
@@ -176,14 +226,15 @@ def _run(x: Tensor, kind: Chain, forward: Callable[[Tensor], Tensor], given: Sta
         with _nobody():
             z = forward(x.detach().requires_grad_())
             known = statistics_of(z) if given is None else given
-    z = z.detach()
+    return _normed(x, z.detach(), kind, known)
+
+
+def _normed(x: Tensor, z: Tensor, kind: Chain, known: Statistics | None) -> ops.Normed:
+    """The norm's output with the statistics that are known, in the shapes that chains have them in."""
     if known is None or known[1].dtype is not arithmetic(x.dtype):
         return ops.Normed(z, None, None)
-    shape = (x.shape[1],) if kind.statistics != "rows" else (z.shape[0] if not kind.dims else -1, kind.groups)
     mean, rstd = known[0].detach(), known[1].detach()
-    return (
-        ops.Normed(z, mean, rstd) if rstd.shape == shape else ops.Normed(z, mean.reshape(shape), rstd.reshape(shape))
-    )
+    return ops.Normed(z, kind.shaped(mean, x), kind.shaped(rstd, x))
 
 
 def _nobody() -> torch.autograd.graph.saved_tensors_hooks:

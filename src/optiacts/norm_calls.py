@@ -64,6 +64,7 @@ class NormCall(NamedTuple):
         weight, bias: as they are given.
         forward: the call, of whatever input.
         given: copies of the running mean and of rstd, where the norm goes by them: they change later.
+        told: the call as well, with the statistics of the batch; None where they cannot be had so.
     """
 
     kind: Chain
@@ -71,6 +72,7 @@ class NormCall(NamedTuple):
     bias: Tensor | None
     forward: Callable[[Tensor], Tensor]
     given: Statistics | None
+    told: BatchNormed | None = None
 
 
 def norm_name(callee: Any) -> str | None:
@@ -120,7 +122,51 @@ def norm_call(callee: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, A
         z: Tensor = callee(x, *args, **kwargs) if own is None else own(callee, x)
         return z
 
-    return NormCall(kind, options["weight"], options.get("bias"), run, _given(kind, options))
+    told = BatchNormed(callee) if own is _BATCH_NORM and kind.statistics == "batch" else None
+    return NormCall(kind, options["weight"], options.get("bias"), run, _given(kind, options), told)
+
+
+_BATCH_NORM = nn.modules.batchnorm._BatchNorm.forward
+
+
+class BatchNormed(NamedTuple):
+    """A BatchNorm in training by the op that its function calls, which tells statistics and leaves no graph."""
+
+    norm: Any
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the module's own forward does; its output, mean and rstd."""
+        norm = self.norm
+        norm._check_input_dim(x)
+        factor, running = norm.momentum, self._running()
+        if norm.training and norm.track_running_stats:
+            batches = norm.num_batches_tracked
+            if batches is not None:
+                batches.add_(1)
+                factor = 1.0 / float(batches) if factor is None else factor
+        if x.numel() == x.shape[1]:
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
+        with torch.no_grad():
+            found: tuple[Tensor, Tensor, Tensor] = torch.native_batch_norm(
+                x, *self._parameters(), *running, True, factor or 0.0, norm.eps
+            )
+        return found
+
+    def again(self, x: Tensor) -> Tensor:
+        """The same output once more, with a graph; nothing changes."""
+        mean, variance = (None if tensor is None else tensor.clone() for tensor in self._running())
+        weight, bias = self._parameters()
+        return F.batch_norm(x, mean, variance, weight, bias, True, 0.0, self.norm.eps)
+
+    def _running(self) -> tuple[Tensor | None, Tensor | None]:
+        norm = self.norm
+        return (
+            (norm.running_mean, norm.running_var) if norm.track_running_stats or not norm.training else (None, None)
+        )
+
+    def _parameters(self) -> tuple[Tensor | None, Tensor | None]:
+        kept = self.norm._parameters
+        return kept.get("weight"), kept.get("bias")
 
 
 def _named(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:

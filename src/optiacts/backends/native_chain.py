@@ -49,18 +49,26 @@ name = "native"
 _STATISTICS = ("rows", "batch", "given")  # in the order of csrc/optiacts.h
 _ELEMENTS_PER_THREAD = 1 << 14  # take it about 10 µs
 _ROWS_AT_ONCE = 16  # of all channels: ROWS_PER_SUM of csrc/chains.cpp
+_DECODED_AT_ONCE = 1 << 13  # elements of short rows, whose sums alone would take longer
 _KEPT = 1 << 20  # elements that a thread keeps decoded: 4 MiB, or, if the result is of 16 bits, 8
 _MOST_WORKSPACE = 1 << 22  # numbers of float32 that stay for the next backward: 16 MiB
 _HUGE_PAGE = 2 << 20  # bytes
 
 
 def forward(z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """The activation's own output, and the packed side bits of ``rows(z)``."""
-    return curve.forward(z), side_bits(rows(z), curve)
+    """The activation's own output, and the packed side bits of ``rows(z)``.
+
+    In one pass, where a kernel has PyTorch's bits.
+    """
+    laid = rows(z)
+    if is_fused(curve, z) and laid.data_ptr() == z.data_ptr():
+        y = torch.empty_like(z)
+        return y, forward_into(y, laid, curve)
+    return curve.forward(z), side_bits(laid, curve)
 
 
 def forward_(z: Tensor, curve: Curve, rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """The same, with the output in the place of z: in one pass, where a kernel has PyTorch's bits."""
+    """The same, with the output in the place of z."""
     laid = rows(z)
     if is_fused(curve, z) and laid.data_ptr() == z.data_ptr():
         return z, forward_into(laid, laid, curve)
@@ -102,7 +110,7 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
         rescued, rescues = rescued.contiguous(), columns.numel()
         rescue = torch.full((channels,), -1).index_copy(0, columns.long(), torch.arange(rescues))
     threads = min(native_library.threads(), count // _ELEMENTS_PER_THREAD + 1)
-    decoded = channels * _ROWS_AT_ONCE if last else positions
+    decoded = channels * _ROWS_AT_ONCE if last else max(positions, _DECODED_AT_ONCE)
     together = positions * (channels if last else channels // groups)
     if statistics == "batch":
         together = samples * positions if not last else -(-samples * positions // threads) * channels

@@ -34,10 +34,11 @@ def forward(kernels: Any, curve: Curve, dtype: torch.dtype, device: torch.device
         yield Claim(f"side bits of rows of {z.shape[2]}", (bits == expected_bits).all())
     if device.type == "cpu":
         z = _of_whole_vectors(every).view(-1, CHANNELS, 4)
-        y, bits = kernels.forward_(z.clone(), curve, torch.Tensor.contiguous)
         expected_y, expected_bits = eager_chain.forward(z, curve, torch.Tensor.contiguous)
-        yield Claim("outputs in place", same(y, expected_y))
-        yield Claim("their side bits", (bits == expected_bits).all())
+        for where, forward in (("in place", kernels.forward_), ("elsewhere", kernels.forward)):
+            y, bits = forward(z.clone(), curve, torch.Tensor.contiguous)
+            yield Claim(f"outputs {where}", same(y, expected_y))
+            yield Claim(f"side bits of outputs {where}", (bits == expected_bits).all())
     for count in (1 << 12, 5001):
         z = 3 * drawn(torch.empty(count, dtype=dtype, device=device))
         z[count // 2] = torch.nan

@@ -80,12 +80,13 @@ def forward_of(steps: Steps, place: Maker) -> Callable[..., Any]:
     call, begin_norm, through = (names[PREFIX + name] for name in ("call", "begin_norm", "through"))
     begin, drop = names[f"{PREFIX}begin_dropped"], names[f"{PREFIX}drop"]
 
-    def acts(module: Module) -> bool:
-        return any(known.key is original_class(module) for known in steps.known)
+    keys = {known.key for known in steps.known}
 
     def reaches(behind: list[Module]) -> bool:
-        first = next((module for module in behind if not is_identity(module)), None)
-        return first is not None and acts(first)
+        for module in behind:
+            if not is_identity(module):
+                return original_class(module) in keys
+        return False
 
     @functools.wraps(Sequential.forward)
     def forward(self: Sequential, input: Any) -> Any:
@@ -98,7 +99,7 @@ def forward_of(steps: Steps, place: Maker) -> Callable[..., Any]:
                 value = drop(module, value)
             elif steps.dropouts and following is not None and is_dropout(following):
                 value = begin(module, value)
-            elif steps.chains and norm_name(module) is not None and reaches(modules[number + 1 :]):
+            elif steps.chains and reaches(modules[number + 1 :]) and norm_name(module) is not None:
                 value = begin_norm(module, value)
             elif type(value) is PendingNorm:
                 value = call(module, value)

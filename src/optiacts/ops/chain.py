@@ -27,11 +27,12 @@ from torch import Tensor
 from optiacts import backends, curves
 from optiacts._torch import is_alone, is_fake, run
 from optiacts.chains import Chain, SavedChain, furthest_told, loses_inputs, most_excess
+from optiacts.norms import arithmetic
 from optiacts.ops import library
 from optiacts.ops.chain_scaled import keeping
 from optiacts.ops.functions import differentiable
 from optiacts.ops.norm import norm_statistics
-from optiacts.ops.norm_channels import Channels, Known, guard, waits
+from optiacts.ops.norm_channels import Channels, Known, guard, look, waits
 from optiacts.ops.plain import Plain, plain
 from optiacts.overwritten import remember, saved_tensors
 from optiacts.packing import packed_shape
@@ -81,13 +82,59 @@ def chain(x: Tensor, given: Factors, kind: Chain, normed: Normed, channels: Chan
     else:
         with hooked:
             result = run(OptiActsChain, x, weight, bias, told)
-    node: Any = result.grad_fn
-    if not kind.dims and node is not None:
-        node.saved_version, node.known = result._version, channels.known
+    node = _noted(result, kind, channels.known)
     if hooked is not None and hooked.kept is not None and node is not None:
         node.kept = weakref.ref(hooked.kept)
         hooked.kept = None  # the graph's alone
     return result
+
+
+def _noted(result: Tensor, kind: Chain, known: Known | None) -> Any:
+    """The node of a chain's output, which knows what ``chain_scaled`` asks."""
+    node: Any = result.grad_fn
+    if not kind.dims and node is not None:
+        node.saved_version, node.known = result._version, known
+    return node
+
+
+SMALL = 2 << 20  # bytes of a tensor, up to which memory of its own costs an output less than Python does
+
+
+def tells_all(kind: Chain, x: Tensor) -> bool:
+    """Whether ``normed`` computes the norm ``kind`` of x, where there is no autocast."""
+    return kind.norm in ("GroupNorm", "LayerNorm") and x.is_contiguous()
+
+
+def normed(kind: Chain, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The norm's output, mean and rstd, by the op that PyTorch's function calls."""
+    if kind.dims:
+        return torch.native_layer_norm(x, x.shape[x.ndim - kind.dims :], weight, bias, kind.eps)
+    samples, channels = x.shape[:2]
+    of_channel = x.numel() // (samples * channels)
+    return torch.native_group_norm(x, weight, bias, samples, channels, of_channel, kind.groups, kind.eps)
+
+
+def small_chain(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: Chain, z: Tensor | None, rstd: Tensor | None
+) -> Tensor | None:
+    """The same of small tensors on a CPU, all of it replayed, while nobody looks on.
+
+    ``z`` is the norm's output, or None for what ``normed`` computes. None where it is not for this call: ``chain``
+    may still be.
+    """
+    if loses_inputs(kind.curve, x.dtype) or (z is not None and z.dtype is not x.dtype):
+        return None
+    try:
+        result: Tensor | None = plain_small_chain(x, weight, bias, z, rstd, kind)
+    except _BadChannelError:
+        return None
+    if result is not None:
+        _noted(result, kind, None)
+    return result
+
+
+class _BadChannelError(Exception):
+    """An output does not tell all channels."""
 
 
 def _taken(kind: Chain, rows: Tensor, last: bool) -> tuple[Tensor, Tensor]:
@@ -279,8 +326,29 @@ def _forward_and_saved(x: Tensor, weight: Tensor | None, bias: Tensor | None, to
     return y, (y, bits, rstd, scale, shift, mean, columns, rescued), info
 
 
+def _small_forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | None, rstd: Tensor | None, kind: Chain
+) -> Plain:
+    scale, shift = kind.scale(weight, copy=True), kind.shift(bias, copy=True)
+    channels = look(kind, weight, bias, scale, shift, x.dtype)
+    if not channels.keep_output or channels.rescued is not None:
+        raise _BadChannelError
+    if z is None:
+        z, _, rstd = normed(kind, x, weight, bias)
+    last = kind.last(z)
+    if rstd is None or rstd.dtype is not arithmetic(x.dtype):
+        _, rstd = _taken(kind, kind.rows(x, last), last)
+    y, bits = library.directly(chain_forward, z, kind.curve, kind.dims, last)
+    info = _chained(kind, last, x.dtype, _form(weight), _form(bias))
+    return y, (y, bits, kind.shaped(rstd, x), scale, shift, None, None, None), info
+
+
 def _backward_unseen(info: _Chained | _Watched, needed: tuple[bool, ...], grad: Tensor, *saved: Any) -> Any:
     return *_gradients(info, needed, None, grad, saved, unseen=True), None
+
+
+def _small_backward_unseen(info: _Chained, needed: tuple[bool, ...], grad: Tensor, *saved: Any) -> Any:
+    return *_gradients(info, needed, None, grad, saved, unseen=True), None, None, None
 
 
 def _watched_backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -293,8 +361,17 @@ def _watched_backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...
     return *_gradients(ctx.info, ctx.needs_input_grad, maker, grad, (y, *saved), ctx.state is None), None
 
 
+def _small_watched_backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+    return *_watched_backward(ctx, grad), None, None
+
+
 plain_chain = plain("OptiActsPlainChain", _forward_and_saved, _backward_unseen, _watched_backward, any_gradient=True)
 """``OptiActsChain`` past dispatcher and transforms; None where somebody may look on."""
+
+plain_small_chain = plain(
+    "OptiActsSmallChain", _small_forward, _small_backward_unseen, _small_watched_backward, any_gradient=True
+)
+"""(x, weight, bias, the norm's output, rstd, kind) -> the activation's output, likewise."""
 
 
 class OptiActsChain(torch.autograd.Function):
