@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import gc
 import os
@@ -15,9 +16,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad as fwAD
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 import optiacts
 from optiacts import host, recording, replay
@@ -600,3 +602,41 @@ def test_gradients_of_dual_numbers_have_tangents(call: Call, theirs: Call) -> No
             (product,) = torch.autograd.grad(y, x, fwAD.make_dual(grad, tangent))
             found.append(fwAD.unpack_dual(product).tangent)
     torch.testing.assert_close(*found)
+
+
+def test_a_module_from_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    find: Any = host.module.__wrapped__
+    assert not isinstance(find(), str)
+    monkeypatch.setattr(host, "INTERFACE", host.INTERFACE + 1)
+    assert "was built from other sources" in find()
+
+
+class Watching(TorchFunctionMode):
+    """Notes the functions of PyTorch that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(getattr(function, "__name__", ""))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [nn.SiLU(), nn.LayerNorm(64), nn.Dropout(0.25), nn.Sequential(nn.GroupNorm(4, 8), nn.SiLU())],
+    ids="silu layer_norm dropout chain".split(),
+)
+def test_a_mode_sees_the_calls_of_a_converted_module(module: nn.Module) -> None:
+    """Those of PyTorch's functions, as in the model that it was, however often it was called before."""
+    ours, x = copy.deepcopy(module), torch.randn(4, 8, 64, requires_grad=True)
+    optiacts.convert(ours)
+    for _ in range(4):
+        ours(x).sum().backward()
+    seen = []
+    for each in (ours, module):
+        with Watching() as mode:
+            each(x)
+        seen.append([name for name in mode.seen if name in ("silu", "layer_norm", "dropout", "group_norm")])
+    assert seen[0] == seen[1] and seen[0]

@@ -25,4 +25,12 @@ PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_host", nullptr, -1, methods, 
 
 }  // namespace
 
-PyMODINIT_FUNC PyInit__host() { return PyModule_Create(&definition); }
+/* To be raised, here and in src/optiacts/host.py, with every change of what these take or give: a module of another
+ * number than its caller's is not used. */
+constexpr long INTERFACE = 2;
+
+PyMODINIT_FUNC PyInit__host() {
+    PyObject* const module = PyModule_Create(&definition);
+    if (module != nullptr) PyModule_AddIntConstant(module, "INTERFACE", INTERFACE);
+    return module;
+}

@@ -55,7 +55,8 @@ PyObject* use(PyObject*, PyObject* names) {
         *place = Ref::of(found);
     }
     PyObject* const exchange = PyDict_GetItemString(names, "exchange");
-    if (exchange == nullptr || look_by(exchange) < 0) return nullptr;
+    if (exchange == nullptr) return PyErr_Format(PyExc_KeyError, "exchange");
+    if (look_by(exchange) < 0) return nullptr;
     const std::pair<const char*, Ref*> attributes[] = {
         {"shape", &torch.shape},
         {"dtype", &torch.dtype},

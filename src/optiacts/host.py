@@ -18,6 +18,7 @@ from typing import Any
 from optiacts._torch import LACKING, MATERIALIZES, SAVES
 
 VARIABLE = "OPTIACTS_HOST"
+INTERFACE = 2  # what INTERFACE of csrc/host/module.cpp was when the calls of it were written
 
 
 @functools.cache
@@ -31,9 +32,16 @@ def module() -> Any:
     if not SAVES or not MATERIALIZES:
         return "this PyTorch keeps what a Function saves in another way"
     try:
-        return _from_file(named) if named else importlib.import_module("optiacts._host")
+        found = _from_file(named) if named else importlib.import_module("optiacts._host")
     except ImportError as error:
         return f"it was not built, most likely for want of a C++17 compiler or of Python's headers ({error})"
+    interface = getattr(found, "INTERFACE", 1)
+    if interface != INTERFACE:
+        return (
+            f"{found.__file__} was built from other sources: its interface is {interface}, this package calls "
+            f"{INTERFACE}. Install optiacts again, or run `make native` in a checkout"
+        )
+    return found
 
 
 def _from_file(path: str) -> ModuleType:

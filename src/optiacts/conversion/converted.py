@@ -260,7 +260,7 @@ def _activation_forward(original: type[Module], recognised: Recognised) -> Any:
         compiling = torch.compiler.is_compiling()
         if len(args) + len(kwargs) != 1:
             return original.forward(self, *args, **kwargs)
-        if not (compiling or inplace) and torch.is_grad_enabled() and holds(pins, self):
+        if not (compiling or inplace) and torch.is_grad_enabled() and holds(pins, self) and not intercepted():
             y = functional.plain_activation(x, curves.get(curve))  # the usual case, which small calls wait for
             if y is not None:
                 return made_by(y, self)  # type: ignore[arg-type]
@@ -325,16 +325,14 @@ def _norm_forward(original: type[Module], recognised: RecognisedNorm, mode: Norm
         x: Any = args[0] if args else kwargs.get(parameter)
         given = recognised.parameters(self) if isinstance(x, Tensor) and torch.is_grad_enabled() else None
         kind = None if given is None else recognised.kind(x, *given)
-        if given is None or kind is None or not holds(pins, self):
+        if given is None or kind is None or not holds(pins, self) or intercepted():
             return original.forward(self, *args, **kwargs)
         if mode.keep_output and not compiling:
             y = functional_norm.plain_norm(x, *given, kind, form(self))
             if y is not None:
                 return made_by(y, self)  # type: ignore[arg-type]
-        if (
-            intercepted()
-            or not functional_norm.saves_memory(x, *given)
-            or not functional_norm.supports(x, *given, kind, mode.keep_output)
+        if not functional_norm.saves_memory(x, *given) or not functional_norm.supports(
+            x, *given, kind, mode.keep_output
         ):
             return original.forward(self, *args, **kwargs)
 
