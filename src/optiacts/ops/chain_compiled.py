@@ -2,7 +2,7 @@
 
     optiacts::chain_factors(Tensor? weight, Tensor? bias, str curve, ScalarType dtype)
         -> (Tensor scale, Tensor shift, Tensor one)
-    optiacts::chain_pack(Tensor z, str curve, int dims) -> Tensor bits
+    optiacts::chain_pack(Tensor right, str curve, int dims) -> Tensor bits
     optiacts::chain_gradients(Tensor grad, Tensor y, Tensor bits, Tensor rstd, Tensor? scale, Tensor? shift,
         str curve, str statistics, bool centered, int dims, ScalarType dtype)
         -> (Tensor grad_x, Tensor grad_scale, Tensor grad_shift)
@@ -13,11 +13,12 @@ rstd, which are all that the compiler may keep: it does not look into an op, and
 ``chain_factors`` is the weight and the bias as they are now, and the guard, as ``norm_factors`` is for norms: see
 ops/norm_compiled.py. Nothing is rescued: a norm with a bad channel is marked, and its graph is PyTorch's.
 
-On a CPU ``chain_pack`` packs the bits of z in the order of its memory, and tells that order in one more byte. For
-Inductor gives convolutions and what stands around them another order than they were traced with, and an op that
-insists on that one is surrounded by copies, which take longer than the op. ``chain_gradients`` reads the byte. A host
-does not wait for a GPU to read it: there the order is that of the trace, and the kernel that makes y makes the bits
-as bytes besides, which an op packs.
+The kernel that makes y makes the bits as bytes besides, which are a quarter of z. An op packs them.
+
+On a CPU ``chain_pack`` packs them in the order of their memory, and tells that order in one more byte. For Inductor
+gives convolutions and what stands around them another order than they were traced with, and an op that insists on
+that one is surrounded by copies, which take longer than the op. ``chain_gradients`` reads the byte. A host does not
+wait for a GPU to read it: there the order is that of the trace.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from optiacts.ops.dropout import dropout_pack
 from optiacts.ops.functions import unchanged
 from optiacts.ops.norm_graphs import check
 from optiacts.packing import packed_shape
+from optiacts.replay import replayed
 
 
 def compiled_chain(x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: Chain, normed: Normed) -> Tensor:
@@ -97,18 +99,26 @@ def _bytes(shape: torch.Size, curve: str, dims: int) -> int:
     return max(math.prod(packed_shape(rows, planes)) for rows in layouts.values()) + 1
 
 
-def _fake_pack(z: Tensor, curve: str, dims: int) -> Tensor:
-    return z.new_empty(_bytes(z.shape, curve, dims), dtype=torch.uint8)
+def _fake_pack(right: Tensor, curve: str, dims: int) -> Tensor:
+    return right.new_empty(_bytes(right.shape, curve, dims), dtype=torch.uint8)
 
 
-def _pack(z: Tensor, curve: str, dims: int) -> Tensor:
-    kind, of = _chain_of(curve, dims), curves.get(curve)
-    last = kind.last(z) or False not in _layouts(z.shape, kind)
-    packed = backends.select_chain(z, of).side_bits(kind.rows(z, last), of).flatten()
-    bits = _fake_pack(z, curve, dims)
-    bits[: packed.numel()] = packed
-    bits[packed.numel() :] = last
-    return bits
+def _pack(right: Tensor, curve: str, dims: int) -> Tensor:
+    kind = _chain_of(curve, dims)
+    last = kind.last(right) or False not in _layouts(right.shape, kind)
+    packed = right.new_empty(0, dtype=torch.uint8)
+    if curves.get(curve).decoder.side_bits:
+        kept = kind.rows(right, last).view(torch.bool)
+        packed = backends.select_for_dropout(kept).pack_dropped(kept).flatten()
+    missing = _bytes(right.shape, curve, dims) - packed.numel()
+    return torch.cat([packed, packed.new_full((missing,), int(last))])
+
+
+def _check_pack(right: Tensor, curve: str, dims: int) -> None:
+    if right.ndim < max(2, dims):
+        raise ValueError(f"right must have its channels and what they are of; got {[*right.shape]}")
+    if right.dtype != torch.uint8 and curves.get(curve).decoder.side_bits:
+        raise ValueError(f"right must be uint8; got {right.dtype}")
 
 
 def _chain_of(curve: str, dims: int, statistics: str = "rows", centered: bool = True) -> Chain:
@@ -128,7 +138,28 @@ def _gradients(
     dims: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kind, last = _chain_of(curve, dims, statistics, centered), bool(bits[-1])
+    """The byte is a value, on which no replay may rest: what is done by it is replayed apart."""
+    what = curve, statistics, centered, dims, dtype
+    made: tuple[Tensor, Tensor, Tensor] = _gradients_in(bool(bits[-1]), grad, y, bits, rstd, scale, shift, *what)
+    return made
+
+
+@replayed
+def _gradients_in(
+    last: bool,
+    grad: Tensor,
+    y: Tensor,
+    bits: Tensor,
+    rstd: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    curve: str,
+    statistics: str,
+    centered: bool,
+    dims: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    kind = _chain_of(curve, dims, statistics, centered)
     shape = packed_shape(_layouts(y.shape, kind)[last], curves.get(curve).decoder.side_bits)
     packed = bits[: math.prod(shape)].view(shape)
     dx, by_scale, by_shift = gradients_from(kind, last, dtype, grad, y, packed, rstd, scale, shift)
@@ -154,8 +185,9 @@ def _check_gradients(grad: Tensor, y: Tensor, bits: Tensor, *more: Any) -> None:
 
 
 chain_pack = library.declare(
-    "chain_pack(Tensor z, str curve, int dims) -> Tensor",
+    "chain_pack(Tensor right, str curve, int dims) -> Tensor",
     _pack,
+    check=_check_pack,
     fake=_fake_pack,
     sharding=lambda *arguments: (),
     any_layout=True,
@@ -172,7 +204,11 @@ chain_gradients = library.declare(
 
 
 def _rstd(x: Tensor, kind: Chain) -> Tensor:
-    """In the very operations into which compilers take the norms apart: they find the two to be one."""
+    """In the very operations into which compilers take the norms apart: they find the two to be one.
+
+    And in their shape: Inductor keeps in memory what it saves as it is. Of what it saves in another shape it computes
+    a second root for each element of z.
+    """
     x = x.to(arithmetic(x.dtype))
     if kind.dims:
         over: Any = tuple(range(x.ndim - kind.dims, x.ndim))
@@ -184,8 +220,12 @@ def _rstd(x: Tensor, kind: Chain) -> Tensor:
         variance = torch.var_mean(x, over, correction=0, keepdim=True)[0]
     else:
         variance = x.square().mean(over, keepdim=True)
-    rstd = (variance + kind.eps).rsqrt()
-    return rstd.reshape(-1) if kind.statistics == "batch" else rstd.reshape(-1, kind.groups)
+    return (variance + kind.eps).rsqrt()
+
+
+def _of_rows(rstd: Tensor, kind: Chain) -> Tensor:
+    """``rstd`` in the shape that gradients take."""
+    return rstd.reshape(-1, kind.groups) if kind.statistics == "rows" else rstd.reshape(-1)
 
 
 @known_to_compilers
@@ -198,11 +238,16 @@ def _threshold(curve: str, dtype: torch.dtype) -> float:
     return curves.get(curve).threshold(dtype)
 
 
-def _bits_from_bytes(rows: Tensor, curve: str) -> Tensor:
+def _bits(z: Tensor, y: Tensor, last: bool, kind: Chain) -> Tensor:
     """The packed side bits, from bytes that the compiler writes beside the activation."""
-    if not _has_bits(curve):
+    has_bits = _has_bits(kind.curve)
+    if _told(z):  # not bools: code for CPUs stores these one by one, which takes ten times as long
+        right = torch.where(z < _threshold(kind.curve, z.dtype), 0.0, 1.0).to(torch.uint8) if has_bits else y
+        return chain_pack(right, kind.curve, kind.dims)
+    rows = kind.rows(z, last)
+    if not has_bits:
         return rows.new_empty(packed_shape(rows.shape, 0), dtype=torch.uint8)
-    return dropout_pack(~(rows < _threshold(curve, rows.dtype)), [])
+    return dropout_pack(~(rows < _threshold(kind.curve, z.dtype)), [])
 
 
 def _activated(z: Tensor, curve: str) -> Tensor:
@@ -245,7 +290,7 @@ class OptiActsCompiledChain(torch.autograd.Function):
             factors = chain_factors(weight, bias, kind.curve, y.dtype)
             scale, shift = None if weight is None else factors[0], None if bias is None else factors[1]
             y = y * factors[2]
-        bits = chain_pack(z, kind.curve, kind.dims) if _told(z) else _bits_from_bytes(kind.rows(z, last), kind.curve)
+        bits = _bits(z, y, last, kind)
         rstd = _rstd(x, kind) if rstd is None else rstd
         ctx.kind, ctx.last, ctx.dtype = kind, last, x.dtype
         ctx.weight = None if weight is None else (weight.shape, weight.dtype)
@@ -257,6 +302,7 @@ class OptiActsCompiledChain(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         kind, last = ctx.kind, ctx.last
         y, bits, rstd, scale, shift = ctx.saved_tensors
+        rstd = _of_rows(rstd, kind)
         if _told(y):
             what = kind.curve, kind.statistics, kind.centered, kind.dims
             dx, *sums = chain_gradients(grad, y, bits, rstd, scale, shift, *what, ctx.dtype)
