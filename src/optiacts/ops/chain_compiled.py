@@ -1,7 +1,7 @@
 """Chains under ``torch.compile``: a forward that the compiler sees and fuses, and opaque ops for bits and backward.
 
     optiacts::chain_factors(Tensor? weight, Tensor? bias, str curve, ScalarType dtype)
-        -> (Tensor scale, Tensor shift, Tensor one)
+        -> (Tensor scale, Tensor shift, Tensor ones)
     optiacts::chain_pack(Tensor right, str curve, int dims) -> Tensor bits
     optiacts::chain_gradients(Tensor grad, Tensor y, Tensor bits, Tensor rstd, Tensor? scale, Tensor? shift,
         str curve, str statistics, bool centered, int dims, ScalarType dtype)
@@ -11,7 +11,8 @@ The norm and the activation are traced as they are, so that they stay one kernel
 rstd, which are all that the compiler may keep: it does not look into an op, and so finds no use for the norm's input.
 
 ``chain_factors`` is the weight and the bias as they are now, and the guard, as ``norm_factors`` is for norms: see
-ops/norm_compiled.py. Nothing is rescued: a norm with a bad channel is marked, and its graph is PyTorch's.
+ops/norm_compiled.py. Nothing is rescued: a norm with a bad channel is marked, and its graph is PyTorch's. There is a
+one for each channel: Inductor fuses what goes over the channels as z does, and else writes z to memory.
 
 The kernel that makes y makes the bits as bytes besides, which are a quarter of z. An op packs them.
 
@@ -60,7 +61,7 @@ def _factors(
     factors = kind.scale(weight, copy=True), kind.shift(bias, copy=True)
     found = check(kind, weight, bias, *factors, dtype)
     scale, shift = (like.new_empty(0, dtype=torch.float32) if factor is None else factor for factor in found)
-    return scale, shift, like.new_ones((), dtype=dtype)
+    return scale, shift, like.new_ones(like.numel(), dtype=dtype)
 
 
 def _fake_factors(
@@ -72,7 +73,7 @@ def _fake_factors(
         like.new_empty(0, dtype=torch.float32) if p is None else p.new_empty(p.numel(), dtype=arithmetic(p.dtype))
         for p in (weight, bias)
     )
-    return scale, shift, like.new_empty((), dtype=dtype)
+    return scale, shift, like.new_empty(like.numel(), dtype=dtype)
 
 
 chain_factors = library.declare(
@@ -162,6 +163,7 @@ def _gradients_in(
     kind = _chain_of(curve, dims, statistics, centered)
     shape = packed_shape(_layouts(y.shape, kind)[last], curves.get(curve).decoder.side_bits)
     packed = bits[: math.prod(shape)].view(shape)
+    rstd = _of_rows(rstd, y, kind)
     dx, by_scale, by_shift = gradients_from(kind, last, dtype, grad, y, packed, rstd, scale, shift)
     if dx.stride() != y.stride():  # the order that was told to the compiler
         dx = torch.empty_like(y, dtype=dtype).copy_(dx)
@@ -206,8 +208,8 @@ chain_gradients = library.declare(
 def _rstd(x: Tensor, kind: Chain) -> Tensor:
     """In the very operations into which compilers take the norms apart: they find the two to be one.
 
-    And in their shape: Inductor keeps in memory what it saves as it is. Of what it saves in another shape it computes
-    a second root for each element of z.
+    And in their shape, which the op changes: Inductor writes to memory what it saves as it is. Where it saves another
+    shape of that, it computes the root anew for each element of z.
     """
     x = x.to(arithmetic(x.dtype))
     if kind.dims:
@@ -223,9 +225,12 @@ def _rstd(x: Tensor, kind: Chain) -> Tensor:
     return (variance + kind.eps).rsqrt()
 
 
-def _of_rows(rstd: Tensor, kind: Chain) -> Tensor:
+def _of_rows(rstd: Tensor, y: Tensor, kind: Chain) -> Tensor:
     """``rstd`` in the shape that gradients take."""
-    return rstd.reshape(-1, kind.groups) if kind.statistics == "rows" else rstd.reshape(-1)
+    if kind.statistics != "rows":
+        return rstd.reshape(-1)
+    samples = math.prod(y.shape[: y.ndim - kind.dims]) if kind.dims else y.shape[0]
+    return rstd.reshape(samples, -1)
 
 
 @known_to_compilers
@@ -238,11 +243,17 @@ def _threshold(curve: str, dtype: torch.dtype) -> float:
     return curves.get(curve).threshold(dtype)
 
 
-def _bits(z: Tensor, y: Tensor, last: bool, kind: Chain) -> Tensor:
+def _along_channels(each: Tensor, z: Tensor, kind: Chain) -> Tensor:
+    """A number for each channel of z, in a shape that is broadcast to that of z."""
+    return each.view(z.shape[z.ndim - kind.dims :] if kind.dims else (-1, *(1,) * (z.ndim - 2)))
+
+
+def _bits(z: Tensor, y: Tensor, ones: Tensor | None, last: bool, kind: Chain) -> Tensor:
     """The packed side bits, from bytes that the compiler writes beside the activation."""
     has_bits = _has_bits(kind.curve)
     if _told(z):  # not bools: code for CPUs stores these one by one, which takes ten times as long
-        right = torch.where(z < _threshold(kind.curve, z.dtype), 0.0, 1.0).to(torch.uint8) if has_bits else y
+        one: Any = 1.0 if ones is None else ones
+        right = torch.where(z < _threshold(kind.curve, z.dtype), 0.0, one).to(torch.uint8) if has_bits else y
         return chain_pack(right, kind.curve, kind.dims)
     rows = kind.rows(z, last)
     if not has_bits:
@@ -285,12 +296,13 @@ class OptiActsCompiledChain(torch.autograd.Function):
     ) -> Tensor:
         last, _ = kind.last(z), _allowed()
         y = _activated(z, kind.curve)
-        scale = shift = None
+        scale = shift = ones = None
         if weight is not None or bias is not None:
             factors = chain_factors(weight, bias, kind.curve, y.dtype)
             scale, shift = None if weight is None else factors[0], None if bias is None else factors[1]
-            y = y * factors[2]
-        bits = _bits(z, y, last, kind)
+            ones = _along_channels(factors[2], z, kind)
+            y = y * ones
+        bits = _bits(z, y, ones, last, kind)
         rstd = _rstd(x, kind) if rstd is None else rstd
         ctx.kind, ctx.last, ctx.dtype = kind, last, x.dtype
         ctx.weight = None if weight is None else (weight.shape, weight.dtype)
@@ -302,12 +314,11 @@ class OptiActsCompiledChain(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         kind, last = ctx.kind, ctx.last
         y, bits, rstd, scale, shift = ctx.saved_tensors
-        rstd = _of_rows(rstd, kind)
         if _told(y):
             what = kind.curve, kind.statistics, kind.centered, kind.dims
             dx, *sums = chain_gradients(grad, y, bits, rstd, scale, shift, *what, ctx.dtype)
         else:
-            dx, *sums = gradients_from(kind, last, ctx.dtype, grad, y, bits, rstd, scale, shift)
+            dx, *sums = gradients_from(kind, last, ctx.dtype, grad, y, bits, _of_rows(rstd, y, kind), scale, shift)
         by_scale, by_shift = sums
         return (
             dx,
