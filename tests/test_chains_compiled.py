@@ -21,7 +21,7 @@ from optiacts.backends import triton
 from optiacts.ops import chain_compiled
 from optiacts.ops.chain import chain_backward, chain_forward
 from optiacts.ops.chain_compiled import chain_gradients, chain_pack
-from tests.compilers import without_kernels
+from tests.compilers import code_of, without_kernels
 
 C, SHAPE = 16, (4, 16, 8, 8)
 NORMS: dict[str, Any] = {
@@ -263,3 +263,13 @@ def test_other_activations(act: nn.Module) -> None:
     for one, true in zip(ours, theirs, strict=True):
         assert (one - true).norm() <= MOST[torch.float32] * true.norm() + 1e-6
     assert held["ours"] < 0.9 * held["theirs"]
+
+
+def test_code_for_cpus_has_one_root_for_each_channel_and_stores_no_bools() -> None:
+    """A root for each element, or bools, which are stored one by one, take longer than the activation."""
+    block = nn.Sequential(nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16), nn.SiLU(), nn.Conv2d(16, 16, 1))
+    optiacts.convert(block)
+    code = code_of(block, torch.randn(2, 16, 8, 8))
+    assert "optiacts.chain_pack" in code
+    assert "bool*" not in code
+    assert code.count(".rsqrt()") <= 1
