@@ -8,6 +8,10 @@
 #include "kernels.h"
 #include "parallel.h"
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #if defined(__linux__)
 #include <sys/mman.h>
 #include <unistd.h>
@@ -181,7 +185,15 @@ void optiacts_gated_backward(int dtype, const void* grad, const void* h, const v
 
 void optiacts_pack_dropped(const uint8_t* kept, uint8_t* bits, int64_t rows, int64_t cols, int threads) {
     for_contiguous(rows, cols, threads, PACKED_PER_THREAD, [&](int64_t element, int64_t byte, int64_t count) {
-        for (int64_t i = 0; i < count; i += 8) {
+        int64_t i = 0;
+#if defined(__SSE2__)  // of every x86-64
+        for (; i + 16 <= count; i += 16) {
+            const __m128i sixteen = _mm_loadu_si128(reinterpret_cast<const __m128i*>(kept + element + i));
+            const uint16_t dropped = uint16_t(_mm_movemask_epi8(_mm_cmpeq_epi8(sixteen, _mm_setzero_si128())));
+            memcpy(bits + byte + i / 8, &dropped, sizeof dropped);
+        }
+#endif
+        for (; i < count; i += 8) {
             uint64_t eight = 0x0101010101010101;  // what is not there counts as kept
             memcpy(&eight, kept + element + i, count - i < 8 ? count - i : 8);
             // byte k, times the (7 - k)th bit of the factor, comes to stand at bit 56 + k

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 import optiacts
-from optiacts import backends
+from optiacts import backends, curves
 from optiacts.backends import triton
 from optiacts.ops import chain_compiled
 from optiacts.ops.chain import chain_backward, chain_forward
 from optiacts.ops.chain_compiled import chain_gradients, chain_pack
-from tests.compilers import without_kernels
+from tests.compilers import code_of, without_kernels
 
 C, SHAPE = 16, (4, 16, 8, 8)
 NORMS: dict[str, Any] = {
@@ -144,6 +144,10 @@ def test_weights_changed_unseen_are_an_error_and_then_right() -> None:
         assert (one - true).norm() <= 1e-5 * true.norm() + 1e-4 * (true.norm() < 1e-2)
 
 
+def _right(z: Tensor) -> Tensor:
+    return (~(z < curves.get("silu").threshold(z.dtype))).to(torch.uint8)
+
+
 ORDERS = {"planes": torch.contiguous_format, "channels last": torch.channels_last}
 
 
@@ -161,7 +165,7 @@ def test_bits_tell_the_order_that_they_are_packed_in(shape: tuple[int, ...], sta
     rows = (t.flatten(2) for t in (grad, y))
     due = chain_backward(*rows, bits, *fixed, None, None, None, "silu", statistics, True, False, z.dtype)
     for of_z, of_y, of_grad in itertools.product(ORDERS.values(), repeat=3):
-        packed = chain_pack(z.contiguous(memory_format=of_z), "silu", 0)
+        packed = chain_pack(_right(z.contiguous(memory_format=of_z)), "silu", 0)
         laid = y.contiguous(memory_format=of_y)
         arguments = (
             grad.contiguous(memory_format=of_grad),
@@ -185,12 +189,15 @@ def test_bits_tell_the_order_that_they_are_packed_in(shape: tuple[int, ...], sta
 @pytest.mark.parametrize("dims", [0, 2])
 def test_the_ops_do_what_they_tell_compilers(dims: int) -> None:
     z = torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last)
-    bits = chain_pack(z, "silu", dims)
+    right = _right(z)
+    bits = chain_pack(right, "silu", dims)
     channels = 16 if dims else 8
     rstd = torch.ones(16 if dims else 2, 1)
     arguments = (z, z, bits, rstd, torch.ones(channels), None, "silu", "rows", True, dims, torch.float32)
-    torch.library.opcheck(chain_pack, (z, "silu", dims), test_utils=CHECKS)
+    torch.library.opcheck(chain_pack, (right, "silu", dims), test_utils=CHECKS)
     torch.library.opcheck(chain_gradients, arguments, test_utils=CHECKS)
+    with pytest.raises(ValueError, match="right must be uint8"):
+        chain_pack(z, "silu", dims)
     for place, wrong, said in ((1, z[:1], "one shape"), (2, bits[1:], "bits must be uint8 of shape")):
         with pytest.raises(ValueError, match=said):
             chain_gradients(*arguments[:place], wrong, *arguments[place + 1 :])
@@ -256,3 +263,13 @@ def test_other_activations(act: nn.Module) -> None:
     for one, true in zip(ours, theirs, strict=True):
         assert (one - true).norm() <= MOST[torch.float32] * true.norm() + 1e-6
     assert held["ours"] < 0.9 * held["theirs"]
+
+
+def test_code_for_cpus_has_one_root_for_each_channel_and_stores_no_bools() -> None:
+    """A root for each element, or bools, which are stored one by one, take longer than the activation."""
+    block = nn.Sequential(nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16), nn.SiLU(), nn.Conv2d(16, 16, 1))
+    optiacts.convert(block)
+    code = code_of(block, torch.randn(2, 16, 8, 8))
+    assert "optiacts.chain_pack" in code
+    assert "bool*" not in code
+    assert code.count(".rsqrt()") <= 1

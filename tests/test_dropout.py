@@ -16,7 +16,7 @@ import optiacts
 from optiacts import curves, ops, saved_memory
 from optiacts.ops.dropout import factor
 from optiacts.packing import pack
-from tests.compilers import without_kernels
+from tests.compilers import code_of, without_kernels
 from tests.samples import DTYPES, NAMES, SIXTEEN_BIT, every_finite
 
 P = 0.1
@@ -376,3 +376,11 @@ def test_ops_reject_what_a_backend_could_read_out_of_bounds() -> None:
     with pytest.raises(ValueError, match="kept must be bool"):
         ops.dropout_pack(x, [])
     assert torch.equal(ops.dropout_scale(x, bits, 2.0, []), torch.where(x > 0, 2 * x, 0 * x))
+
+
+def test_compiled_code_for_cpus_stores_no_bools() -> None:
+    """It stores them one by one, which takes longer than the rest of the dropout."""
+    x = torch.randn(64, 64, requires_grad=True)
+    code = code_of(lambda x: optiacts.dropout(x, 0.1, training=True) * 2.0, x)
+    assert "optiacts.dropout_pack" in code
+    assert "bool*" not in code

@@ -17,6 +17,7 @@ from torch._subclasses import FakeTensorMode
 from torch.nn import functional
 
 import optiacts
+from optiacts import curves
 from optiacts.backends import selection
 from optiacts.ops import activation, chain, chain_compiled, clamp, dropout, gated, glu, norm
 
@@ -80,7 +81,7 @@ def chained(dtype: torch.dtype) -> Iterator[Call]:
     for statistics, rstd in (("batch", ones), ("rows", ones[:2].unsqueeze(1))):
         fixed = (rstd, ones, ones, None, None, None, "silu", statistics, True, False, dtype)
         yield chain.chain_backward, (x.flatten(2), y.flatten(2), bits, *fixed)
-        packed = chain_compiled.chain_pack(x, "silu", 0)
+        packed = chain_compiled.chain_pack((~(x < curves.get("silu").threshold(dtype))).to(torch.uint8), "silu", 0)
         fixed = (rstd, ones, ones, "silu", statistics, True, 0, dtype)
         yield chain_compiled.chain_gradients, (x, y, packed, *fixed)
 

@@ -3,8 +3,8 @@
     optiacts::dropout_pack(Tensor kept, int[] order) -> Tensor bits
     optiacts::dropout_scale(Tensor x, Tensor bits, float scale, int[] order) -> Tensor
 
-The first packs the bits of what bools do not keep. The second is x * scale, and x * 0 where the bit is set: a
-dropout, and its gradient. ``order`` is as in ``optiacts.ops.activation``.
+The first packs the bits of what bools, or bytes of 0 and 1, do not keep. The second is x * scale, and x * 0 where the
+bit is set: a dropout, and its gradient. ``order`` is as in ``optiacts.ops.activation``.
 
 The draw is PyTorch's own, to the bit and to the state of its generator, and stands outside the ops: an op that draws
 would draw anew where a compiler recomputes it, and two equal ones would be taken for one.
@@ -85,17 +85,27 @@ def _draw(x: Tensor, p: float, order: Order, overwrites: bool) -> tuple[_Draw, T
     """The dropout of ``x``, and the bits of what it dropped."""
     if _native(x, overwrites):
         y, kept = torch.native_dropout(x, p, True)
-        return _Draw(y, kept, 1 / (1 - p)), library.call(dropout_pack, kept, order)
+        return _Draw(y, kept, 1 / (1 - p)), _packed(kept, order)
     scale = factor(p, x.dtype)
     kept = _draw_bools(x, p)
     bits = library.call(dropout_pack, kept, order)
     return _Draw(library.call(dropout_scale, x, bits, scale, order), kept, scale), bits
 
 
+def _packed(kept: Tensor, order: Order) -> Tensor:
+    """The bits of what was dropped."""
+    if torch.compiler.is_compiling() and kept.device.type == "cpu":
+        # code for CPUs stores bools one by one, ten times as slowly
+        kept = torch.where(kept, 1.0, 0.0).to(torch.uint8)
+    bits: Tensor = library.call(dropout_pack, kept, order)
+    return bits
+
+
 # The ops
 
 
 def _pack(kept: Tensor, order: Order, select: Any = backends.select_for_dropout) -> Tensor:
+    kept = kept.view(torch.bool)
     return select(kept).pack_dropped(permute(kept, order))
 
 
@@ -104,8 +114,8 @@ def _fake_pack(kept: Tensor, order: Order) -> Tensor:
 
 
 def _check_bools(kept: Tensor, order: Order) -> None:
-    if kept.dtype != torch.bool:
-        raise ValueError(f"kept must be bool; got {kept.dtype}")
+    if kept.dtype not in (torch.bool, torch.uint8):
+        raise ValueError(f"kept must be bool, or uint8 of 0 and 1; got {kept.dtype}")
 
 
 def _scale(x: Tensor, bits: Tensor, scale: float, order: Order, select: Any = backends.select_for_dropout) -> Tensor:
@@ -308,7 +318,7 @@ def _dropped_product(
     """The dropout of a product, and its slot and bits as they tell of it."""
     drawn, dropped = _draw(h, p, tuple(memory_order(h)), overwrites)
     if tuple(memory_order(h)) != order:
-        dropped = library.call(dropout_pack, drawn.kept, order)
+        dropped = _packed(drawn.kept, order)
     slot = torch.where(permute(drawn.kept, order), slot, 0.0)
     bits[..., -dropped.shape[-1] :].bitwise_or_(dropped)  # the plane of "holds up" is the last one
     return drawn, slot, bits
