@@ -559,6 +559,7 @@ def test_the_output_takes_the_place_of_the_norms_where_nobody_else_sees_that(cur
         assert watched.normed is None or torch.equal(watched.normed, expected)
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")  # PyTorch's, once
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", [*NORMS])
 def test_small_chains_are_as_others(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -588,7 +589,7 @@ def test_small_chains_are_as_others(name: str, dtype: torch.dtype, monkeypatch: 
     for first, second in zip(theirs, ours, strict=True):
         assert torch.equal(first[0], second[0])
         for a, b in zip(first[1:], second[1:], strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+            assert (a - b).norm() <= 2e-6 * (a.norm() + b.norm()), (a - b).norm() / a.norm()
 
 
 def test_a_trace_changes_running_statistics() -> None:

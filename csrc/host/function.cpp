@@ -40,6 +40,18 @@ int is_quiet(PyObject* facts) {
     return 1;
 }
 
+}  // namespace
+
+PyObject* quiet(PyObject*, PyObject*) {
+    const Ref enabled(call_none(torch.grad_enabled.get())), hooks(call_one(torch.hooks.get(), Py_False));
+    if (!enabled || !hooks) return nullptr;
+    int found = enabled.get() == Py_True && hooks.get() == Py_None;
+    for (const Ref* facts : {&torch.modes_quiet, &torch.forward_quiet}) found = found == 1 ? is_quiet(facts->get()) : found;
+    return found < 0 ? nullptr : PyBool_FromLong(found);
+}
+
+namespace {
+
 /* A call of `apply`, as far as it is described when PyTorch calls `forward` with the same arguments. */
 struct Pending {
     const Function* of;

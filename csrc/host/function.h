@@ -10,6 +10,10 @@ namespace host {
  * finish(apply of the Function made of these) -> apply */
 PyObject* function(PyObject*, PyObject* arguments);
 
+/* quiet() -> whether gradients are computed and nobody looks on: no hook on saved tensors, mode, profiler, transform,
+ * trace or compiler */
+PyObject* quiet(PyObject*, PyObject*);
+
 }  // namespace host
 
 #endif

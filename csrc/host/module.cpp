@@ -11,6 +11,7 @@ PyMethodDef methods[] = {
     {"use", host::use, METH_O, "Tells what of PyTorch to call."},
     {"make", host::make, METH_VARARGS, "A function that is recorded and replayed."},
     {"function", host::function, METH_VARARGS, "A Function's forward and backward, and what applies it."},
+    {"quiet", host::quiet, METH_NOARGS, "Whether gradients are computed and nobody looks on."},
     {"plan", host::make_plan, METH_VARARGS, "A plan of what was recorded."},
     host::method("check", host::check, "Runs a plan once."),
     {"count", host::count, METH_NOARGS, "How many calls were replayed so far."},

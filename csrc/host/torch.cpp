@@ -45,6 +45,7 @@ PyObject* use(PyObject*, PyObject* names) {
         {"hooks", &torch.hooks},
         {"forward_quiet", &torch.forward_quiet},
         {"backward_quiet", &torch.backward_quiet},
+        {"modes_quiet", &torch.modes_quiet},
         {"dtypes", &torch.dtypes},
         {"to_save", &torch.to_save},
         {"materialize_grads", &torch.materialize_grads},

@@ -14,6 +14,7 @@ struct Torch {
     Ref threads, autocasts, settings, grad_enabled, hooks;
     Ref forward_quiet;     // see `is_quiet`: all of it where nobody looks on
     Ref backward_quiet;
+    Ref modes_quiet;  // the same of modes that see PyTorch's functions
     Ref dtypes;            // float32, bfloat16, float16 and float64
     Ref shape, dtype, layout, is_cuda, is_cpu, is_nested, requires_grad;  // names
     Ref saved_tensors, needs_input_grad, state, info;

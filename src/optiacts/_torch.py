@@ -309,6 +309,16 @@ def known_to_compilers(function: H) -> H:
     return function
 
 
+def without_grad(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """A call under ``torch.no_grad``, whose context takes as long as a small norm."""
+    enabled = torch.is_grad_enabled()
+    torch._C._set_grad_enabled(False)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        torch._C._set_grad_enabled(enabled)
+
+
 def saved_tensors_hooks() -> Any:
     """The hooks that are put on all saved tensors now (pack, unpack), or None."""
     return top_saved_tensors_hooks(False)

@@ -23,6 +23,7 @@ docs/chains.md.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -36,8 +37,6 @@ from optiacts._torch import (
     PLAIN,
     any_autocast,
     autocasts,
-    function_modes,
-    is_exporting,
     known_to_compilers,
     saved_tensors_hooks,
     statistics_of,
@@ -116,18 +115,8 @@ def chained_or_none(
 
 def _is_small(x: Tensor) -> bool:
     """Whether a chain of ``x`` is best computed without more questions, while nobody looks on."""
-    return (
-        type(x) in PLAIN
-        and x.requires_grad
-        and torch._C._get_tracing_state() is None
-        and x.numel() * x.itemsize <= ops.SMALL
-        and torch.is_grad_enabled()
-        and library.unseen(x)
-        and not norm_channels.waits(x.device)
-        and saved_tensors_hooks() is None
-        and not function_modes()  # they see the norm's own calls
-        and not is_exporting()
-    )
+    plain = type(x) in PLAIN and x.requires_grad and x.numel() * x.itemsize <= ops.SMALL
+    return plain and not norm_channels.waits(x.device) and library.is_quiet(x)
 
 
 def _small_chain(x: Tensor, call: NormCall) -> Tensor | None:
@@ -166,25 +155,25 @@ def _left_apart(kind: Chain, x: Tensor) -> bool:
 
     In 16 bits ELU and CELU lose inputs that are common. A host that does not wait cannot keep what was lost.
     """
-    short = x.dtype in (torch.bfloat16, torch.float16)
-    if short and norm_channels.waits(x.device) and _is_closed(kind.curve) and _loses_inputs(kind.curve, x.dtype):
-        return True
-    return _is_left_apart(kind.norm, kind.curve, x.dtype)
+    return _is_left_apart(kind.norm, kind.curve, x.dtype, norm_channels.waits(x.device))
 
 
 @known_to_compilers
-def _is_closed(curve: str) -> bool:
-    return isinstance(curves.get(curve).decoder, curves.ClosedForm)
+def _is_left_apart(norm: str, curve: str, dtype: torch.dtype, waits: bool) -> bool:
+    return _leaves_apart(norm, curve, dtype, waits)
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _leaves_apart(norm: str, curve: str, dtype: torch.dtype, waits: bool) -> bool:
+    closed = isinstance(curves.get(curve).decoder, curves.ClosedForm)
+    if waits and closed and dtype in (torch.bfloat16, torch.float16) and loses_inputs(curve, dtype):
+        return True
+    return bool(why_not_converted(norm, curve, dtype))
 
 
 @known_to_compilers
 def _loses_inputs(curve: str, dtype: torch.dtype) -> bool:
     return loses_inputs(curve, dtype)
-
-
-@known_to_compilers
-def _is_left_apart(norm: str, curve: str, dtype: torch.dtype) -> bool:
-    return bool(why_not_converted(norm, curve, dtype))
 
 
 def chain(

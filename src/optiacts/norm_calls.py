@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import Module
 from torch.nn import functional as F
 
+from optiacts._torch import without_grad
 from optiacts.chains import Chain
 from optiacts.norms import arithmetic
 
@@ -140,16 +141,15 @@ class BatchNormed(NamedTuple):
         norm._check_input_dim(x)
         factor, running = norm.momentum, self._running()
         if norm.training and norm.track_running_stats:
-            batches = norm.num_batches_tracked
+            batches = _buffer(norm, "num_batches_tracked")
             if batches is not None:
                 batches.add_(1)
                 factor = 1.0 / float(batches) if factor is None else factor
         if x.numel() == x.shape[1]:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
-        with torch.no_grad():
-            found: tuple[Tensor, Tensor, Tensor] = torch.native_batch_norm(
-                x, *self._parameters(), *running, True, factor or 0.0, norm.eps
-            )
+        found: tuple[Tensor, Tensor, Tensor] = without_grad(
+            torch.native_batch_norm, x, *self._parameters(), *running, True, factor or 0.0, norm.eps
+        )
         return found
 
     def again(self, x: Tensor) -> Tensor:
@@ -160,9 +160,9 @@ class BatchNormed(NamedTuple):
 
     def _running(self) -> tuple[Tensor | None, Tensor | None]:
         norm = self.norm
-        return (
-            (norm.running_mean, norm.running_var) if norm.track_running_stats or not norm.training else (None, None)
-        )
+        if norm.training and not norm.track_running_stats:
+            return None, None
+        return _buffer(norm, "running_mean"), _buffer(norm, "running_var")
 
     def _parameters(self) -> tuple[Tensor | None, Tensor | None]:
         kept = self.norm._parameters
@@ -191,7 +191,7 @@ def _of_module(name: str, module: Any, x: Tensor) -> dict[str, Any] | None:
 
     Those that ``torch.nn.utils.parametrize`` makes are computed anew for whoever asks for them.
     """
-    kept, buffers = module._parameters, module._buffers  # where ``Module.__getattr__`` finds them, in less time
+    kept = module._parameters  # where ``Module.__getattr__`` finds them, in less time
     options: dict[str, Any] = {"eps": module.eps}
     for parameter in ("weight", "bias"):
         if parameter not in kept and (parameter in module.__dict__ or hasattr(type(module), parameter)):
@@ -204,7 +204,7 @@ def _of_module(name: str, module: Any, x: Tensor) -> dict[str, Any] | None:
         options["normalized_shape"] = module.normalized_shape
         return options
     for running in ("running_mean", "running_var"):
-        options[running] = buffers[running] if running in buffers else getattr(module, running)
+        options[running] = _buffer(module, running)
     if name == "BatchNorm":
         known = options["running_mean"] is not None and options["running_var"] is not None
         options["training"] = module.training or not known
@@ -213,6 +213,12 @@ def _of_module(name: str, module: Any, x: Tensor) -> dict[str, Any] | None:
             return None
         options["use_input_stats"] = module.training or not module.track_running_stats
     return options if x.ndim >= 2 and x.shape[1] == module.num_features else None
+
+
+def _buffer(module: Any, name: str) -> Any:
+    """An attribute, which is most likely a buffer."""
+    kept = module._buffers
+    return kept[name] if name in kept else getattr(module, name)
 
 
 def _kind(name: str, curve: str, x: Tensor, options: dict[str, Any]) -> Chain | None:

@@ -34,6 +34,7 @@ from optiacts._torch import (
     NOT_EXPORTING,
     SAVES,
     any_autocast,
+    function_modes,
     is_capturing,
     mode_count,
     profiled,
@@ -68,6 +69,15 @@ def function(
         return None
     made: tuple[Any, Any, Any] = module.function(forward, backward, watched, remember, any_gradient, autocasts)
     return made
+
+
+def quiet() -> bool | None:
+    """Whether gradients are computed and nobody looks on, hooks on saved tensors and function modes included.
+
+    None without C, where that takes several questions.
+    """
+    module = _module()
+    return None if isinstance(module, str) else module.quiet()
 
 
 def forget() -> None:
@@ -137,6 +147,7 @@ _KNOWN: dict[str, Any] = {  # what csrc/host/ calls and knows of PyTorch: see to
         (mode_count, None, 0),
         (profiled, None, False),
     ),
+    "modes_quiet": ((function_modes, None, 0),),
     "to_save": SAVES,
     "materialize_grads": MATERIALIZES,
     "dtypes": (torch.float32, torch.bfloat16, torch.float16, torch.float64),

@@ -23,7 +23,7 @@ from optiacts import (
     functional_elementwise,
     functional_gated,
 )
-from optiacts._torch import watched
+from optiacts._torch import PLAIN, watched
 from optiacts.backends import has_chain_kernels
 from optiacts.chains import why_not_chained
 from optiacts.conversion.clamps import bounds as bounds_of
@@ -81,6 +81,13 @@ class PendingNorm(NamedTuple):
         return result
 
 
+def _is_supported(x: Tensor) -> bool:
+    """Whether a chain of ``x`` may be one step: what is quickly known comes first."""
+    compiling = torch.compiler.is_compiling()
+    quick = not compiling and x.is_cpu and type(x) in PLAIN and torch.is_grad_enabled()
+    return quick or (functional_chain.supports(x) and has_chain_kernels(x.device))
+
+
 class PendingChain(NamedTuple):
     """A norm and an activation that wait for the dropout behind them."""
 
@@ -123,9 +130,8 @@ def helpers(
         return Pending(found.curve, found.input, _version(found.input), lambda: callee(*args, **kwargs))
 
     def begin_norm(callee: Any, x: Any, /, *args: Any, **kwargs: Any) -> Any:
-        waits = norm_name(callee) is not None and isinstance(x, Tensor) and functional_chain.supports(x)
-        seen = intercepted() or (isinstance(callee, Module) and watched(callee))
-        if not waits or seen or not x.requires_grad or not has_chain_kernels(x.device):
+        waits = isinstance(x, Tensor) and x.requires_grad and norm_name(callee) is not None
+        if not waits or not _is_supported(x) or intercepted() or (isinstance(callee, Module) and watched(callee)):
             return callee(x, *args, **kwargs)
         return PendingNorm(callee, x, args, kwargs, _version(x))
 

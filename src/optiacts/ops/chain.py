@@ -122,7 +122,7 @@ def small_chain(
     ``z`` is the norm's output, or None for what ``normed`` computes. None where it is not for this call: ``chain``
     may still be.
     """
-    if loses_inputs(kind.curve, x.dtype) or (z is not None and z.dtype is not x.dtype):
+    if _loses_inputs(kind.curve, x.dtype) or (z is not None and z.dtype is not x.dtype):
         return None
     try:
         result: Tensor | None = plain_small_chain(x, weight, bias, z, rstd, kind)
@@ -131,6 +131,9 @@ def small_chain(
     if result is not None:
         _noted(result, kind, None)
     return result
+
+
+_loses_inputs = functools.lru_cache(maxsize=1 << 12)(loses_inputs)
 
 
 class _BadChannelError(Exception):

@@ -10,15 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optiacts import replay
 from optiacts._torch import (
     chooses_ops,
     dispatch_keys,
     forward_level,
+    function_modes,
+    is_exporting,
     mode_count,
     plain_keys,
     profiled,
     register_sharding,
     register_traced,
+    saved_tensors_hooks,
     transforms_active,
 )
 from optiacts.backends.selection import NotTracedError, traceable
@@ -146,6 +150,23 @@ def unseen(*tensors: Tensor) -> bool:
         if dispatch_keys(tensor).raw_repr() != plain_keys(tensor.is_cuda):
             return False
     return True
+
+
+def is_quiet(tensor: Tensor) -> bool:
+    """Whether gradients are computed and nobody looks on, hooks on saved tensors and function modes included."""
+    if torch.compiler.is_compiling():
+        return False
+    found = replay.quiet()
+    if found is not None:
+        return found
+    return (
+        torch.is_grad_enabled()
+        and unseen(tensor)
+        and saved_tensors_hooks() is None
+        and not function_modes()
+        and not is_exporting()
+        and torch._C._get_tracing_state() is None
+    )
 
 
 def untouched(ctx: Any, grad: Tensor) -> bool:
