@@ -372,6 +372,31 @@ def test_within_a_recording_nothing_is_replayed() -> None:
         assert torch.equal(outer(x), x * 2 + 1)
 
 
+def test_views_that_kernels_alone_take_are_not_made() -> None:
+    """Where a view starts is known; what starts elsewhere, is handed on or is a copy is made."""
+
+    def bits_of(x: Tensor) -> Tensor:
+        bits = x.new_empty(1, dtype=torch.uint8)
+        native_library.run("pack_dropped", x.data_ptr(), bits.data_ptr(), 1, 8, 1)
+        return bits
+
+    def compute(x: Tensor) -> tuple[Tensor, ...]:
+        whole, rows = x.flatten(), x.view(2, 8)
+        return bits_of(whole), bits_of(rows), bits_of(rows[1]), bits_of(x.view(4, 4).t().contiguous()), rows
+
+    plans = []
+    plan = recording.Recorder.plan
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recording.Recorder, "plan", lambda self, result: plans.append(plan(self, result)) or plans[-1])
+        replayed = replay.replayed(compute)
+        for _ in range(4):
+            x = (torch.rand(2, 2, 4) < 0.5).to(torch.uint8)
+            for found, due in zip(replayed(x), compute(x), strict=True):
+                assert torch.equal(found, due) and found.shape == due.shape
+    names = [getattr(step[0], "__name__", "") for step in plans[0].steps]
+    assert names.count("flatten") == 0 and names.count("view") == 2 and "__getitem__" in names
+
+
 def test_large_tensors_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "_LARGEST", 8)
     compute, before = replay.replayed(lambda x: x.mul(2.0)), replay.count()

@@ -72,6 +72,7 @@ _OF_FORM = frozenset(
     "shape dtype device layout ndim is_cuda is_cpu is_meta itemsize nbytes size stride numel dim element_size "
     "is_contiguous is_floating_point is_complex get_device storage_offset".split()
 )
+_VIEWS = frozenset("flatten reshape view contiguous unsqueeze squeeze unflatten transpose permute detach".split())
 _CASTS = frozenset(("float", "double", "half", "bfloat16", "bool", "long"))
 _SAME = frozenset(("contiguous", "to", "reshape", "view_as", "detach")) | _CASTS
 _SCALARS = (
@@ -139,6 +140,8 @@ class Recorder(TorchFunctionMode):
         self.alive: list[Any] = []  # so that no id is used again
         self.reads: list[set[int]] = []  # the registers that each step reads
         self.kept: list[Any] = []
+        self.views: dict[int, int] = {}  # the registers of views, by the steps that make them
+        self.starts: dict[int, int] = {}  # what views are of, by their registers
         self.refused = False
         self.draws = False  # random numbers
         self.inputs = len(arguments)
@@ -181,7 +184,21 @@ class Recorder(TorchFunctionMode):
         if not several and (name in _FRESH or name in substitutes) and self._substituted(name, args, kwargs, result):
             return result
         self._add(function, args, kwargs, results, several, name in _FRESH)
+        if name in _VIEWS and not several and not kwargs and self._is_at_the_start(args[0], result):
+            self.views[len(self.steps) - 1] = self._made(result)
+            self.starts[self._made(result)] = self._start(args[0])
         return result
+
+    def _is_at_the_start(self, of: Any, view: Tensor) -> bool:
+        """Whether a view starts where that tensor does, which hangs on its form alone."""
+        if not isinstance(of, Tensor) or view is of or not view.numel() or of.data_ptr() != view.data_ptr():
+            return False
+        return of.untyped_storage().data_ptr() == view.untyped_storage().data_ptr()
+
+    def _start(self, tensor: Tensor) -> int:
+        """The register of the first tensor that is known to have the same address."""
+        number = self._register(tensor)
+        return self.starts.get(number, number)
 
     def _substituted(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], made: Tensor) -> bool:
         """Notes a quicker way to make the same; False if there is none."""
@@ -202,7 +219,7 @@ class Recorder(TorchFunctionMode):
 
     def _address(self, tensor: Tensor, of: int = 0) -> Address:
         address = Address(of)
-        address.register = self._register(tensor)
+        address.register = self._start(tensor)
         return address
 
     def _add(
@@ -289,15 +306,16 @@ class Recorder(TorchFunctionMode):
             node = self._node(result, kept)
         except _RefusedError:
             return None
-        last: list[list[int]] = [[] for _ in self.steps]
+        steps: list[tuple[Any, ...]] = []
         for place in reversed(range(len(self.steps))):
             step, reads = self.steps[place], self.reads[place]
+            if place in self.views and self.views[place] not in kept:
+                continue  # kernels alone take it, who are told where it starts
             made = set(step[3]) - {-1} if callable(step[0]) else set()
-            for number in (made | reads) - kept:
-                last[place].append(number)
-                kept.add(number)
-        steps = tuple((step[0], tuple(done), *step[1:]) for step, done in zip(self.steps, last, strict=True))
-        return Plan(steps, node, len(self.alive), tuple(self.kept))
+            done = (made | reads) - kept
+            kept |= done
+            steps.append((step[0], tuple(done), *step[1:]))
+        return Plan(tuple(reversed(steps)), node, len(self.alive), tuple(self.kept))
 
     def _register(self, tensor: Tensor) -> int:
         number = self.registers.get(id(tensor))
