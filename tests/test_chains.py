@@ -592,6 +592,38 @@ def test_small_chains_are_as_others(name: str, dtype: torch.dtype, monkeypatch: 
             assert (a - b).norm() <= 2e-6 * (a.norm() + b.norm()), (a - b).norm() / a.norm()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda norm: setattr(norm, "running_mean", torch.zeros(3)),
+        lambda norm: setattr(norm, "running_mean", torch.zeros(100)),
+        lambda norm: setattr(norm, "running_var", torch.ones(())),
+        lambda norm: setattr(norm, "running_var", None),
+        lambda norm: setattr(norm, "running_mean", torch.zeros(64, requires_grad=True)),
+        lambda norm: setattr(norm, "eps", 0.0),
+        lambda norm: setattr(norm, "momentum", None),
+    ],
+    ids="short long scalar none trained eps momentum".split(),
+)
+def test_a_batch_norm_refuses_what_it_refuses_alone(change: Callable[[nn.Module], None]) -> None:
+    """An op behind PyTorch's function would write running statistics beyond their end."""
+    norm = nn.BatchNorm2d(64)
+    change(norm)
+    theirs, x = copy.deepcopy(norm), torch.randn(2, 64, 4, 4)
+
+    def outcome(step: Callable[[Tensor], Tensor]) -> Any:
+        try:
+            return step(x.clone().requires_grad_()).detach()
+        except Exception as error:
+            return type(error), str(error)
+
+    due = outcome(lambda x: functional.silu(theirs(x)))
+    found = outcome(lambda x: optiacts.norm_activation(x, norm, "silu"))
+    assert torch.equal(found, due) if isinstance(due, Tensor) else found == due
+    for a, b in zip(norm.buffers(), theirs.buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_a_trace_changes_running_statistics() -> None:
     """Small chains call another op than the norm does, of which a trace knows nothing."""
     norm, x = made("BatchNorm2d")

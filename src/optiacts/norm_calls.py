@@ -123,11 +123,21 @@ def norm_call(callee: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, A
         z: Tensor = callee(x, *args, **kwargs) if own is None else own(callee, x)
         return z
 
-    told = BatchNormed(callee) if own is _BATCH_NORM and kind.statistics == "batch" else None
+    told = None
+    if own is _BATCH_NORM and kind.statistics == "batch" and kind.eps > 0:
+        mean, variance = options["running_mean"], options["running_var"]
+        plain = _is_plain_statistic(mean, x.shape[1]) and _is_plain_statistic(variance, x.shape[1])
+        if plain or (mean is None and variance is None):
+            told = BatchNormed(callee)
     return NormCall(kind, options["weight"], options.get("bias"), run, _given(kind, options), told)
 
 
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm.forward
+
+
+def _is_plain_statistic(running: Any, channels: int) -> bool:
+    """Whether a running mean or variance is what PyTorch's function would not refuse: the op does not look."""
+    return type(running) is Tensor and running.shape == (channels,) and not running.requires_grad
 
 
 class BatchNormed(NamedTuple):
