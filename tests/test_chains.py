@@ -624,6 +624,22 @@ def test_a_batch_norm_refuses_what_it_refuses_alone(change: Callable[[nn.Module]
         assert torch.equal(a, b)
 
 
+def test_a_group_of_a_single_value_is_pytorchs_error() -> None:
+    for x in (torch.randn(1, 8), torch.randn(1, 8, 1, 1)):
+        with pytest.raises(ValueError, match="more than 1 value"):
+            optiacts.norm_activation(x.requires_grad_(), nn.GroupNorm(8, 8), "silu")
+    assert optiacts.norm_activation(torch.randn(2, 8, requires_grad=True), nn.GroupNorm(8, 8), "silu").shape == (2, 8)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(8), nn.LayerNorm((4, 8)), nn.RMSNorm(8)], ids=str)
+def test_a_norm_of_all_dimensions_goes_its_own_way(norm: nn.Module) -> None:
+    x = torch.randn(norm.normalized_shape, requires_grad=True)  # type: ignore[arg-type]
+    found, due = optiacts.norm_activation(x, norm, "silu"), functional.silu(norm(x))
+    assert torch.equal(found, due)
+    for a, b in zip(*(torch.autograd.grad(y.sum(), [x, *norm.parameters()]) for y in (found, due)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_a_trace_changes_running_statistics() -> None:
     """Small chains call another op than the norm does, of which a trace knows nothing."""
     norm, x = made("BatchNorm2d")

@@ -244,7 +244,7 @@ def _kind(name: str, curve: str, x: Tensor, options: dict[str, Any]) -> Chain | 
         if not isinstance(channels, (tuple, list)) or not channels:
             return None
         channels, dims = tuple(channels), len(channels)
-        if tuple(shape[x.ndim - dims :]) != channels:
+        if x.ndim == dims or tuple(shape[x.ndim - dims :]) != channels:
             return None
     else:
         if x.ndim < 2:
