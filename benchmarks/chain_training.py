@@ -29,6 +29,7 @@ from torch.nn import functional
 import optiacts
 from benchmarks.training_runs import Comparison, train, unchanged
 from benchmarks.training_tasks import Task
+from optiacts import replay
 from optiacts.backends import eager_chain, native_chain
 
 RESULTS = Path(__file__).with_name("results") / "chain_training.csv"
@@ -94,6 +95,8 @@ def side_bits_lost() -> Iterator[None]:
     with contextlib.ExitStack() as patched:
         for kernels, name in itertools.product((eager_chain, native_chain), ("forward", "forward_")):
             patched.enter_context(mock.patch.object(kernels, name, forward))
+        patched.callback(replay.forget)  # what was recorded with bits, or without
+        replay.forget()
         yield
 
 

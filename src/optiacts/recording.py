@@ -202,8 +202,10 @@ class Recorder(TorchFunctionMode):
 
     def _substituted(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], made: Tensor) -> bool:
         """Notes a quicker way to make the same; False if there is none."""
-        known = id(made) in self.registers  # the function gave back what it was given
-        if known or EMPTY_ON_CPU is None or not made.is_cpu or made.requires_grad or kwargs.get("pin_memory"):
+        if EMPTY_ON_CPU is None or not made.is_cpu or made.layout is not torch.strided:
+            return False
+        # what the function gave back as it was given is not made
+        if id(made) in self.registers or made.requires_grad or kwargs.get("pin_memory"):
             return False
         kernel = None
         if name not in _FRESH:
