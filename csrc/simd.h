@@ -466,9 +466,10 @@ struct BFloat16 {
     static constexpr float TINY = 0x1p-126f, MOST = 0x1.fep127f, EPSILON = 0x1p-7f;
     static Floats decode(Shorts v) { return same_bits<Floats>(widen(v) << 16); }
     static Shorts encode(Floats v) {
-        const Ints pattern = same_bits<Ints>(v);
-        const Ints rounded = pattern + 0x7fff + ((pattern >> 16) & 1);
-        return upper(v == v ? rounded : all(0x7fc00000));
+        typedef uint32_t Words __attribute__((vector_size(4 * LANES)));  // for some NaN the addition wraps around
+        const Words pattern = same_bits<Words>(v);
+        const Words rounded = pattern + 0x7fffu + ((pattern >> 16) & 1u);
+        return upper(v == v ? same_bits<Ints>(rounded) : all(0x7fc00000));
     }
 };
 
