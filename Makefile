@@ -91,7 +91,7 @@ native:
 # sanitizer finds its exceptions. Python leaks on purpose, and its allocator must leave the addresses to the sanitizer.
 # Left out: what instructions there are, and what happens when there is no library.
 ASAN_TESTS := tests/test_native.py tests/test_native_gated.py tests/test_native_norm.py tests/test_native_chain.py \
-	tests/test_ops.py tests/test_stress.py tests/test_replay.py tests/test_pins.py
+	tests/test_ops.py tests/test_stress.py tests/test_replay.py tests/test_recording.py tests/test_pins.py
 asan: $(VENV)/.installed
 	cmake -S csrc -B build/asan -DOPTIACTS_SANITIZE=ON
 	cmake --build build/asan

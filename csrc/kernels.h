@@ -22,8 +22,6 @@ struct Kernels {
                                    const uint8_t* holds_up_bits, void* grad_gate, void* grad_up, int64_t count,
                                    const void* decoder, float scale, float inverse);
     void (*scale_kept)(const void* x, const uint8_t* dropped, void* out, int64_t count, float scale);
-    void (*widen)(const void* x, float* out, int64_t count);
-    void (*narrow)(const float* x, void* out, int64_t count);
 };
 
 extern const Kernels kernels_portable[];

@@ -77,6 +77,15 @@ int optiacts_norm_any_bad(const float* scale, const float* shift, float smallest
     return bad;
 }
 
+void optiacts_copy(int x_dtype, const void* x, int out_dtype, void* out, int64_t count) {
+    if (x_dtype == out_dtype)
+        memcpy(out, x, size_t(count * kernels(x_dtype).element_size));
+    else if (out_dtype == OPTIACTS_FLOAT32)
+        kernels(x_dtype).widen(x, static_cast<float*>(out), count);
+    else
+        kernels(out_dtype).narrow(static_cast<const float*>(x), out, count);
+}
+
 void optiacts_norm_statistics(int x_dtype, const void* x, const void* y, const float* scale, const float* shift,
                               float eps, int known, float* mean, float* rstd, uint8_t* bits, int64_t rows,
                               int64_t cols, int threads) {

@@ -211,15 +211,6 @@ void optiacts_scale_kept(int dtype, const void* x, const uint8_t* bits, void* ou
     });
 }
 
-void optiacts_copy(int x_dtype, const void* x, int out_dtype, void* out, int64_t count) {
-    if (x_dtype == out_dtype)
-        memcpy(out, x, size_t(count * kernels(x_dtype).element_size));
-    else if (out_dtype == OPTIACTS_FLOAT32)
-        kernels(x_dtype).widen(x, static_cast<float*>(out), count);
-    else
-        kernels(out_dtype).narrow(static_cast<const float*>(x), out, count);
-}
-
 void optiacts_clear(void* out, int64_t bytes) { memset(out, 0, size_t(bytes)); }
 
 void optiacts_dropped_backward(int dtype, const void* grad, const void* y, const uint8_t* bits, void* out,

@@ -183,6 +183,7 @@ def _sets(method: str) -> str:
 
 
 SAVES, MATERIALIZES = _sets("save_for_backward"), _sets("set_materialize_grads")
+"""What ``ctx.save_for_backward(*tensors)`` and ``ctx.set_materialize_grads(value)`` set, two calls of Python."""
 
 EXCHANGE: Any = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 """What tells C programs all of a tensor at once, as DLPack has it; None in a PyTorch that has not."""
@@ -191,7 +192,6 @@ EMPTY_ON_CPU: Callable[[Any, Any, torch.dtype], Tensor] | None = getattr(
     torch._C._dynamo.guards, "_empty_strided_cpu", None
 )
 """``torch.empty_strided(shape, strides, dtype=dtype)`` in half the time, as Inductor's code makes its memory."""
-"""What ``ctx.save_for_backward(*tensors)`` and ``ctx.set_materialize_grads(value)`` set, two calls of Python."""
 
 
 def is_one_of_several_views(view: Tensor) -> bool:

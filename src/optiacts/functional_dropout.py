@@ -111,8 +111,7 @@ def gated_dropout(
         ValueError: ``p`` is not between 0 and 1.
     """
     curve = curves.get(name)
-    matching = isinstance(up, Tensor) and up.shape == gate.shape and up.dtype is gate.dtype
-    if curve.gates and matching and _is_usual(gate, p, training, inplace):
+    if curve.gates and products.is_alike(up, gate) and _is_usual(gate, p, training, inplace):
         found = ops.plain_gated_dropout(gate, up, curve.name, p)
         if found is not None:
             return found

@@ -173,7 +173,7 @@ def plain_gated(gate: Tensor, up: Tensor | None, name: str) -> tuple[Tensor, Ten
     if up is None:
         if isinstance(gate, Tensor) and gate.ndim and not gate.shape[-1] % 2:
             made = ops.plain_gated_fused(gate, name)
-    elif isinstance(gate, Tensor) and isinstance(up, Tensor) and up.shape == gate.shape and up.dtype is gate.dtype:
+    elif isinstance(gate, Tensor) and is_alike(up, gate):
         made = ops.plain_gated(gate, up, name)
     return made
 
@@ -195,10 +195,14 @@ def keeps_inputs(gate: Tensor) -> bool:
     )
 
 
+def is_alike(up: Tensor, gate: Tensor) -> bool:
+    """Whether the product needs neither broadcasting nor type promotion."""
+    return isinstance(up, Tensor) and up.shape == gate.shape and up.dtype is gate.dtype
+
+
 def matches(up: Tensor, gate: Tensor) -> bool:
-    """Whether the product needs neither broadcasting nor type promotion, nor a kind of tensor unknown to us."""
-    alike = up.shape == gate.shape and up.dtype is gate.dtype and up.device == gate.device
-    if not alike or up.layout is not gate.layout:
+    """The same, and that it is of no kind of tensor unknown to us."""
+    if not is_alike(up, gate) or up.device != gate.device or up.layout is not gate.layout:
         return False
     if type(up) in PLAIN and type(gate) in PLAIN:
         return True

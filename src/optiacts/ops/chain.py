@@ -9,9 +9,10 @@ The first is the activation of the norm's output z, and the side bits, packed as
 ``dims`` and ``last``. The second takes grad and y as ``Chain.rows`` makes them; see ``chains.SavedChain``. grad_x is
 of ``dtype``, the other two are in the precision of the arithmetic.
 
-The norm itself runs outside of the Function, as it is, and without leaving a graph. Saved are y, the side bits, rstd,
-the weight and the bias as they are now, since whoever changes them unseen must not change the gradient, and of the
-*rescued channels*, whose weight or bias would spoil x̂, the input, with the mean.
+The norm itself runs outside of the Function, as it is, and without leaving a graph; of small tensors GroupNorm and
+LayerNorm run inside, by the op behind PyTorch's function, so that the whole call can be replayed. Saved are y, the
+side bits, rstd, the weight and the bias as they are now, since whoever changes them unseen must not change the
+gradient, and of the *rescued channels*, whose weight or bias would spoil x̂, the input, with the mean.
 """
 
 from __future__ import annotations

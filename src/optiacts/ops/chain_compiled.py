@@ -126,22 +126,9 @@ def _chain_of(curve: str, dims: int, statistics: str = "rows", centered: bool = 
     return Chain("", curve, statistics, 0.0, dims, centered=centered)
 
 
-def _gradients(
-    grad: Tensor,
-    y: Tensor,
-    bits: Tensor,
-    rstd: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    curve: str,
-    statistics: str,
-    centered: bool,
-    dims: int,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _gradients(grad: Tensor, y: Tensor, bits: Tensor, *more: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The byte is a value, on which no replay may rest: what is done by it is replayed apart."""
-    what = curve, statistics, centered, dims, dtype
-    made: tuple[Tensor, Tensor, Tensor] = _gradients_in(bool(bits[-1]), grad, y, bits, rstd, scale, shift, *what)
+    made: tuple[Tensor, Tensor, Tensor] = _gradients_in(bool(bits[-1]), grad, y, bits, *more)
     return made
 
 
