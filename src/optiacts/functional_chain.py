@@ -96,27 +96,34 @@ def chained(input: Tensor, norm: Module, name: str) -> Tensor:
 
 
 def chained_or_none(
-    norm: Any, input: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, wanted: bool = True
+    norm: Any,
+    input: Tensor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    name: str,
+    wanted: bool = True,
+    small: bool | None = None,
 ) -> Tensor | None:
     """The chain of ``norm(input, *args, **kwargs)`` and the curve ``name``, as one step.
 
     ``norm`` is what ``norm_calls.norm_call`` knows. None, with nothing run, where it cannot be one step, or, if
-    nobody has asked for it (``wanted``), where conversion leaves the two apart.
+    nobody has asked for it (``wanted``), where conversion leaves the two apart. ``small``: what ``is_small`` says,
+    if it was asked already.
     """
     if not isinstance(input, Tensor) or (isinstance(norm, Module) and watched(norm)):
         return None
     call = norm_call(norm, input, args, kwargs, name)
     if call is None or not (wanted or not _left_apart(call.kind, input)):
         return None
-    if _is_small(input):
+    if is_small(input) if small is None else small:
         return _small_chain(input, call)
     kind, weight, bias, forward, given, _ = call
     return chain(input, kind, weight, bias, forward, given) if supports(input, weight, bias) else None
 
 
-def _is_small(x: Tensor) -> bool:
+def is_small(x: Any) -> bool:
     """Whether a chain of ``x`` is best computed without more questions, while nobody looks on."""
-    plain = type(x) in PLAIN and x.requires_grad and x.numel() * x.itemsize <= ops.SMALL
+    plain = type(x) in PLAIN and x.requires_grad and x.nbytes <= ops.SMALL
     return plain and not norm_channels.waits(x.device) and library.is_quiet(x)
 
 

@@ -79,15 +79,20 @@ class NormCall(NamedTuple):
 def norm_name(callee: Any) -> str | None:
     """Which norm of PyTorch's a module, a module's own forward or a function computes; None for anything else."""
     if isinstance(callee, Module):
-        return _FORWARDS.get(_own_forward(callee))
+        return norm_name_of(type(callee))
     if isinstance(callee, types.MethodType):
         return _FORWARDS.get(callee.__func__) if isinstance(callee.__self__, Module) else None
     return _FUNCTIONS.get(callee) if isinstance(callee, types.FunctionType) else None
 
 
-def _own_forward(norm: Module) -> Any:
-    """The norm's own forward: that of its class before a conversion, and without ours. None if it is no function."""
-    kind: Any = getattr(type(norm), "optiacts_original", type(norm))
+def norm_name_of(kind: type[Module]) -> str | None:
+    """Which norm of PyTorch's the modules of a class compute; None for anything else."""
+    return _FORWARDS.get(_own_forward(kind))
+
+
+def _own_forward(of: type[Module]) -> Any:
+    """The forward of norms of a class, as it was before a conversion, and without ours. None if it is no function."""
+    kind: Any = getattr(of, "optiacts_original", of)
     if kind.__module__ == "optiacts.nn_norm":
         kind = next(k for k in kind.__mro__ if k.__module__ != "optiacts.nn_norm")
     forward = getattr(kind, "forward", None)  # TorchScript has none
@@ -103,7 +108,7 @@ def why_no_norm(norm: Module) -> str:
 
 def norm_call(callee: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], curve: str) -> NormCall | None:
     """What ``callee(x, *args, **kwargs)`` computes now, with ``curve`` after it; None if that is not for a chain."""
-    own = _own_forward(callee) if isinstance(callee, Module) else None
+    own = _own_forward(type(callee)) if isinstance(callee, Module) else None
     name = norm_name(callee) if own is None else _FORWARDS.get(own)
     if name is None:
         return None
@@ -124,7 +129,8 @@ def norm_call(callee: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, A
         return z
 
     told = None
-    if own is _BATCH_NORM and kind.statistics == "batch" and kind.eps > 0:
+    compiling = torch.compiler.is_compiling()  # which makes one graph of the module's own forward
+    if not compiling and own is _BATCH_NORM and kind.statistics == "batch" and kind.eps > 0:
         mean, variance = options["running_mean"], options["running_var"]
         plain = _is_plain_statistic(mean, x.shape[1]) and _is_plain_statistic(variance, x.shape[1])
         if plain or (mean is None and variance is None):

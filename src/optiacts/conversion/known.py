@@ -38,16 +38,21 @@ class Activated(NamedTuple):
 
 
 def activated(
-    known: tuple[Known, ...], callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    known: tuple[Known, ...], callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any], sure: bool = False
 ) -> Activated | None:
-    """Which activation ``callee(*args, **kwargs)`` evaluates, if a gradient is wanted and it can keep its output."""
+    """Which activation ``callee(*args, **kwargs)`` evaluates, if a gradient is wanted and it can keep its output.
+
+    ``sure``: a gradient is wanted, no compiler traces and nobody looks on.
+    """
     found = _recognised(known, callee, args, kwargs)
     if found is None:
         while isinstance(callee, functools.partial):
             args, kwargs = (*callee.args, *args), {**callee.keywords, **kwargs}
             callee = callee.func
         found = _of_torch(callee, args, kwargs)
-    if found is None or not saves_memory(found.input) or intercepted():
+    if found is None or sure:
+        return found
+    if not saves_memory(found.input) or intercepted():
         return None
     curve = curves.get(found.curve)
     if not curve.keeps_output and compiles_autocast(curve, found.input):
@@ -112,7 +117,7 @@ class Dropping(NamedTuple):
 def is_dropout(callee: Any) -> bool:
     """Whether ``callee`` is PyTorch's dropout: the function, or a module that has its forward."""
     if isinstance(callee, Module):
-        return getattr(original_class(callee), "forward", None) is torch.nn.Dropout.forward  # TorchScript has none
+        return runs(type(callee), torch.nn.Dropout)
     return callee is torch.nn.functional.dropout
 
 
@@ -120,12 +125,22 @@ def is_identity(callee: Any) -> bool:
     """Whether ``callee`` is a module that returns its argument."""
     if not isinstance(callee, Module) or "forward" in callee.__dict__:
         return False
-    return getattr(original_class(callee), "forward", None) is torch.nn.Identity.forward
+    return runs(type(callee), torch.nn.Identity)
 
 
 def original_class(module: Module) -> type[Module]:
     """The class that a module had before it was converted."""
-    return getattr(type(module), "optiacts_original", type(module))
+    return original(type(module))
+
+
+def original(kind: type[Module]) -> type[Module]:
+    """The class from which a conversion made ``kind``, or itself."""
+    return getattr(kind, "optiacts_original", kind)
+
+
+def runs(kind: type[Module], known: type[Module]) -> bool:
+    """Whether modules of the class ``kind``, converted or not, have the forward of ``known``."""
+    return getattr(original(kind), "forward", None) is known.forward  # TorchScript has none
 
 
 def dropping(callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Dropping | None:

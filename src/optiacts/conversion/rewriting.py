@@ -133,6 +133,11 @@ class _Edit(ast.NodeTransformer):
             called = _call(helper, node.func.value, ast.Constant(node.func.attr), *node.args)
             called.keywords = node.keywords
             return called
+        if helper == "call" and _is_alone(node) and _calls(node.args[0], "begin_norm"):  # nothing runs in between
+            norm = node.args[0]
+            called = _call("chain", node.func, *norm.args)
+            called.keywords = norm.keywords
+            return called
         if helper in ("call", "begin", "begin_dropped", "begin_norm", "through", "clamp", "glu"):
             called = _call(helper, node.func, *node.args)
             called.keywords = node.keywords
@@ -152,6 +157,15 @@ class _Edit(ast.NodeTransformer):
         if helper in ("product_by", "product_by_right"):
             return _call(how + "product_by", node.func, *factors_of(node))
         return _call(how + "product_method", node.func.value, ast.Constant(node.func.attr), node.args[0])
+
+
+def _is_alone(call: ast.Call) -> bool:
+    """Whether a call has one argument."""
+    return len(call.args) == 1 and not call.keywords
+
+
+def _calls(node: ast.expr, helper: str) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == PREFIX + helper
 
 
 def _name(name: str) -> ast.Name:

@@ -23,7 +23,7 @@ from optiacts import (
     functional_elementwise,
     functional_gated,
 )
-from optiacts._torch import PLAIN, watched
+from optiacts._torch import watched
 from optiacts.backends import has_chain_kernels
 from optiacts.chains import why_not_chained
 from optiacts.conversion.clamps import bounds as bounds_of
@@ -81,11 +81,10 @@ class PendingNorm(NamedTuple):
         return result
 
 
-def _is_supported(x: Tensor) -> bool:
-    """Whether a chain of ``x`` may be one step: what is quickly known comes first."""
-    compiling = torch.compiler.is_compiling()
-    quick = not compiling and x.is_cpu and type(x) in PLAIN and torch.is_grad_enabled()
-    return quick or (functional_chain.supports(x) and has_chain_kernels(x.device))
+def _may_be_chained(x: Any) -> bool:
+    """Whether a chain of ``x`` may be one step, as far as x tells."""
+    wanted = isinstance(x, Tensor) and x.requires_grad
+    return wanted and functional_chain.supports(x) and has_chain_kernels(x.device) and not intercepted()
 
 
 class PendingChain(NamedTuple):
@@ -129,9 +128,17 @@ def helpers(
             return call(callee, *args, **kwargs) if later is callee else later(*args, **kwargs)
         return Pending(found.curve, found.input, _version(found.input), lambda: callee(*args, **kwargs))
 
+    def chain(act: Any, norm: Any, x: Any, /, *args: Any, **kwargs: Any) -> Any:
+        small = functional_chain.is_small(x)
+        if small or _may_be_chained(x):
+            result = _one_step(norm, x, args, kwargs, activated(known, act, (x,), {}, sure=small), small)
+            if result is not None:
+                return result
+        return call(act, norm(x, *args, **kwargs))
+
     def begin_norm(callee: Any, x: Any, /, *args: Any, **kwargs: Any) -> Any:
-        waits = isinstance(x, Tensor) and x.requires_grad and norm_name(callee) is not None
-        if not waits or not _is_supported(x) or intercepted() or (isinstance(callee, Module) and watched(callee)):
+        waits = (functional_chain.is_small(x) or _may_be_chained(x)) and norm_name(callee) is not None
+        if not waits or (isinstance(callee, Module) and watched(callee)):
             return callee(x, *args, **kwargs)
         return PendingNorm(callee, x, args, kwargs, _version(x))
 
@@ -144,15 +151,19 @@ def helpers(
         return x._replace(permutations=(*x.permutations, order)) if type(x) is PendingNorm else x.permute(*order)
 
     def _chained(pending: PendingNorm, callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        found = activated(known, callee, (pending.input, *args), kwargs)
-        if found is not None and not why_not_chained(found.curve):
-            _unmoved(pending)
-            norm, x = pending.callee, pending.input
-            given = pending.args, pending.kwargs
-            result = functional_chain.chained_or_none(norm, x, *given, found.curve, wanted=False)
-            if result is not None:
-                return pending.permuted(made_by(result, place))
-        return call(callee, _settled(pending), *args, **kwargs)
+        _unmoved(pending)
+        norm, x, small = pending.callee, pending.input, functional_chain.is_small(pending.input)
+        found = activated(known, callee, (x, *args), kwargs, sure=small)
+        result = _one_step(norm, x, pending.args, pending.kwargs, found, small)
+        return call(callee, _settled(pending), *args, **kwargs) if result is None else pending.permuted(result)
+
+    def _one_step(
+        norm: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], act: Activated | None, small: bool
+    ) -> Any:
+        if act is None or why_not_chained(act.curve):
+            return None
+        result = functional_chain.chained_or_none(norm, x, args, kwargs, act.curve, wanted=False, small=small)
+        return None if result is None else made_by(result, place)
 
     def _settled(pending: PendingNorm) -> Any:
         _unmoved(pending)
@@ -264,6 +275,7 @@ NAMES = (
     "begin",
     "begin_dropped",
     "begin_norm",
+    "chain",
     "through",
     "permuted",
     "evaluate",

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn import Module, Sequential
+from torch.nn import Dropout, Identity, Module, Sequential
 
+from optiacts._torch import known_to_compilers
 from optiacts.chains import why_not_converted
 from optiacts.conversion import sites
-from optiacts.conversion.known import Known, is_dropout, is_identity, original_class
-from optiacts.conversion.runtime import PREFIX, PendingNorm, helpers
-from optiacts.norm_calls import norm_name
+from optiacts.conversion.known import Known, is_dropout, is_identity, original, original_class, runs
+from optiacts.conversion.runtime import PREFIX, helpers
+from optiacts.norm_calls import norm_name, norm_name_of
 from optiacts.overwritten import Maker
 
 
@@ -77,34 +78,63 @@ def steps_in(module: Module, dropouts: bool, chains: bool) -> Steps:
 def forward_of(steps: Steps, place: Maker) -> Callable[..., Any]:
     """The forward of a ``Sequential`` in which norms wait for their activations, and these for their dropouts."""
     names = helpers(steps.known, (), (), (), place)
-    call, begin_norm, through = (names[PREFIX + name] for name in ("call", "begin_norm", "through"))
-    begin, drop = names[f"{PREFIX}begin_dropped"], names[f"{PREFIX}drop"]
+    take = {role: names[PREFIX + role] for role in _HELPERS}
+    chain = names[f"{PREFIX}chain"]
 
-    keys = {known.key for known in steps.known}
+    @known_to_compilers
+    def roles_of(kinds: tuple[type[Module], ...]) -> tuple[str, ...]:
+        return found(kinds)
 
-    def reaches(behind: list[Module]) -> bool:
-        for module in behind:
-            if not is_identity(module):
-                return original_class(module) in keys
-        return False
+    @functools.lru_cache(maxsize=1 << 12)
+    def found(kinds: tuple[type[Module], ...]) -> tuple[str, ...]:
+        return _roles(steps, kinds)
 
     @functools.wraps(Sequential.forward)
     def forward(self: Sequential, input: Any) -> Any:
         modules, value = list(self), input
-        for number, module in enumerate(modules):
-            following = modules[number + 1] if number + 1 < len(modules) else None
-            if type(value) is PendingNorm and is_identity(module):
-                value = through(module, value)
-            elif steps.dropouts and is_dropout(module):
-                value = drop(module, value)
-            elif steps.dropouts and following is not None and is_dropout(following):
-                value = begin(module, value)
-            elif steps.chains and reaches(modules[number + 1 :]) and norm_name(module) is not None:
-                value = begin_norm(module, value)
-            elif type(value) is PendingNorm:
-                value = call(module, value)
-            else:
-                value = module(value)
+        for number, role in enumerate(roles_of(tuple(map(type, modules)))):
+            if role == "":
+                value = modules[number](value)
+            elif role == "chain":
+                value = chain(modules[number + 1], modules[number], value)
+            elif role != "taken":
+                value = take[role](modules[number], value)
         return value
 
     return forward
+
+
+_HELPERS = ("call", "begin_norm", "through", "begin_dropped", "drop")
+
+
+def _roles(steps: Steps, kinds: tuple[type[Module], ...]) -> tuple[str, ...]:
+    """What takes the place of each module's call, of modules of these classes: a helper, or nothing.
+
+    A ``chain`` is a norm's, whose activation is then ``taken``.
+    """
+    keys = {known.key for known in steps.known}
+    roles: list[str] = []
+    waits = False  # whether a norm may
+    for number, kind in enumerate(kinds):
+        behind = [runs(other, Dropout) for other in kinds[number + 1 : number + 3]] if steps.dropouts else []
+        if waits and runs(kind, Identity):
+            role = "through"
+        elif steps.dropouts and runs(kind, Dropout):
+            role, waits = "drop", False
+        elif behind and behind[0]:
+            role, waits = "begin_dropped", False
+        elif steps.chains and norm_name_of(kind) is not None and _reached(kinds[number + 1 :], keys):
+            at_once = not runs(kinds[number + 1], Identity) and not any(behind)
+            role, waits = "chain" if at_once else "begin_norm", True
+        elif waits:
+            role, waits = "taken" if roles[-1] == "chain" else "call", False
+        else:
+            role = ""
+        roles.append(role)
+    return tuple(roles)
+
+
+def _reached(behind: tuple[type[Module], ...], keys: set[Any]) -> bool:
+    """Whether the first of these classes that does anything is one of ``keys``."""
+    first = next((kind for kind in behind if not runs(kind, Identity)), None)
+    return first is not None and original(first) in keys
