@@ -76,6 +76,8 @@ const struct {
     {"norm_statistics", Of<optiacts_norm_statistics>::call},
     {"norm_workspace", Of<optiacts_norm_workspace>::call},
     {"norm_backward", Of<optiacts_norm_backward>::call},
+    {"chain_statistics", Of<optiacts_chain_statistics>::call},
+    {"chain_statistics_workspace", Of<optiacts_chain_statistics_workspace>::call},
     {"chain_backward", call_chain_backward},
 };
 

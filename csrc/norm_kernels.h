@@ -43,6 +43,8 @@ struct NormKernels {
     void (*narrow)(const float* wide, void* row, int64_t cols);
     // The gradients of `count` rows, at most NORM_ROWS.
     void (*backward)(const NormRows& rows, int count);
+    // Of each channel of `rows` rows the sums of x - centre, and of its square.
+    void (*powers)(const void* x, const float* centre, float* sums, float* squares, int64_t rows, int64_t channels);
     // Adds sums to totals and makes them 0.
     void (*settle)(float* sums, double* totals, int64_t count);
 };
@@ -52,3 +54,13 @@ extern const NormKernels norm_kernels_portable[];
 extern const NormKernels norm_kernels_avx2[];
 extern const NormKernels norm_kernels_avx512[];
 #endif
+
+inline const NormKernels& norm_kernels(int dtype) {
+#if defined(OPTIACTS_X86)
+    switch (optiacts_level()) {
+        case OPTIACTS_AVX512: return norm_kernels_avx512[dtype];
+        case OPTIACTS_AVX2: return norm_kernels_avx2[dtype];
+    }
+#endif
+    return norm_kernels_portable[dtype];
+}

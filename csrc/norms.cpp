@@ -8,15 +8,7 @@
 
 namespace {
 
-const NormKernels& kernels(int dtype) {
-#if defined(OPTIACTS_X86)
-    switch (optiacts_level()) {
-        case OPTIACTS_AVX512: return norm_kernels_avx512[dtype];
-        case OPTIACTS_AVX2: return norm_kernels_avx2[dtype];
-    }
-#endif
-    return norm_kernels_portable[dtype];
-}
+const NormKernels& kernels(int dtype) { return norm_kernels(dtype); }
 
 constexpr int64_t ELEMENTS_PER_THREAD = 1 << 14;  // take it about 10 us
 constexpr int64_t ROWS_PER_SUM = 16;              // so many are added up in float32

@@ -22,7 +22,7 @@ extern "C" {
 
 /* To be raised, here and in backends/native_library.py, with every change of a struct or of a function's arguments:
  * a library of another number than its caller's is not used. */
-enum { OPTIACTS_INTERFACE = 8 };
+enum { OPTIACTS_INTERFACE = 9 };
 
 OPTIACTS_API int optiacts_interface(void);
 
@@ -250,6 +250,14 @@ OPTIACTS_API void optiacts_dropped_gated_backward(int dtype, const void* grad, c
 
 /* The sum of the squares of how far elements lie below `threshold`. */
 OPTIACTS_API double optiacts_excess(int dtype, const void* x, int64_t count, float threshold, int threads);
+
+/* mean and rstd of each of `groups` groups of channels in each sample, or, if `groups` is 0, of each channel of all
+ * samples. Not `centered`, rstd is that of the squares, and mean is 0. */
+OPTIACTS_API void optiacts_chain_statistics(int dtype, const void* x, int64_t samples, int64_t channels,
+                                            int64_t positions, int64_t groups, int centered, int last, float eps,
+                                            float* mean, float* rstd, double* workspace, int threads);
+/* How many doubles its workspace has. */
+OPTIACTS_API int64_t optiacts_chain_statistics_workspace(int64_t samples, int64_t channels, int threads);
 
 /* The gradients of a chain. */
 OPTIACTS_API void optiacts_chain_backward(const optiacts_chain* chain);

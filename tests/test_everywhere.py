@@ -4,7 +4,7 @@ import copy
 import itertools
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -239,14 +239,6 @@ def test_dataloader_workers(function: Callable[[Tensor], Tensor]) -> None:
     torch.autograd.grad(function(x := torch.randn(500_000, requires_grad=True)).sum(), x)  # starts the threads
     loader = torch.utils.data.DataLoader(gradients, num_workers=2, batch_size=None)
     assert [round(float(g[-1]), 3) for g in loader] == [round(float(gradients[i][-1]), 3) for i in range(4)]
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("two_threads")

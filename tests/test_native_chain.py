@@ -10,7 +10,7 @@ import torch
 
 from optiacts import curves
 from optiacts.backends import eager_chain, native, native_chain, native_forward, native_library
-from optiacts.chains import SavedChain
+from optiacts.chains import Chain, SavedChain
 from tests.kernels import DTYPES, LEVELS, named, same_bits
 
 MOST = {torch.float32: 6e-6, torch.bfloat16: 4e-3, torch.float16: 6e-4}
@@ -75,6 +75,43 @@ def test_gradients_are_eagers(
             assert dx.dtype == dtype
             for ours, theirs, most in zip((dx, by_scale, by_shift), exact, (MOST[dtype], 6e-6, 6e-6), strict=True):
                 assert (ours.double() - theirs.double()).norm() <= most * theirs.double().norm(), (shape, last, curve)
+
+
+@pytest.mark.parametrize("chosen", LEVELS)
+@pytest.mark.parametrize("dtype", DTYPES, **named)
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("statistics", "groups", "centered"), KINDS[:4], ids=str)
+@pytest.mark.usefixtures("two_threads")
+def test_statistics_are_those_of_float64(
+    statistics: str, groups: int, centered: bool, last: bool, dtype: torch.dtype, chosen: str
+) -> None:
+    """Of one sample as of many, of few positions as of many, of channels around 0 and, one by one, far from it."""
+    native_library.use_level(chosen)
+    torch.manual_seed(0)
+    kind = Chain("", "silu", statistics, 1e-5, groups=groups, centered=centered)
+    for samples, channels, positions in (*SHAPES, (1, 16, 4099), (3, 1040, 33)):
+        offsets = torch.cat([torch.zeros(channels - 2), torch.tensor([300.0, -4000.0])])
+        for away in (0.0, offsets if last else offsets.unsqueeze(-1)):
+            x = torch.randn((samples, positions, channels) if last else (samples, channels, positions))
+            x = (x * 2 + away).to(dtype)
+            due_mean, due_rstd = kind.taken(x.double(), last)
+            mean, rstd = native_chain.statistics(x, kind, last)
+            assert mean.dtype is rstd.dtype is torch.float32
+            rounded = 2**-23 * due_mean.abs() * due_rstd  # a mean of float32, in deviations
+            assert ((mean - due_mean).abs() * due_rstd <= 2e-6 + rounded).all(), (samples, channels, positions)
+            assert ((rstd / due_rstd - 1).abs() <= 2e-6 + rounded).all(), (samples, channels, positions)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_statistics_of_what_is_not_finite_are_not_finite(last: bool) -> None:
+    """Of its channel alone."""
+    kind = Chain("", "silu", "batch", 1e-5)
+    for value in (torch.inf, -torch.inf, torch.nan):
+        x = torch.randn(4, 8, 8)
+        x[1, 3, 3] = value
+        mean, rstd = native_chain.statistics(x, kind, last)
+        assert not mean[3].isfinite() and mean.isfinite().sum() == 7
+        assert rstd[3].isnan() and rstd.isfinite().sum() == 7
 
 
 @pytest.mark.parametrize("dtype", DTYPES, **named)

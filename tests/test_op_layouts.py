@@ -78,6 +78,8 @@ def chained(dtype: torch.dtype) -> Iterator[Call]:
     ones = torch.ones(SHAPE[1], dtype=wide)
     for last in (False, True):
         yield chain.chain_forward, (x, "silu", 0, last)
+        yield chain.chain_statistics, (x.flatten(2), "rows", 1, 1e-5, True, last)
+        yield chain.chain_statistics, (x.flatten(2), "batch", 1, 1e-5, False, last)
     for statistics, rstd in (("batch", ones), ("rows", ones[:2].unsqueeze(1))):
         fixed = (rstd, ones, ones, None, None, None, "silu", statistics, True, False, dtype)
         yield chain.chain_backward, (x.flatten(2), y.flatten(2), bits, *fixed)

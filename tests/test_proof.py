@@ -23,6 +23,7 @@ from optiacts.backends import (
 )
 from optiacts.backends.native_library import lacking
 from optiacts.backends.notices import SlowPathWarning
+from optiacts.chains import Chain
 from optiacts.norms import Norm
 
 GELU = curves.get("gelu")
@@ -130,6 +131,7 @@ def test_each_family_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     right_gated, right_pack = native.gated_forward, native.pack_dropped
     right_statistics, right_norm = native_norm.norm_statistics, native_norm.norm_backward
     right_chain, right_forward = native_chain.chain_backward, native_chain.forward
+    right_taken = native_chain.statistics
 
     def gated(*args: Any) -> Any:
         h, slot, bits = right_gated(*args)
@@ -145,6 +147,7 @@ def test_each_family_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_norm, "norm_backward", lambda *args: tuple(t * 1.01 for t in right_norm(*args)))
     monkeypatch.setattr(native_norm, "any_bad", lambda *args: False)
     monkeypatch.setattr(native_chain, "forward", lambda *args: (right_forward(*args)[0], right_forward(*args)[1] * 0))
+    monkeypatch.setattr(native_chain, "statistics", lambda *args: tuple(t * 1.00002 for t in right_taken(*args)))
     monkeypatch.setattr(native_chain, "chain_backward", lambda *args: tuple(t * 1.02 for t in right_chain(*args)))
     with pytest.warns(SlowPathWarning) as caught:
         assert backends.select_gated(x, GELU) is eager
@@ -152,13 +155,15 @@ def test_each_family_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
         assert backends.select_norm_statistics(half, half, norm) is eager_norm
         assert backends.any_bad(torch.zeros(4), None, norm, torch.float32)
         assert backends.select_chain(x, curves.get("silu")) is eager_chain
+        kind = Chain("BatchNorm", "silu", "batch", 1e-5)
+        assert backends.select_chain_statistics(x, kind, False) is eager_chain
         layer = optiacts.LayerNorm(16)
         layer(torch.randn(4, 16, requires_grad=True)).sum().backward()
         batch = torch.nn.BatchNorm1d(16)
         optiacts.norm_activation(x.requires_grad_(), batch, "silu").sum().backward()
     told = " ".join(str(warning.message) for warning in caught)
     for what in ("gated product", "dropout", "statistics of norms", "looks at weights", "gradients of norms",
-                 "forward after a norm", "gradients after a norm of batch"):  # fmt: skip
+                 "forward after a norm", "statistics of batch", "gradients after a norm of batch"):  # fmt: skip
         assert what in told, what
     assert not [module for module in selection.chosen.values() if module.name == "native"]
 

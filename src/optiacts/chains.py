@@ -132,13 +132,6 @@ class Chain(Form):
     def taken(self, rows: Tensor, last: bool) -> tuple[Tensor, Tensor]:
         """mean and rstd of what ``rows`` made: those that the norm takes from its input."""
         parts = rows.to(arithmetic(rows.dtype))
-        on_cpu = rows.device.type == "cpu"
-        if on_cpu and last and self.statistics == "rows" and self.centered:  # each channel first: in memory's order
-            centre = parts.mean(1)
-            within = (parts - centre.unsqueeze(1)).square_().mean(1)
-            centre, within = (tensor.unflatten(1, (self.groups, -1)) for tensor in (centre, within))
-            between, mean = torch.var_mean(centre, 2, correction=0)
-            return mean, (between + within.mean(2) + self.eps).rsqrt()
         if self.statistics == "batch":
             axes = (0, 1 if last else 2)
         else:

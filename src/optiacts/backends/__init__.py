@@ -321,6 +321,9 @@ class ChainBackend(Protocol):
     def excess(self, z: Tensor, furthest: float) -> Tensor:
         """The sum of the squares of how far elements lie left of ``-furthest``."""
 
+    def statistics(self, rows: Tensor, kind: Chain, last: bool) -> tuple[Tensor, Tensor]:
+        """mean and rstd of what ``rows`` made, on a CPU: see ``Chain.taken``."""
+
     def chain_backward(self, grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of x, in ``dtype``, of scale and of shift."""
 
@@ -344,6 +347,19 @@ def _unfuse(kernels: Any, curve: Curve, x: Tensor) -> bool:
     if kernels in (native, native_chain):
         return native_forward.unfuse(curve, x.dtype)
     return kernels in (triton, triton_chain) and triton.unfuse(curve, x.dtype, x.device)
+
+
+def select_chain_statistics(rows: Tensor, kind: Chain, last: bool) -> ChainBackend:
+    """The fastest backend for the statistics of what lies apart in memory, on a CPU."""
+    of = ("chain statistics", rows.device, rows.dtype, kind.statistics, kind.centered, last)
+    return chosen.get(of) or choose(
+        of,
+        f"statistics of {kind.statistics}, {_name(rows.dtype)}",
+        rows,
+        _CHAINS,
+        lambda fast, _: fast is native and rows.dtype in fast.dtypes,
+        lambda kernels: trials_chain.statistics(kernels, kind, rows.dtype, last, rows.device),
+    )
 
 
 def select_chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> ChainBackend:
@@ -387,6 +403,7 @@ __all__ = [
     "select",
     "select_chain",
     "select_chain_backward",
+    "select_chain_statistics",
     "select_for_dropout",
     "select_gated",
     "select_guard",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from optiacts import curves
-from optiacts.chains import SavedChain
+from optiacts.chains import Chain, SavedChain
 from optiacts.curves import ClosedForm, Curve
 from optiacts.decoders import branch, decode
 from optiacts.decoders.preimage import preimage
@@ -42,6 +42,11 @@ def excess(z: Tensor, furthest: float) -> Tensor:
     """The sum of the squares of how far elements lie left of ``-furthest``, a number of z's device; no NaN counts."""
     below = (-furthest - z.to(torch.promote_types(z.dtype, torch.float32))).clamp_(min=0)
     return below.nan_to_num_(nan=0.0, posinf=torch.inf).square_().sum()
+
+
+def statistics(rows: Tensor, kind: Chain, last: bool) -> tuple[Tensor, Tensor]:
+    """mean and rstd of what ``rows`` made."""
+    return kind.taken(rows, last)
 
 
 def _slope(y: Tensor, left: Tensor, curve: Curve) -> Tensor:

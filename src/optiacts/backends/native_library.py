@@ -23,7 +23,7 @@ from optiacts.recording import Kernel
 
 LEVELS = ("portable", "avx2", "avx512")
 FILE = "_native.so"
-INTERFACE = 8  # what OPTIACTS_INTERFACE of csrc/optiacts.h was when the signatures below were written
+INTERFACE = 9  # what OPTIACTS_INTERFACE of csrc/optiacts.h was when the signatures below were written
 
 
 def library() -> ctypes.CDLL:
@@ -149,6 +149,11 @@ def _declare(library: ctypes.CDLL) -> None:
             *[count, count, address, address, address],
             *[size, size, address, count],
         ],
+        "optiacts_chain_statistics": [
+            *[count, address, *4 * [size]],
+            *[count, count, number, address, address, address, count],
+        ],
+        "optiacts_chain_statistics_workspace": [size, size, count],
         "optiacts_chain_backward": [address],
         "optiacts_copy": [count, address, count, address, size],
         "optiacts_clear": [address, size],
@@ -168,6 +173,7 @@ def _declare(library: ctypes.CDLL) -> None:
         getattr(library, function).argtypes = arguments
         getattr(library, function).restype = count if function in telling else None
     library.optiacts_norm_workspace.restype = size
+    library.optiacts_chain_statistics_workspace.restype = size
     library.optiacts_caller.restype = address
     library.optiacts_excess.restype = ctypes.c_double
 

@@ -6,6 +6,7 @@ bfloat16, 3.5 in float16, 5e-6 in float32. Two backends may differ by both error
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from optiacts.backends import eager_chain, native_forward
 from optiacts.backends.proof import Claim
 from optiacts.backends.trials import drawn, inputs, normal, same
 from optiacts.backends.trials_norm import near
-from optiacts.chains import SavedChain
+from optiacts.chains import Chain, SavedChain
 from optiacts.curves import Curve, get
 
 ALLOWED = {torch.bfloat16: 1.5e-2, torch.float16: 2e-3, torch.float32: 1e-5}
@@ -52,6 +53,18 @@ def _of_whole_vectors(every: Tensor) -> Tensor:
     unit = native_forward.WHOLE_VECTORS * threads
     count = -(-max(len(every), native_forward.GRAIN * threads) // unit) * unit
     return every.repeat(-(-count // len(every)))[:count]
+
+
+def statistics(kernels: Any, of: Chain, dtype: torch.dtype, last: bool, device: torch.device) -> Iterator[Claim]:
+    """mean and rstd, of inputs far from 0 as well, and of one that is not."""
+    for samples, positions, groups in ((1, 37, 4), (5, 1, 4), (3, 530, 1)):
+        shape = (samples, positions, CHANNELS) if last else (samples, CHANNELS, positions)
+        kind = dataclasses.replace(of, groups=groups if of.statistics == "rows" else 1)
+        for away in (0.0, 1000.0):
+            x = (away + 3 * normal(shape, device, 2)).to(dtype)
+            ours, theirs = kernels.statistics(x, kind, last), kind.taken(x.double(), last)
+            for what, a, b in zip(("mean", "rstd"), ours, theirs, strict=True):
+                yield Claim(f"{what} of {samples} x {positions}, {away:g} away", near(a, b, SUMS))
 
 
 def backward(

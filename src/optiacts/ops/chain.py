@@ -1,13 +1,16 @@
 """Chains: a norm and the activation after it, differentiated together from the last output.
 
     optiacts::chain_forward(Tensor z, str curve, int dims, bool last) -> (Tensor y, Tensor bits)
+    optiacts::chain_statistics(Tensor rows, str statistics, int groups, float eps, bool centered, bool last)
+        -> (Tensor mean, Tensor rstd)
     optiacts::chain_backward(Tensor grad, Tensor y, Tensor bits, Tensor rstd, Tensor? scale, Tensor? shift,
         Tensor? mean, Tensor? columns, Tensor? rescued, str curve, str statistics, bool centered, bool last,
         ScalarType dtype) -> (Tensor grad_x, Tensor grad_scale, Tensor grad_shift)
 
 The first is the activation of the norm's output z, and the side bits, packed as ``Chain.rows`` lays them out, with
-``dims`` and ``last``. The second takes grad and y as ``Chain.rows`` makes them; see ``chains.SavedChain``. grad_x is
-of ``dtype``, the other two are in the precision of the arithmetic.
+``dims`` and ``last``. The second tells what the norm has taken of an input that ``Chain.rows`` has made, where
+PyTorch's norm does not tell it in the precision of the arithmetic. The third takes grad and y as ``Chain.rows`` makes
+them; see ``chains.SavedChain``. grad_x is of ``dtype``, the other two are in the precision of the arithmetic.
 
 The norm itself runs outside of the Function, as it is, and without leaving a graph; of small tensors GroupNorm and
 LayerNorm run inside, by the op behind PyTorch's function, so that the whole call can be replayed. Saved are y, the
@@ -147,9 +150,14 @@ class _BadChannelError(Exception):
 
 def _taken(kind: Chain, rows: Tensor, last: bool) -> tuple[Tensor, Tensor]:
     """mean and rstd of the input: by the norms' op where what is normalised together lies together, or nearly so."""
-    if torch.compiler.is_compiling() or (last and not kind.dims):
+    of_batch, apart = kind.statistics == "batch", last and not kind.dims
+    if torch.compiler.is_compiling() or (apart and waits(rows.device)):
         return kind.taken(rows, last)
-    of_batch = kind.statistics == "batch"
+    if (of_batch or apart) and not waits(rows.device):
+        told: tuple[Tensor, Tensor] = library.call(
+            chain_statistics, rows, kind.statistics, kind.groups, kind.eps, kind.centered, last
+        )
+        return told
     together = rows if of_batch else rows.reshape(rows.shape[0], kind.groups, -1)
     pieces = _pieces(together)
     if pieces == 1 and not of_batch:
@@ -214,6 +222,31 @@ def _fake_forward(z: Tensor, name: str, dims: int, last: bool) -> tuple[Tensor, 
     return torch.empty_like(z), z.new_empty(bits, dtype=torch.uint8)
 
 
+def _statistics(
+    rows: Tensor, statistics: str, groups: int, eps: float, centered: bool, last: bool
+) -> tuple[Tensor, Tensor]:
+    kind = Chain("", "", statistics, eps, groups=groups, centered=centered)
+    return backends.select_chain_statistics(rows, kind, last).statistics(rows, kind, last)
+
+
+def _fake_statistics(
+    rows: Tensor, statistics: str, groups: int, eps: float, centered: bool, last: bool
+) -> tuple[Tensor, Tensor]:
+    channels = rows.shape[2 if last else 1]
+    shape = (channels,) if statistics == "batch" else (rows.shape[0], groups)
+    mean = rows.new_empty(shape, dtype=arithmetic(rows.dtype))
+    return mean, torch.empty_like(mean)
+
+
+def _check_statistics(rows: Tensor, statistics: str, groups: int, eps: float, centered: bool, last: bool) -> None:
+    if rows.ndim != 3:
+        raise ValueError(f"rows must have three dimensions; got {[*rows.shape]}")
+    if statistics not in ("rows", "batch"):
+        raise ValueError(f"statistics must be 'rows' or 'batch'; got {statistics!r}")
+    if groups < 1 or rows.shape[2 if last else 1] % groups:
+        raise ValueError(f"groups must divide the channels of rows; got {groups} for {[*rows.shape]}")
+
+
 def _backward(
     grad: Tensor, *saved_and_dtype: Any, select: Any = backends.select_chain_backward
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -267,6 +300,14 @@ chain_forward = library.declare(
     "chain_forward(Tensor z, str curve, int dims, bool last) -> (Tensor, Tensor)",
     _forward,
     fake=_fake_forward,
+    sharding=_whole,
+)
+chain_statistics = library.declare(
+    "chain_statistics(Tensor rows, str statistics, int groups, float eps, bool centered, bool last)"
+    " -> (Tensor, Tensor)",
+    _statistics,
+    check=_check_statistics,
+    fake=_fake_statistics,
     sharding=_whole,
 )
 chain_backward = library.declare(
