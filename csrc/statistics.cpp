@@ -12,6 +12,7 @@
 namespace {
 
 constexpr int64_t ELEMENTS_PER_THREAD = 1 << 14;  // take it about 5 us
+constexpr float FAR = 0.75f;  // of a sum of squares, what the distance of the mean may make of it
 constexpr int64_t ELEMENTS_AT_ONCE = 1 << 12;     // are in the first cache when they are read again
 
 struct Moments {
@@ -26,6 +27,8 @@ void add(Moments& into, Moments more, double share) {
 }
 
 // Of each channel of neighbouring rows. `room` has space for three floats of each channel.
+//
+// Squares are those of the distance from the mean so far, or, where a stretch lies far from it, from its own.
 void moments_of_channels(const NormKernels& of, const char* x, int64_t rows, int64_t channels, bool centered,
                          Moments* result, float* room) {
     float *const sums = room, *const squares = room + channels, *const centre = squares + channels;
@@ -33,13 +36,16 @@ void moments_of_channels(const NormKernels& of, const char* x, int64_t rows, int
     for (int64_t row = 0, count; row < rows; row += count) {
         count = std::min(most, rows - row);
         const char* const from = x + row * channels * of.element_size;
-        std::fill_n(centre, channels, 0.0f);
-        if (centered) {
-            of.powers(from, centre, sums, squares, count, channels);
-            for (int64_t i = 0; i < channels; ++i) centre[i] = sums[i] / float(count);
-        }
-        of.powers(from, centre, sums, squares, count, channels);
         const double each = 1 / double(count), share = double(count) / double(row + count);
+        for (int64_t i = 0; i < channels; ++i) centre[i] = centered ? float(result[i].mean) : 0.0f;
+        of.powers(from, centre, sums, squares, count, channels);
+        bool far = false;
+        for (int64_t i = 0; i < channels; ++i)
+            far |= !(sums[i] * sums[i] * float(each) <= FAR * squares[i] && squares[i] < __builtin_inff());
+        if (centered && far) {
+            for (int64_t i = 0; i < channels; ++i) centre[i] += sums[i] * float(each);
+            of.powers(from, centre, sums, squares, count, channels);
+        }
         for (int64_t i = 0; i < channels; ++i) {
             const double away = centered ? double(sums[i]) * each : 0;  // by the rounding of the centre
             add(result[i], {centre[i] + away, double(squares[i]) * each - away * away}, share);
