@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 import optiacts
 from optiacts import host, recording, replay
-from optiacts.ops import activation
+from optiacts.ops import activation, chain, dropout, norm
 
 pytestmark = pytest.mark.skipif(host.lacking() is not None, reason=str(host.lacking()))
 
@@ -98,6 +98,25 @@ def test_a_replay_gives_what_the_function_gives(
     for mine, due in zip(found, wanted, strict=True):
         for a, b in zip(mine, due, strict=True):
             assert a.dtype is b.dtype and a.stride() == b.stride() and torch.equal(a, b)
+
+
+def test_ops_that_graphs_call_are_replayed() -> None:
+    """The dispatcher, by which they come, hands over keywords as well, of which there are none."""
+    x, order = torch.randn(2, 8, 4, 6), [0, 2, 3, 1]
+    y, bits = activation.activation_forward(x, "gelu", [])
+    for op, arguments in (
+        (activation.activation_forward, (x, "gelu", [])),
+        (activation.activation_backward, (x, y, bits, "gelu", [])),
+        (dropout.dropout_pack, (x > 0, order)),
+        (norm.norm_statistics, (x, x, None, None, 1e-5, True, False)),
+        (chain.chain_forward, (x, "silu", 0, False)),
+    ):
+        runs = [op(*arguments) for _ in range(3)]  # the first proves kernels, the second is recorded
+        before = replay.count()
+        runs.append(op(*arguments))
+        assert replay.count() == before + 1, op
+        due, *others = (run if isinstance(run, (tuple, list)) else (run,) for run in runs)
+        assert all(torch.equal(a, b) for other in others for a, b in zip(due, other, strict=True))
 
 
 AT_ONCE = pytest.mark.skipif(replay._KNOWN["exchange"] is None, reason="this PyTorch has no exchange interface")

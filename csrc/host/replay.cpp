@@ -134,7 +134,8 @@ namespace {
 
 PyObject* replayed(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyObject* names) {
     Table& table = table_of(self);
-    if (names != nullptr) return call(table.compute.get(), arguments, size_t(count), names);
+    if (names != nullptr && PyTuple_Size(names) != 0)  // PyTorch's dispatcher hands over that there are none
+        return call(table.compute.get(), arguments, size_t(count), names);
     return computed(table, arguments, count);
 }
 
