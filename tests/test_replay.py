@@ -36,6 +36,8 @@ CALLS: dict[str, tuple[Call, list[tuple[int, ...]]]] = {
     "hardswish": (optiacts.hardswish, [(5, 7)]),
     "swiglu": (optiacts.swiglu, [(4, 24), (4, 24)]),
     "swiglu of one": (optiacts.swiglu, [(4, 24)]),
+    "swiglu of its inputs": (lambda x, u: optiacts.swiglu(x, u, keep_output=False), [(4, 24), (4, 24)]),
+    "geglu of its inputs": (lambda x, u: optiacts.geglu(x, u, "tanh", keep_output=False), [(5, 7), (5, 7)]),
     "reglu": (optiacts.reglu, [(5, 7), (5, 7)]),
     "dropout": (lambda x: optiacts.dropout(x, 0.25), [(4, 24)]),
     "gelu, dropout": (lambda x: optiacts.activation_dropout(x, "gelu", 0.25), [(4, 24)]),

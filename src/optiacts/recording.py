@@ -166,6 +166,10 @@ class Recorder(TorchFunctionMode):
         name = getattr(function, "__name__", "")
         if name == "__get__":
             name = function.__self__.__name__
+        if isinstance(function, torch._ops.OpOverload):
+            name = function._schema.name.partition("::")[2]
+            if function._schema.is_mutable:
+                raise _RefusedError
         if name == "data_ptr":
             return self._address(args[0], result)
         if name in _OF_FORM or (name == "_is_view" and self._register(args[0]) >= self.inputs):
