@@ -18,7 +18,10 @@ from tests.test_chains import NORMS, made
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")  # PyTorch's, once
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", [*NORMS])
-def test_small_chains_are_as_others(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
+def test_small_chains_are_as_others(
+    autocast: bool, name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Often enough to be replayed, with changes of the module in between that nothing may overlook."""
     found = []
     for most in (0, chain_ops.SMALL):
@@ -37,7 +40,8 @@ def test_small_chains_are_as_others(name: str, dtype: torch.dtype, monkeypatch: 
                 norm.weight.data[:] = 0.0  # type: ignore[index, union-attr]
             if step == 39:
                 norm.eval()
-            y = optiacts.norm_activation(x, norm, "silu")
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                y = optiacts.norm_activation(x, norm, "silu")
             results.append((y.detach(), *torch.autograd.grad(y.square().sum(), [x, *norm.parameters()])))
         found.append((results, [buffer.clone() for buffer in norm.buffers()]))
     (theirs, left), (ours, right) = found

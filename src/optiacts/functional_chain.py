@@ -133,9 +133,7 @@ def _small_chain(x: Tensor, call: NormCall) -> Tensor | None:
     Else it has been run, since nobody asked before, and the two of them go their own ways here.
     """
     kind, weight, bias, forward, given, told = call
-    if any_autocast():
-        told = None
-    elif ops.tells_all(kind, x):
+    if not any_autocast() and ops.tells_all(kind, x):
         result = ops.small_chain(x, weight, bias, kind, None, None)
         if result is not None:
             return result
