@@ -22,13 +22,14 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from optiacts import casts
-from optiacts._torch import PLAIN, autocasts, forward_mode, is_exporting, transforms_active
+from optiacts._torch import PLAIN, any_autocast, autocasts, forward_mode, is_exporting, transforms_active
 from optiacts.functional import passes_our_ops
 from optiacts.norms import Norm
 from optiacts.ops import norm as ops
@@ -65,8 +66,8 @@ def rms_norm(
 
     due = torch.finfo(torch.float64 if input.dtype is torch.float64 else torch.float32).eps if eps is None else eps
     shape = tuple(normalized_shape)
-    if keep_output and not torch.compiler.is_compiling():
-        found = plain_norm(input, weight, None, *_rms_norm(shape, eps, due))
+    if not torch.compiler.is_compiling():
+        found = plain_norm(input, weight, None, *_rms_norm(shape, eps, due), keep_output)
         if found is not None:
             return found
     kind = Norm(False, due, len(shape), remainder=True)
@@ -97,8 +98,10 @@ def layer_norm(
         The tensor ``torch.nn.functional.layer_norm`` returns. Saved for backward: see the head of this module.
     """
 
-    shape = tuple(normalized_shape)
-    if keep_output and not torch.compiler.is_compiling():
+    compiling, shape = torch.compiler.is_compiling(), tuple(normalized_shape)
+    if not compiling and (not keep_output or keeps_no_more(input)):
+        return functional.layer_norm(input, shape, weight, bias, eps)  # which keeps the input
+    if not compiling:
         found = plain_norm(input, weight, bias, *_layer_norm(shape, eps))
         if found is not None:
             return found
@@ -170,10 +173,27 @@ def plain_norm(
     bias: Tensor | None,
     kind: Norm,
     forward: ops.Forward | ops.FunctionForm,
+    keep_output: bool = True,
+    share_cast: bool = False,
 ) -> Tensor | None:
-    """The norm of plain tensors in output mode, while neither anybody nor autocast looks on; None for any other."""
-    made = norm_plain.plain_norm(input, weight, bias, kind, forward) if isinstance(input, Tensor) else None
+    """``norm`` of plain tensors while nobody looks on; None for any other, and where a cast is to be shared."""
+    if not isinstance(input, Tensor):
+        return None
+    if any_autocast() and autocasts(input.device.type):
+        if share_cast:
+            return None
+        keep_output = keep_output and not _is_cast_after(input)
+    made = norm_plain.plain_norm(input, weight, bias, kind, forward, keep_output)
     return None if made is None else made[0]
+
+
+def keeps_no_more(input: Any) -> bool:
+    """Whether autocast has what follows a norm keep another tensor than its output, so that the input is as good."""
+    return any_autocast() and isinstance(input, Tensor) and autocasts(input.device.type) and _is_cast_after(input)
+
+
+def _is_cast_after(input: Tensor) -> bool:
+    return input.dtype is torch.float32
 
 
 def norm(
@@ -194,15 +214,14 @@ def norm(
     """
     if torch.compiler.is_compiling():
         return compiled_norm(input, weight, bias, kind, forward)
-    found = plain_norm(input, weight, bias, kind, forward) if keep_output else None
+    found = plain_norm(input, weight, bias, kind, forward, keep_output, share_cast)
     if found is not None:
         return found
     sharing = keep_output and share_cast and _single(weight, bias) and sharding.rows_of(input) is None
     cast = casts.autocast_dtype(input) if sharing else None
     if cast is not None:
         return ops.norm(input, weight, bias, dataclasses.replace(kind, remainder=True), forward, True, cast)
-    widened = autocasts(input.device.type) and input.dtype is torch.float32
-    return ops.norm(input, weight, bias, kind, forward, keep_output and not widened)
+    return ops.norm(input, weight, bias, kind, forward, keep_output and not keeps_no_more(input))
 
 
 def supports(

@@ -323,12 +323,14 @@ def _norm_forward(original: type[Module], recognised: RecognisedNorm, mode: Norm
         if len(args) + len(kwargs) != 1 or (compiling and not traceable):
             return original.forward(self, *args, **kwargs)
         x: Any = args[0] if args else kwargs.get(parameter)
+        if of_torch and not (compiling or mode.share_cast) and functional_norm.keeps_no_more(x):
+            return original.forward(self, *args, **kwargs)  # which keeps the input
         given = recognised.parameters(self) if isinstance(x, Tensor) and torch.is_grad_enabled() else None
         kind = None if given is None else recognised.kind(x, *given)
         if given is None or kind is None or not holds(pins, self) or intercepted():
             return original.forward(self, *args, **kwargs)
-        if mode.keep_output and not compiling:
-            y = functional_norm.plain_norm(x, *given, kind, form(self))
+        if not compiling:
+            y = functional_norm.plain_norm(x, *given, kind, form(self), *mode)
             if y is not None:
                 return made_by(y, self)  # type: ignore[arg-type]
         if not functional_norm.saves_memory(x, *given) or not functional_norm.supports(

@@ -1,4 +1,4 @@
-"""Norms of plain tensors while nobody looks on, nor autocast widens anything: see ``optiacts.ops.plain``.
+"""Norms of plain tensors while nobody looks on: see ``optiacts.ops.plain``.
 
 Saved is what ``optiacts.ops.norm`` saves. On a CPU the look at the weights is part of what is replayed; on devices
 that make the host wait it comes before, and the kernel of the backward guards the weights.
@@ -42,7 +42,13 @@ class _Unwatched(Kept, Form):
 _unwatched = functools.lru_cache(maxsize=1 << 12)(_Unwatched)  # one object for all alike is told apart in no time
 
 
-def _plain_forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: Norm, forward: Forward) -> Plain:
+def _plain_forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: Norm, forward: Forward, output: bool
+) -> Plain:
+    if not output:
+        y, *told = _made(forward, x, weight, bias)
+        outputs, saved = _kept(x, y, (weight, bias, None, None), kind, False, None, tuple(told))
+        return outputs, saved, _info(kind, x, Channels(False))
     if waits(x.device) and isinstance(forward, FunctionForm):
         found = _forward_in_one(x, weight, bias, kind, forward)
         if found is not None:
@@ -181,6 +187,7 @@ def _plain_backward(info: Kept, needed: tuple[bool, ...], grad: Tensor, *saved: 
             *gradients_from(info, needed, grad, saved, functools.partial(library.directly, norm_backward)),
             None,
             None,
+            None,
         )
     channels = next(factor for factor in saved[5:7] if factor is not None).shape[0]
     guard = info.known.noted(grad, None), *info.known.bounds(channels)
@@ -188,7 +195,7 @@ def _plain_backward(info: Kept, needed: tuple[bool, ...], grad: Tensor, *saved: 
         found = _guarded_gradients(info.kind, info.dtype, info.output, needed, *guard, grad, *saved)
     except _NoGuardError:
         found = gradients_from(info, needed, grad, saved, functools.partial(guarded, info.known, None))
-    return *found, None, None
+    return *found, None, None, None
 
 
 class _NoGuardError(Exception):
@@ -233,11 +240,9 @@ def _watched_backward(
     info: Kept = ctx.info
     ctx.kind, ctx.dtype, ctx.output, ctx.known, ctx.shared = info.kind, info.dtype, info.output, info.known, None
     found_by = gradients if not differentiable() and by_rstd is None else differentiable_gradients
-    return *found_by(ctx, grad, by_mean, by_rstd, by_rescued), None, None
+    return *found_by(ctx, grad, by_mean, by_rstd, by_rescued), None, None, None
 
 
-plain_norm = plain(
-    "OptiActsPlainNorm", _plain_forward, _plain_backward, _watched_backward, any_gradient=True, autocasts=False
-)
-"""(x, weight, bias, kind, forward) -> (y, rstd), and mean and rescued where there are rescued channels: as
-``OptiActsNorm`` past dispatcher and transforms; None where somebody may look on."""
+plain_norm = plain("OptiActsPlainNorm", _plain_forward, _plain_backward, _watched_backward, any_gradient=True)
+"""(x, weight, bias, kind, forward, whether the output is kept) -> (y, rstd), and mean and rescued where there are
+rescued channels: as ``OptiActsNorm`` past dispatcher and transforms; None where somebody may look on."""
