@@ -45,6 +45,9 @@ struct NormKernels {
     void (*backward)(const NormRows& rows, int count);
     // Adds sums to totals and makes them 0.
     void (*settle)(float* sums, double* totals, int64_t count);
+    // LayerNorm of rows of a multiple of 16 elements, with its statistics: norm_forward.inc.
+    void (*layer_norm)(const void* x, int64_t rows, int64_t cols, const float* scale, const float* shift, float eps,
+                       float* mean, float* rstd, void* y);
 };
 
 extern const NormKernels norm_kernels_portable[];

@@ -104,6 +104,16 @@ void optiacts_norm_statistics(int x_dtype, const void* x, const void* y, const f
     });
 }
 
+void optiacts_layer_norm(int dtype, const void* x, const float* scale, const float* shift, float eps, float* mean,
+                         float* rstd, void* y, int64_t rows, int64_t cols, int threads) {
+    const NormKernels& of = kernels(dtype);
+    const int64_t row_bytes = cols * of.element_size, useful = rows * cols / ELEMENTS_PER_THREAD + 1;
+    parallel_ranges(rows, 1, threads < useful ? threads : int(useful), [=, &of](int64_t row, int64_t end) {
+        of.layer_norm(row_of(x, row, row_bytes), end - row, cols, scale, shift, eps, mean + row, rstd + row,
+                      row_of(y, row, row_bytes));
+    });
+}
+
 int64_t optiacts_norm_workspace(int64_t cols, int threads) {
     return (WORKSPACE * threads + 1) * cols;  // and 1 / scale
 }

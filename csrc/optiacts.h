@@ -22,7 +22,7 @@ extern "C" {
 
 /* To be raised, here and in backends/native_library.py, with every change of a struct or of a function's arguments:
  * a library of another number than its caller's is not used. */
-enum { OPTIACTS_INTERFACE = 8 };
+enum { OPTIACTS_INTERFACE = 9 };
 
 OPTIACTS_API int optiacts_interface(void);
 
@@ -209,6 +209,11 @@ OPTIACTS_API int optiacts_norm_any_bad(const float* scale, const float* shift, f
 OPTIACTS_API void optiacts_norm_statistics(int x_dtype, const void* x, const void* y, const float* scale,
                                            const float* shift, float eps, int known, float* mean, float* rstd,
                                            uint8_t* bits, int64_t rows, int64_t cols, int threads);
+
+/* y = LayerNorm of x with eps, to the bit as PyTorch's kernels for AVX2 compute it, and mean and rstd, also of 16 bits. `cols`
+ * is a multiple of 16. */
+OPTIACTS_API void optiacts_layer_norm(int dtype, const void* x, const float* scale, const float* shift, float eps,
+                                      float* mean, float* rstd, void* y, int64_t rows, int64_t cols, int threads);
 
 /* The gradients of x, scale and shift. `kept` is y, if `output`, and else x; `mean` is null where it is 0. Of a y,
  * `bits` are its remainder bits or null; each row of `rescued` has x of the channels `columns`, `rescues` of them.

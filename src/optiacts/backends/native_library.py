@@ -23,7 +23,7 @@ from optiacts.recording import Kernel
 
 LEVELS = ("portable", "avx2", "avx512")
 FILE = "_native.so"
-INTERFACE = 8  # what OPTIACTS_INTERFACE of csrc/optiacts.h was when the signatures below were written
+INTERFACE = 9  # what OPTIACTS_INTERFACE of csrc/optiacts.h was when the signatures below were written
 
 
 def library() -> ctypes.CDLL:
@@ -141,6 +141,7 @@ def _declare(library: ctypes.CDLL) -> None:
         "optiacts_gated_backward": [count, *4 * [address], *rows, *rows, size, size, address, count],
         "optiacts_norm_any_bad": [address, address, number, number, number, size],
         "optiacts_norm_statistics": [count, *4 * [address], number, count, *3 * [address], size, size, count],
+        "optiacts_layer_norm": [count, *3 * [address], number, *3 * [address], size, size, count],
         "optiacts_norm_workspace": [size, count],
         "optiacts_norm_backward": [
             *[count, address, count, address, count],
@@ -198,6 +199,7 @@ def level() -> str:
 def use_level(wanted: str) -> None:
     """Chooses the instruction set for this process; ``ValueError`` if it is unknown or this machine lacks it."""
     _use_level(library(), wanted, "level")
+    replay.forget()  # which forwards are kernels hangs on it
 
 
 def has_threads() -> bool:
