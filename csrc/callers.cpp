@@ -75,7 +75,6 @@ const struct {
     {"norm_any_bad", Of<optiacts_norm_any_bad>::call},
     {"norm_statistics", Of<optiacts_norm_statistics>::call},
     {"layer_norm", Of<optiacts_layer_norm>::call},
-    {"norm_workspace", Of<optiacts_norm_workspace>::call},
     {"norm_backward", Of<optiacts_norm_backward>::call},
     {"chain_backward", call_chain_backward},
 };

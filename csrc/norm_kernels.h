@@ -25,6 +25,7 @@ struct NormRows {
     const int64_t* columns;
     const float* exact;
     int64_t rescues;
+    bool far;  // whether to ask for the next rows ahead
 };
 
 struct NormKernels {
@@ -43,8 +44,11 @@ struct NormKernels {
     void (*narrow)(const float* wide, void* row, int64_t cols);
     // The gradients of `count` rows, at most NORM_ROWS.
     void (*backward)(const NormRows& rows, int count);
-    // Adds sums to totals and makes them 0.
+    // Adds sums to totals and makes them 0; adds totals to others, and rounds them.
     void (*settle)(float* sums, double* totals, int64_t count);
+    void (*add)(double* totals, const double* more, int64_t count);
+    void (*round)(const double* totals, float* rounded, int64_t count);
+    void (*invert)(const float* scale, float* inverse, int64_t count);
     // LayerNorm of rows of a multiple of 16 elements, with its statistics: norm_forward.inc.
     void (*layer_norm)(const void* x, int64_t rows, int64_t cols, const float* scale, const float* shift, float eps,
                        float* mean, float* rstd, void* y);

@@ -3,7 +3,7 @@
  * A tensor is `rows` x `cols` elements, contiguous. Side bits are packed 8 to a byte along each row, lowest bit
  * first: row r starts at byte r * ceil(cols / 8), and the padding bits of its last byte are 0.
  * `threads` is the most threads a call may use; small tensors use one. Every function may be called from
- * several threads at once, and none of them allocates.
+ * several threads at once. None of them allocates, but for memory that a thread keeps to work in: workspace.h.
  */
 #ifndef OPTIACTS_H
 #define OPTIACTS_H
@@ -217,15 +217,14 @@ OPTIACTS_API void optiacts_layer_norm(int dtype, const void* x, const float* sca
 
 /* The gradients of x, scale and shift. `kept` is y, if `output`, and else x; `mean` is null where it is 0. Of a y,
  * `bits` are its remainder bits or null; each row of `rescued` has x of the channels `columns`, `rescues` of them.
- * It takes `threads` threads, no fewer, each of which sums up its rows for scale and shift; `workspace` has
- * optiacts_norm_workspace(cols, threads) numbers. 0, or -1 if a column is none. */
-OPTIACTS_API int64_t optiacts_norm_workspace(int64_t cols, int threads);
+ * It takes `threads` threads, no fewer, each of which sums up its rows for scale and shift. 0; -1 if a column is none,
+ * -2 if there is too little memory. */
 OPTIACTS_API int optiacts_norm_backward(int grad_dtype, const void* grad, int kept_dtype, const void* kept,
                                         int output, const float* mean, const float* rstd, const float* scale,
                                         const float* shift, int rescued_dtype, const void* rescued,
                                         const int64_t* columns, int64_t rescues, const uint8_t* bits, int centered,
                                         int result_dtype, void* grad_x, float* grad_scale, float* grad_shift,
-                                        int64_t rows, int64_t cols, double* workspace, int threads);
+                                        int64_t rows, int64_t cols, int threads);
 
 /* out = x, of `count` elements that are rounded to the nearest. One of the dtypes is float32, or both are one. */
 OPTIACTS_API void optiacts_copy(int x_dtype, const void* x, int out_dtype, void* out, int64_t count);

@@ -478,3 +478,11 @@ def test_weights_apart_from_each_other_reach_the_kernel_in_a_row():
     given = x, (64,), weights[:, 0], weights[:, 1], 1e-5
     for ours, theirs in zip(native_norm.layer_norm(*given), torch.native_layer_norm(*given), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_too_little_memory_for_the_sums_is_an_error(monkeypatch):
+    monkeypatch.setattr(native_norm, "run", lambda name, *_: -2 if name == "norm_backward" else 0)
+    x, rstd, factor = torch.randn(3, 64), torch.ones(3, 1), torch.ones(64)
+    saved = Saved(x, None, rstd, factor, factor, None, None, None, True, True)
+    with pytest.raises(MemoryError, match="too little memory"):
+        native_norm.norm_backward(x, saved, torch.float32)

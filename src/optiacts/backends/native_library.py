@@ -142,13 +142,12 @@ def _declare(library: ctypes.CDLL) -> None:
         "optiacts_norm_any_bad": [address, address, number, number, number, size],
         "optiacts_norm_statistics": [count, *4 * [address], number, count, *3 * [address], size, size, count],
         "optiacts_layer_norm": [count, *3 * [address], number, *3 * [address], size, size, count],
-        "optiacts_norm_workspace": [size, count],
         "optiacts_norm_backward": [
             *[count, address, count, address, count],
             *4 * [address],
             *[count, address, address, size, address],
             *[count, count, address, address, address],
-            *[size, size, address, count],
+            *[size, size, count],
         ],
         "optiacts_chain_backward": [address],
         "optiacts_copy": [count, address, count, address, size],
@@ -168,7 +167,6 @@ def _declare(library: ctypes.CDLL) -> None:
     for function, arguments in signatures.items():
         getattr(library, function).argtypes = arguments
         getattr(library, function).restype = count if function in telling else None
-    library.optiacts_norm_workspace.restype = size
     library.optiacts_caller.restype = address
     library.optiacts_excess.restype = ctypes.c_double
 

@@ -132,8 +132,6 @@ def norm_backward(
     grad, kept, rstd = grad.contiguous(), kept.contiguous(), rstd.contiguous()
     scale, shift = _factors(scale, rstd, cols, 1.0), _factors(shift, rstd, cols, 0.0)
     threads = min(native_library.threads(), rows * cols // _ELEMENTS_PER_THREAD + 1, rows)
-    size = run("norm_workspace", cols, threads)
-    workspace = rstd.new_empty(size, dtype=torch.float64)
     by_scale, by_shift = rstd.new_empty(cols), rstd.new_empty(cols)
     dx = torch.empty_like(grad, dtype=dtype)
     native.ask_for_huge_pages(dx, dx.nbytes)
@@ -143,8 +141,10 @@ def norm_backward(
         _address(mean), rstd.data_ptr(), scale.data_ptr(), shift.data_ptr(),
         numbers((kept if rescued is None else rescued).dtype), _address(rescued), _address(columns), rescues,
         _address(bits if output else None), centered, numbers(dtype), dx.data_ptr(),
-        by_scale.data_ptr(), by_shift.data_ptr(), rows, cols, workspace.data_ptr(), threads,
+        by_scale.data_ptr(), by_shift.data_ptr(), rows, cols, threads,
     )  # fmt: skip
+    if refused == -2:
+        raise MemoryError("optiacts: too little memory for the sums of a norm's gradients")
     if refused:
         raise IndexError(f"columns must lie in 0 to {cols - 1}; got {columns}")
     if of_factors in (None, torch.float32):
