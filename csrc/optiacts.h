@@ -126,7 +126,8 @@ typedef struct {
     const void* rescued;       /* their input, of `rescued_dtype` */
     void* grad_x;              /* of `result_dtype` */
     float *by_scale, *by_shift; /* of each channel */
-    double* workspace;         /* its size: see backends/native_chain.py */
+    double* workspace;         /* its size: see backends/native_chain.py; if null, it is the thread's own */
+    int64_t workspace_size;    /* in doubles */
     int64_t samples, channels, positions, groups, rescues;
     int64_t scratch;           /* so many elements a thread may keep decoded */
     int64_t room;              /* numbers of each thread in the workspace, for what is decoded */
@@ -255,8 +256,8 @@ OPTIACTS_API void optiacts_dropped_gated_backward(int dtype, const void* grad, c
 /* The sum of the squares of how far elements lie below `threshold`. */
 OPTIACTS_API double optiacts_excess(int dtype, const void* x, int64_t count, float threshold, int threads);
 
-/* The gradients of a chain. */
-OPTIACTS_API void optiacts_chain_backward(const optiacts_chain* chain);
+/* The gradients of a chain. 0, or -2 if there is too little memory. */
+OPTIACTS_API int optiacts_chain_backward(const optiacts_chain* chain);
 
 #ifdef __cplusplus
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import itertools
 import struct
 import sys
 import threading
@@ -117,6 +118,14 @@ def _tags(name: str) -> set[torch.Tag] | None:
 
 def _has_tensors(index: Any) -> bool:
     return any(isinstance(part, Tensor) for part in (index if isinstance(index, (tuple, list)) else (index,)))
+
+
+def _objects(nodes: Sequence[tuple[Any, ...]]) -> Iterator[int]:
+    """The registers of which not only the address is taken."""
+    for kind, number, _, items in nodes:
+        if kind == _REGISTER:
+            yield number
+        yield from _objects(items)
 
 
 _TWO_WAYS = {f"__{way}{name}__": name for name in ("add", "sub", "mul") for way in ("", "r")}
@@ -304,6 +313,7 @@ class Recorder(TorchFunctionMode):
         if self.refused:
             return None
         try:
+            spared = self._make_as_shown(result)
             kept: set[int] = set(range(self.inputs))
             node = self._node(result, kept)
         except _RefusedError:
@@ -311,13 +321,37 @@ class Recorder(TorchFunctionMode):
         steps: list[tuple[Any, ...]] = []
         for place in reversed(range(len(self.steps))):
             step, reads = self.steps[place], self.reads[place]
-            if place in self.views and self.views[place] not in kept:
+            if place in spared or (place in self.views and self.views[place] not in kept):
                 continue  # kernels alone take it, who are told where it starts
             made = set(step[3]) - {-1} if callable(step[0]) else set()
             done = (made | reads) - kept
             kept |= done
             steps.append((step[0], tuple(done), *step[1:]))
         return Plan(tuple(reversed(steps)), node, len(self.alive), tuple(self.kept))
+
+    def _make_as_shown(self, result: Any) -> set[int]:
+        """Has memory made in the form of a view that the result has, if but for that kernels alone take it.
+
+        The places of the steps that made such views.
+        """
+        shown = {*_objects([self._node(result, set())])}
+        makers = {step[3]: place for place, step in enumerate(self.steps) if step[0] is EMPTY_ON_CPU}
+        spared: set[int] = set()
+        for place, number in self.views.items():
+            of = self.steps[place][1][0][1]
+            maker, made, view = makers.get((of,)), self.alive[of], self.alive[number]
+            calls = (step[1] for other, step in enumerate(self.steps) if callable(step[0]) and other != place)
+            elsewhere = {*itertools.chain.from_iterable(map(_objects, calls)), *shown - {number}}
+            alike = view.dtype is made.dtype and view.numel() == made.numel()
+            if maker is None or number not in shown or elsewhere & {of, number} or not alike:
+                continue
+            if view.is_contiguous() and made.is_contiguous():
+                form = tuple(view.shape), view.stride(), view.dtype
+                nodes = tuple(self._node(part, set()) for part in form)
+                self.steps[maker] = (EMPTY_ON_CPU, nodes, *self.steps[maker][2:])
+                self.registers[id(view)] = of
+                spared.add(place)
+        return spared
 
     def _register(self, tensor: Tensor) -> int:
         number = self.registers.get(id(tensor))

@@ -60,13 +60,14 @@ def noted(name: str, *arguments: Any) -> Kernel:
     return Kernel(_caller(name), function(name).argtypes, arguments)
 
 
-def run_with(name: str, struct: type[ctypes.Structure], *fields: Any) -> None:
+def run_with(name: str, struct: type[ctypes.Structure], *fields: Any) -> Any:
     """Calls the kernel ``optiacts_<name>``, which takes the address of such a struct."""
     given = struct(*fields)
-    function(name)(ctypes.addressof(given))
+    answer = function(name)(ctypes.addressof(given))
     recorder = recording.recorder()
     if recorder is not None:
-        recorder.kernel(_caller(name), [field[1] for field in struct._fields_], fields, None)
+        recorder.kernel(_caller(name), [field[1] for field in struct._fields_], fields, answer)
+    return answer
 
 
 @functools.cache
@@ -163,7 +164,6 @@ def _declare(library: ctypes.CDLL) -> None:
     }
     telling = {"optiacts_norm_any_bad", "optiacts_norm_backward"}
     telling.update(name for name, arguments in signatures.items() if len(arguments) < 2)
-    telling -= {"optiacts_chain_backward"}
     for function, arguments in signatures.items():
         getattr(library, function).argtypes = arguments
         getattr(library, function).restype = count if function in telling else None
