@@ -48,6 +48,8 @@ struct NormKernels {
     void (*settle)(float* sums, double* totals, int64_t count);
     void (*add)(double* totals, const double* more, int64_t count);
     void (*round)(const double* totals, float* rounded, int64_t count);
+    // optiacts_norm_any_bad.
+    int (*any_bad)(const float* scale, const float* shift, float smallest, float largest, float most, int64_t count);
     void (*invert)(const float* scale, float* inverse, int64_t count);
     // LayerNorm of rows of a multiple of 16 elements, with its statistics: norm_forward.inc.
     void (*layer_norm)(const void* x, int64_t rows, int64_t cols, const float* scale, const float* shift, float eps,

@@ -88,14 +88,7 @@ void backward_in_float32(const Dtypes& of, NormRows rows, int count, float* x_ha
 
 int optiacts_norm_any_bad(const float* scale, const float* shift, float smallest, float largest, float most,
                           int64_t cols) {
-    int bad = 0;
-    for (int64_t i = 0; scale && i < cols; ++i) {
-        const float size = __builtin_fabsf(scale[i]);
-        bad |= (size < smallest) | (size > largest);
-    }
-    for (int64_t i = 0; shift && i < cols; ++i)
-        bad |= __builtin_fabsf(shift[i]) > most * (scale ? __builtin_fabsf(scale[i]) : 1.0f);
-    return bad;
+    return kernels(OPTIACTS_FLOAT32).any_bad(scale, shift, smallest, largest, most, cols);
 }
 
 void optiacts_copy(int x_dtype, const void* x, int out_dtype, void* out, int64_t count) {
