@@ -160,8 +160,8 @@ def test_each_family_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
         batch = torch.nn.BatchNorm1d(16)
         optiacts.norm_activation(x.requires_grad_(), batch, "silu").sum().backward()
     told = " ".join(str(warning.message) for warning in caught)
-    for what in ("gated product", "dropout", "layer norms, forward", "statistics of norms", "looks at weights", "gradients of norms",
-                 "forward after a norm", "gradients after a norm of batch"):  # fmt: skip
+    for what in ("gated product", "dropout", "layer norms, forward", "statistics of norms", "looks at weights",
+                 "gradients of norms", "forward after a norm", "gradients after a norm of batch"):  # fmt: skip
         assert what in told, what
     assert not [module for module in selection.chosen.values() if module.name == "native"]
 
