@@ -225,7 +225,7 @@ class Recorder(TorchFunctionMode):
         self._add(EMPTY_ON_CPU, form, {}, [made], False, True)
         if kernel is not None:
             arguments = [self._address(each) if isinstance(each, Tensor) else each for each in kernel.arguments]
-            self.kernel(kernel.caller, kernel.types, arguments, None)
+            self.kernel(kernel.caller, kernel.types, arguments, None, brief=True)  # of few elements
         return True
 
     def _address(self, tensor: Tensor, of: int = 0) -> Address:
@@ -295,15 +295,20 @@ class Recorder(TorchFunctionMode):
         """Notes that something is done that no plan could do."""
         self.refused = True
 
-    def kernel(self, caller: int | None, types: Sequence[Any], arguments: Sequence[Any], answer: Any) -> None:
-        """Notes a kernel's call, of a C function that takes arguments of these ``types`` of ctypes."""
+    def kernel(
+        self, caller: int | None, types: Sequence[Any], arguments: Sequence[Any], answer: Any, brief: bool = False
+    ) -> None:
+        """Notes a kernel's call, of a C function that takes arguments of these ``types`` of ctypes.
+
+        ``brief``: it takes no longer than to let other threads of Python run meanwhile.
+        """
         if self.refused or caller is None:
             self.refused = True
             return
         try:
             reads: set[int] = set()
             words = tuple(self._word(kind, value, reads) for kind, value in zip(types, arguments, strict=True))
-            self.steps.append((caller, words, int(answer or 0)))
+            self.steps.append((caller, words, int(answer or 0), brief))
             self.reads.append(reads)
         except _RefusedError:
             self.refused = True

@@ -26,6 +26,9 @@ FILE = "_native.so"
 INTERFACE = 9  # what OPTIACTS_INTERFACE of csrc/optiacts.h was when the signatures below were written
 
 
+_BRIEF = frozenset(("norm_any_bad",))  # kernels that look at a norm's weights alone
+
+
 def library() -> ctypes.CDLL:
     """The kernels; ``RuntimeError`` if there are none here."""
     recording.impure()  # nobody would see what is called: see ``run``
@@ -51,7 +54,7 @@ def run(name: str, *arguments: Any) -> Any:
     answer = kernel(*arguments)
     recorder = recording.recorder()
     if recorder is not None:
-        recorder.kernel(_caller(name), kernel.argtypes, arguments, answer)
+        recorder.kernel(_caller(name), kernel.argtypes, arguments, answer, brief=name in _BRIEF)
     return answer
 
 
