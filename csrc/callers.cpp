@@ -48,11 +48,10 @@ int64_t call_chain_backward(const uint64_t* words) {
         ((fields = read<std::remove_reference_t<decltype(fields)>>(*words++)), ...);
     };
     fill(chain.grad, chain.y, chain.bits, chain.decoder, chain.rstd, chain.mean, chain.scale, chain.shift, chain.rescue,
-         chain.rescued, chain.grad_x, chain.by_scale, chain.by_shift, chain.workspace, chain.samples, chain.channels,
+         chain.rescued, chain.grad_x, chain.by_scale, chain.by_shift, chain.workspace, chain.workspace_size, chain.samples, chain.channels,
          chain.positions, chain.groups, chain.rescues, chain.scratch, chain.room, chain.dtype, chain.rescued_dtype,
          chain.result_dtype, chain.closed, chain.statistics, chain.centered, chain.last, chain.threads);
-    optiacts_chain_backward(&chain);
-    return 0;
+    return optiacts_chain_backward(&chain);
 }
 
 const struct {
@@ -74,7 +73,7 @@ const struct {
     {"dropped_gated_backward", Of<optiacts_dropped_gated_backward>::call},
     {"norm_any_bad", Of<optiacts_norm_any_bad>::call},
     {"norm_statistics", Of<optiacts_norm_statistics>::call},
-    {"norm_workspace", Of<optiacts_norm_workspace>::call},
+    {"layer_norm", Of<optiacts_layer_norm>::call},
     {"norm_backward", Of<optiacts_norm_backward>::call},
     {"chain_statistics", Of<optiacts_chain_statistics>::call},
     {"chain_statistics_workspace", Of<optiacts_chain_statistics_workspace>::call},

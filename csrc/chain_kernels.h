@@ -21,10 +21,10 @@ struct ChainKernels {
     void (*add_channels)(const float* g, const float* x_hat, float* by_shift, float* by_scale, int64_t count);
     // Adds sums to totals and makes them 0.
     void (*settle)(float* sums, double* totals, int64_t count);
-    // grad_x = g * factor - constant - x_hat * slope, with numbers of the row, or of each channel; without an x_hat
+    // grad_x = g * factor - constant - x_hat * slope, with a number of each row, or of each channel; without an x_hat
     // only the first, so that an infinite one does not matter.
-    void (*gradient)(const float* g, const float* x_hat, float factor, float constant, float slope, void* grad_x,
-                     int64_t count);
+    void (*gradient)(const float* g, const float* x_hat, const float* factor, const float* constant,
+                     const float* slope, void* grad_x, int64_t rows, int64_t count);
     void (*gradient_channels)(const float* g, const float* x_hat, const float* factor, const float* constant,
                               const float* slope, void* grad_x, int64_t channels, int64_t rows);
     // The sum of the squares of how far they lie below a threshold. A NaN lies nowhere.

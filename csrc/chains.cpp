@@ -7,6 +7,7 @@
 #include "chain_kernels.h"
 #include "optiacts.h"
 #include "parallel.h"
+#include "workspace.h"
 
 namespace {
 
@@ -32,10 +33,10 @@ struct Chain {
     float* const inverse;    // 1 / scale of each channel
     float* const workspace;  // what is left of it
 
-    explicit Chain(const optiacts_chain& chain)
+    Chain(const optiacts_chain& chain, double* memory)
         : given(chain), of(kernels(chain.dtype + (chain.closed ? CLOSED : 0))), of_rescued(kernels(chain.rescued_dtype)),
           of_result(kernels(chain.result_dtype)), rescue(chain.rescue),
-          keeps_g(chain.result_dtype == OPTIACTS_FLOAT32), sums(chain.workspace),
+          keeps_g(chain.result_dtype == OPTIACTS_FLOAT32), sums(memory),
           inverse(reinterpret_cast<float*>(sums + 2 * chain.channels)), workspace(inverse + 2 * chain.channels) {
         for (int64_t i = 0; i < chain.channels; ++i) inverse[i] = 1 / chain.scale[i];
     }
@@ -74,6 +75,12 @@ struct Chain {
 
 // --- positions are the last dimension: a row is a channel of a sample ---
 
+// What the gradients of rows go by: grad_x = g * factor - constant - x_hat * slope.
+struct Factors {
+    float *factor, *constant, *slope;
+    Factors from(int64_t row) const { return {factor + row, constant + row, slope + row}; }
+};
+
 // Decodes the rows of some channels of a sample, and adds each to its channel's `sums` if they are not null.
 void decode(const Chain& c, int64_t sample, int64_t first, int64_t end, float* g, float* x_hat, double* sums) {
     const optiacts_chain& t = c.given;
@@ -92,21 +99,19 @@ void decode(const Chain& c, int64_t sample, int64_t first, int64_t end, float* g
     }
 }
 
-// Writes the gradient of a row; mean is that of w g, product that of w g x_hat, over what is normalised together.
-void write(const Chain& c, int64_t sample, int64_t channel, const float* g, const float* x_hat, double mean,
-           double product) {
+// Writes the gradients of rows of some channels of a sample.
+void write(const Chain& c, int64_t sample, int64_t first, int64_t end, const float* g, const float* x_hat,
+           const Factors& of) {
     const optiacts_chain& t = c.given;
-    const float rstd = t.rstd[c.statistic(sample, channel)];
-    char* const out = c.at(static_cast<char*>(t.grad_x), sample * t.channels + channel, t.positions,
+    char* const out = c.at(static_cast<char*>(t.grad_x), sample * t.channels + first, t.positions,
                            c.of_result.element_size);
-    c.of_result.gradient(g, x_hat, t.scale[channel] * rstd, float(mean) * rstd, float(product) * rstd, out,
-                         t.positions);
+    c.of_result.gradient(g, x_hat, of.factor, of.constant, of.slope, out, end - first, t.positions);
 }
 
 // Some groups of `each` channels of some samples; those of a group are normalised together. `own` has room for two
-// sums of each of the channels. More than one group only if each may be kept decoded.
+// sums of each of the channels, `of` for what their gradients go by. More than one group only if each may be kept decoded.
 void together(const Chain& c, int64_t first_sample, int64_t last_sample, int64_t first, int64_t end, int64_t each,
-              float* scratch, double* own) {
+              float* scratch, double* own, const Factors& of) {
     const optiacts_chain& t = c.given;
     const int64_t channels = end - first, all = (last_sample - first_sample) * each * t.positions;
     const bool fits = all <= t.scratch;
@@ -122,26 +127,32 @@ void together(const Chain& c, int64_t first_sample, int64_t last_sample, int64_t
             decode(c, sample, channel, channel + at_once, g, x_hat, own + 2 * (channel - first));
         }
     for (int64_t i = 0; i < 2 * channels; ++i) c.sums[2 * first + i] += own[i];
+    const double share = 1 / double(all);
     for (int64_t group = first; group < end; group += each) {
         double mean = 0, product = 0;
         for (int64_t channel = group; channel < group + each; ++channel, own += 2)
             mean += t.scale[channel] * own[0], product += t.scale[channel] * own[1];
-        mean = t.centered ? mean / double(all) : 0, product /= double(all);
-        for (int64_t sample = first_sample; sample < last_sample; ++sample)
-            for (int64_t channel = group; channel < group + each; ++channel) {
-                const auto [g, x_hat] = place(sample, channel);
-                if (!fits) decode(c, sample, channel, channel + 1, g, x_hat, nullptr);
-                write(c, sample, channel, g, x_hat, mean, product);
-            }
+        const float rstd = t.rstd[c.statistic(first_sample, group)];
+        const float constant = t.centered ? float(mean * share) * rstd : 0, slope = float(product * share) * rstd;
+        for (int64_t channel = group; channel < group + each; ++channel) {
+            of.factor[channel - first] = t.scale[channel] * rstd;
+            of.constant[channel - first] = constant, of.slope[channel - first] = slope;
+        }
     }
+    for (int64_t sample = first_sample; sample < last_sample; ++sample)
+        for (int64_t channel = first; channel < end; channel += at_once) {
+            const auto [g, x_hat] = place(sample, channel);
+            if (!fits) decode(c, sample, channel, channel + 1, g, x_hat, nullptr);
+            write(c, sample, channel, channel + at_once, g, x_hat, of.from(channel - first));
+        }
 }
 
 void positions_last(const Chain& c) {
     const optiacts_chain& t = c.given;
     const int64_t size = t.positions, groups = t.statistics == ROWS ? t.groups : t.channels;
     const int64_t each = t.channels / groups, all = each * size * (t.statistics == BATCH ? t.samples : 1);
-    // of each thread: the sums of its channels, as doubles; then room to decode into
-    const int64_t part_size = t.room + 4 * t.channels;
+    // of each thread: the sums of its channels, as doubles; what their gradients go by; then room to decode into
+    const int64_t part_size = t.room + 8 * t.channels;
     // what a decoded group takes of it, and so how many groups there is room for: short rows are best not taken alone
     const int64_t taken = all * (t.statistics != GIVEN && c.keeps_g ? 1 : 2);
     const int64_t at_once = t.room > taken && (t.statistics == GIVEN || all <= t.scratch) ? t.room / taken : 1;
@@ -149,24 +160,26 @@ void positions_last(const Chain& c) {
     parallel_ranges(groups, 1, t.threads, [&](int64_t group, int64_t last_group) {
         float* const part = c.workspace + part_size * (group * t.threads / groups);
         double* const own = reinterpret_cast<double*>(part);
-        float* const scratch = part + 4 * t.channels;
+        const Factors of = {part + 4 * t.channels, part + 5 * t.channels, part + 6 * t.channels};
+        float* const scratch = part + 8 * t.channels;
         for (int64_t next; group < last_group; group = next) {
             next = last_group - group < at_once ? last_group : group + at_once;
             const int64_t first = group * each, end = next * each;
             for (int64_t i = 2 * first; i < 2 * end; ++i) c.sums[i] = 0;
             if (t.statistics == BATCH) {
-                together(c, 0, t.samples, first, end, each, scratch, own);
+                together(c, 0, t.samples, first, end, each, scratch, own, of);
                 continue;
             }
             for (int64_t sample = 0; sample < t.samples; ++sample) {
                 if (t.statistics == ROWS) {
-                    together(c, sample, sample + 1, first, end, each, scratch, own);
+                    together(c, sample, sample + 1, first, end, each, scratch, own, of);
                     continue;
                 }
                 const auto [g, x_hat] = c.place(0, size * (end - first), scratch, 0, 0);
                 decode(c, sample, first, end, g, x_hat, c.sums + 2 * first);
                 for (int64_t channel = first; channel < end; ++channel)
-                    write(c, sample, channel, g + (channel - first) * size, nullptr, 0, 0);
+                    of.factor[channel - first] = t.scale[channel] * t.rstd[c.statistic(sample, channel)];
+                write(c, sample, first, end, g, nullptr, of);
             }
         }
     });
@@ -324,11 +337,14 @@ double optiacts_excess(int dtype, const void* x, int64_t count, float threshold,
     return total;
 }
 
-void optiacts_chain_backward(const optiacts_chain* chain) {
-    const Chain c(*chain);
+int optiacts_chain_backward(const optiacts_chain* chain) {
+    double* const memory = chain->workspace ? chain->workspace : Workspace::of(chain->workspace_size);
+    if (!memory) return -2;
+    const Chain c(*chain, memory);
     if (chain->last)
         channels_last(c);
     else
         positions_last(c);
     c.tell();
+    return 0;
 }

@@ -25,6 +25,7 @@ struct NormRows {
     const int64_t* columns;
     const float* exact;
     int64_t rescues;
+    bool far;  // whether to ask for the next rows ahead
 };
 
 struct NormKernels {
@@ -45,8 +46,16 @@ struct NormKernels {
     void (*backward)(const NormRows& rows, int count);
     // Of each channel of `rows` rows the sums of x - centre, and of its square.
     void (*powers)(const void* x, const float* centre, float* sums, float* squares, int64_t rows, int64_t channels);
-    // Adds sums to totals and makes them 0.
+    // Adds sums to totals and makes them 0; adds totals to others, and rounds them.
     void (*settle)(float* sums, double* totals, int64_t count);
+    void (*add)(double* totals, const double* more, int64_t count);
+    void (*round)(const double* totals, float* rounded, int64_t count);
+    // optiacts_norm_any_bad.
+    int (*any_bad)(const float* scale, const float* shift, float smallest, float largest, float most, int64_t count);
+    void (*invert)(const float* scale, float* inverse, int64_t count);
+    // LayerNorm of rows of a multiple of 16 elements, with its statistics: norm_forward.inc.
+    void (*layer_norm)(const void* x, int64_t rows, int64_t cols, const float* scale, const float* shift, float eps,
+                       float* mean, float* rstd, void* y);
 };
 
 extern const NormKernels norm_kernels_portable[];

@@ -3,7 +3,7 @@
  * A tensor is `rows` x `cols` elements, contiguous. Side bits are packed 8 to a byte along each row, lowest bit
  * first: row r starts at byte r * ceil(cols / 8), and the padding bits of its last byte are 0.
  * `threads` is the most threads a call may use; small tensors use one. Every function may be called from
- * several threads at once, and none of them allocates.
+ * several threads at once. None of them allocates, but for memory that a thread keeps to work in: workspace.h.
  */
 #ifndef OPTIACTS_H
 #define OPTIACTS_H
@@ -22,7 +22,7 @@ extern "C" {
 
 /* To be raised, here and in backends/native_library.py, with every change of a struct or of a function's arguments:
  * a library of another number than its caller's is not used. */
-enum { OPTIACTS_INTERFACE = 9 };
+enum { OPTIACTS_INTERFACE = 10 };
 
 OPTIACTS_API int optiacts_interface(void);
 
@@ -126,7 +126,8 @@ typedef struct {
     const void* rescued;       /* their input, of `rescued_dtype` */
     void* grad_x;              /* of `result_dtype` */
     float *by_scale, *by_shift; /* of each channel */
-    double* workspace;         /* its size: see backends/native_chain.py */
+    double* workspace;         /* its size: see backends/native_chain.py; if null, it is the thread's own */
+    int64_t workspace_size;    /* in doubles */
     int64_t samples, channels, positions, groups, rescues;
     int64_t scratch;           /* so many elements a thread may keep decoded */
     int64_t room;              /* numbers of each thread in the workspace, for what is decoded */
@@ -210,17 +211,21 @@ OPTIACTS_API void optiacts_norm_statistics(int x_dtype, const void* x, const voi
                                            const float* shift, float eps, int known, float* mean, float* rstd,
                                            uint8_t* bits, int64_t rows, int64_t cols, int threads);
 
+/* y = LayerNorm of x with eps, to the bit as PyTorch's kernels for AVX2 compute it, and mean and rstd, also of 16 bits. `cols`
+ * is a multiple of 16. */
+OPTIACTS_API void optiacts_layer_norm(int dtype, const void* x, const float* scale, const float* shift, float eps,
+                                      float* mean, float* rstd, void* y, int64_t rows, int64_t cols, int threads);
+
 /* The gradients of x, scale and shift. `kept` is y, if `output`, and else x; `mean` is null where it is 0. Of a y,
  * `bits` are its remainder bits or null; each row of `rescued` has x of the channels `columns`, `rescues` of them.
- * It takes `threads` threads, no fewer, each of which sums up its rows for scale and shift; `workspace` has
- * optiacts_norm_workspace(cols, threads) numbers. 0, or -1 if a column is none. */
-OPTIACTS_API int64_t optiacts_norm_workspace(int64_t cols, int threads);
+ * It takes `threads` threads, no fewer, each of which sums up its rows for scale and shift. 0; -1 if a column is none,
+ * -2 if there is too little memory. */
 OPTIACTS_API int optiacts_norm_backward(int grad_dtype, const void* grad, int kept_dtype, const void* kept,
                                         int output, const float* mean, const float* rstd, const float* scale,
                                         const float* shift, int rescued_dtype, const void* rescued,
                                         const int64_t* columns, int64_t rescues, const uint8_t* bits, int centered,
                                         int result_dtype, void* grad_x, float* grad_scale, float* grad_shift,
-                                        int64_t rows, int64_t cols, double* workspace, int threads);
+                                        int64_t rows, int64_t cols, int threads);
 
 /* out = x, of `count` elements that are rounded to the nearest. One of the dtypes is float32, or both are one. */
 OPTIACTS_API void optiacts_copy(int x_dtype, const void* x, int out_dtype, void* out, int64_t count);
@@ -259,8 +264,8 @@ OPTIACTS_API void optiacts_chain_statistics(int dtype, const void* x, int64_t sa
 /* How many doubles its workspace has. */
 OPTIACTS_API int64_t optiacts_chain_statistics_workspace(int64_t samples, int64_t channels, int threads);
 
-/* The gradients of a chain. */
-OPTIACTS_API void optiacts_chain_backward(const optiacts_chain* chain);
+/* The gradients of a chain. 0, or -2 if there is too little memory. */
+OPTIACTS_API int optiacts_chain_backward(const optiacts_chain* chain);
 
 #ifdef __cplusplus
 }

@@ -382,7 +382,7 @@ def test_no_instruction_beyond_the_baseline_outside_the_dispatched_kernels():
     assert all(builds[name] == [True] for name in in_registers) and len(in_registers) == 4, in_registers
     others = set(kernels) - set(in_registers)
     assert all(sorted(builds[name]) == [False, True, True] for name in others), others
-    assert len(others) == 77, others
+    assert len(others) == 84, others
 
 
 @pytest.mark.parametrize("dtype", HALVES, **named)

@@ -1,5 +1,7 @@
 """The CPU kernels of the norms at every instruction set: against float64 mathematics, and against eager."""
 
+import itertools
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,10 +11,10 @@ from torch import Tensor
 
 import optiacts
 from optiacts import backends
-from optiacts.backends import eager_norm, native_library, native_norm
+from optiacts.backends import eager_norm, native_library, native_norm, selection
 from optiacts.norms import Norm, Saved
 from optiacts.packing import packed_shape
-from tests.kernels import DTYPES, HALVES, LEVELS, named
+from tests.kernels import DTYPES, HALVES, LEVELS, named, same_bits
 
 SIZES = (1, 7, 31, 33, 768, 1000, 4096)
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -405,3 +407,82 @@ def test_modules_reach_the_kernels(dtype, monkeypatch):
     exact = torch.autograd.grad(torch.nn.functional.layer_norm(inputs[0], (96,), *inputs[1:]), inputs, grad.double())
     for result, wanted in zip(results, exact, strict=True):
         assert error(result, wanted) <= 2 * ROUNDING[dtype]
+
+
+WIDTHS = (16, 32, 48, 128, 144, 256, 272, 768, 1008, 1024, 1040, 4096, 5120, 8208)  # multiples of a vector
+
+
+@pytest.mark.parametrize("dtype", DTYPES, **named)
+def test_a_layer_norms_forward_has_pytorchs_bits(dtype, level):
+    """Of rows of any number of vectors, on any number of threads, with what is no number and what is far from 0."""
+    before = torch.get_num_threads()
+    try:
+        for threads, width in itertools.product((1, 2), WIDTHS):
+            torch.set_num_threads(threads)
+            x = (2 + 3 * torch.randn(23, width)).to(dtype)
+            x[3], x[4, 1:], x[5, 7], x[6, 15], x[7, width // 2], x[8] = 0.0, 6e4, torch.inf, torch.nan, 1e30, -0.0
+            weight, bias = 1 + 0.2 * torch.randn(width), 0.2 * torch.randn(width)
+            given = x, (width,), weight, bias, 1e-5
+            kernels = backends.select_layer_norm(x)
+            for ours, theirs in zip(kernels.layer_norm(*given), torch.native_layer_norm(*given), strict=True):
+                assert ours.shape == theirs.shape and ours.stride() == theirs.stride()
+                assert same_bits(ours, theirs), (threads, width)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_layer_norm_that_has_other_bits_is_left_to_pytorch(monkeypatch):
+    """The trial finds that out, without a warning, since PyTorch's own op is as good."""
+    run = native_norm.run
+
+    def other(name, *arguments):
+        arguments = list(arguments)
+        if name == "layer_norm":
+            arguments[4] *= 1 + 1e-6  # eps
+        return run(name, *arguments)
+
+    monkeypatch.setattr(native_norm, "run", other)
+    monkeypatch.setattr(native_norm, "_unfused", set())
+    monkeypatch.delitem(selection.chosen, ("layer_norm", torch.device("cpu"), torch.float32), raising=False)
+    x, weight, bias = torch.randn(3, 64), torch.randn(64), torch.randn(64)
+    expected = torch.native_layer_norm(x, (64,), weight, bias, 1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = backends.select_layer_norm(x).layer_norm(x, (64,), weight, bias, 1e-5)
+    assert torch.float32 in native_norm._unfused and not native_norm.unfuse(torch.float32)
+    assert all(map(torch.equal, found, expected))
+    monkeypatch.undo()
+    selection.forget()
+
+
+def test_what_is_no_whole_vector_or_not_dense_goes_pytorchs_way(monkeypatch):
+    monkeypatch.setattr(native_norm, "run", lambda name, *arguments: pytest.fail(f"{name} was called"))
+    wide = torch.randn(6, 64)
+    for x, dtype in (
+        (torch.randn(4, 40), torch.float32),  # two and a half vectors
+        (wide.t().contiguous().t(), torch.float32),
+        (wide[:, :32], torch.float32),
+        (torch.randn(0, 64), torch.float32),
+        (wide.double(), torch.float64),
+        (wide.bfloat16(), torch.bfloat16),
+    ):
+        weight, bias = (torch.randn(x.shape[-1], dtype=dtype) for _ in range(2))
+        given = x, (x.shape[-1],), weight, bias, 1e-5
+        assert all(map(torch.equal, native_norm.layer_norm(*given), torch.native_layer_norm(*given)))
+    with pytest.raises(RuntimeError, match="normalized_shape"):
+        native_norm.layer_norm(wide, (32,), torch.randn(32), torch.randn(32), 1e-5)
+
+
+def test_weights_apart_from_each_other_reach_the_kernel_in_a_row():
+    x, weights = torch.randn(5, 64), torch.randn(64, 2)
+    given = x, (64,), weights[:, 0], weights[:, 1], 1e-5
+    for ours, theirs in zip(native_norm.layer_norm(*given), torch.native_layer_norm(*given), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_too_little_memory_for_the_sums_is_an_error(monkeypatch):
+    monkeypatch.setattr(native_norm, "run", lambda name, *_: -2 if name == "norm_backward" else 0)
+    x, rstd, factor = torch.randn(3, 64), torch.ones(3, 1), torch.ones(64)
+    saved = Saved(x, None, rstd, factor, factor, None, None, None, True, True)
+    with pytest.raises(MemoryError, match="too little memory"):
+        native_norm.norm_backward(x, saved, torch.float32)

@@ -160,6 +160,36 @@ def test_views_that_kernels_alone_take_are_not_made() -> None:
     assert names.count("flatten") == 0 and names.count("view") == 2 and "__getitem__" in names
 
 
+def test_memory_that_only_a_view_shows_is_made_in_its_form() -> None:
+    """What else somebody sees of it, by itself, by another view or by a function of PyTorch, is as it was."""
+
+    def packed(x: Tensor) -> Tensor:
+        bits = x.new_empty(4, dtype=torch.uint8)
+        native_library.run("pack_dropped", x.data_ptr(), bits.data_ptr(), 4, 8, 1)
+        return bits
+
+    def compute(x: Tensor) -> tuple[Any, ...]:
+        shown, both, twice, read, part = (packed(x) for _ in range(5))
+        shared = twice.view(2, 2), twice.view(4, 1)
+        return shown.view(2, 2), both, both.view(2, 2), shared, read.view(2, 2), read.add(1), part.view(2, 2).t()
+
+    plans = []
+    plan = recording.Recorder.plan
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recording.Recorder, "plan", lambda self, result: plans.append(plan(self, result)) or plans[-1])
+        replayed = replay.replayed(compute)
+        before = replay.count()
+        for _ in range(4):
+            x = (torch.rand(4, 8) < 0.5).to(torch.uint8)
+            found, due = replayed(x), compute(x)
+            for one, other in zip((*found[:3], *found[3], *found[4:]), (*due[:3], *due[3], *due[4:]), strict=True):
+                assert torch.equal(one, other) and one.stride() == other.stride()
+            assert found[1].data_ptr() == found[2].data_ptr() and found[3][0].data_ptr() == found[3][1].data_ptr()
+    assert replay.count() > before
+    names = [getattr(step[0], "__name__", "") for step in plans[0].steps]
+    assert names.count("view") == 5  # all but the first
+
+
 def test_large_tensors_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "_LARGEST", 8)
     compute, before = replay.replayed(lambda x: x.mul(2.0)), replay.count()

@@ -33,10 +33,20 @@ struct Entry {
     explicit Entry(const Key& key) : words(key.words.begin(), key.words.begin() + key.count) {
         for (int i = 0; i < key.objects_count; ++i) objects.push_back(Ref::of(key.objects[size_t(i)]));
     }
+    bool has_words(const Key& key) const {
+        return words.size() == size_t(key.count) && objects.size() == size_t(key.objects_count) &&
+               memcmp(words.data(), key.words.data(), words.size() * sizeof(int64_t)) == 0;
+    }
+    /* Whether it is the key's and has the same objects, not only equal ones: no Python is run for that. */
+    bool is_just(const Key& key) const {
+        if (!has_words(key)) return false;
+        for (size_t i = 0; i < objects.size(); ++i)
+            if (objects[i].get() != key.objects[i]) return false;
+        return true;
+    }
     /* 1 if it is the key's, 0 if not, -1 on an error. */
     int is_of(const Key& key) const {
-        if (words.size() != size_t(key.count) || objects.size() != size_t(key.objects_count)) return 0;
-        if (memcmp(words.data(), key.words.data(), words.size() * sizeof(int64_t)) != 0) return 0;
+        if (!has_words(key)) return 0;
         for (size_t i = 0; i < objects.size(); ++i) {
             PyObject *mine = objects[i].get(), *other = key.objects[i];
             if (mine == other) continue;
@@ -84,6 +94,8 @@ std::shared_ptr<Entry> entry_of(Table& table, const Key& key) {
     }
     const uint64_t hash = key.hash();
     const auto range = table.entries.equal_range(hash);
+    for (auto it = range.first; it != range.second; ++it)
+        if (it->second->is_just(key)) return it->second;
     std::vector<std::shared_ptr<Entry>> alike;  // to compare may run Python, and another thread change the table
     for (auto it = range.first; it != range.second; ++it) alike.push_back(it->second);
     for (const auto& each : alike) {

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from optiacts import casts
+from optiacts import backends, casts
 from optiacts._torch import PLAIN, any_autocast, autocasts, forward_mode, is_exporting, transforms_active
 from optiacts.functional import passes_our_ops
 from optiacts.norms import Norm
@@ -121,9 +121,15 @@ def layer_norm_and_statistics(
     """``torch.nn.functional.layer_norm``, with its mean and rstd where they come for nothing: a pass less over x."""
     if sharding.rows_of(x) or autocasts(x.device.type):
         return functional.layer_norm(x, normalized_shape, weight, bias, eps)
-    if _computes_wide(x):
-        weight, bias = (None if given is None else given.float() for given in (weight, bias))
+    weight, bias = _widened(x, weight, bias)
     return torch.native_layer_norm(x, normalized_shape, weight, bias, eps)  # the op that layer_norm calls
+
+
+def _widened(x: Tensor, *parameters: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The parameters as the forward of x best takes them."""
+    if not _computes_wide(x):
+        return parameters
+    return tuple(None if given is None else given.float() for given in parameters)
 
 
 def _computes_wide(x: Tensor) -> bool:
@@ -146,6 +152,12 @@ class _LayerNorm(ops.FunctionForm):
     eps: float
 
     def of(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        if x.is_cpu and not autocasts("cpu"):
+            weight, bias = _widened(x, weight, bias)
+            made: tuple[Tensor, Tensor, Tensor] = backends.select_layer_norm(x).layer_norm(
+                x, self.shape, weight, bias, self.eps
+            )
+            return made
         return layer_norm_and_statistics(x, self.shape, weight, bias, self.eps)
 
     def widens(self, x: Tensor) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import itertools
 import struct
 import sys
 import threading
@@ -119,6 +120,14 @@ def _has_tensors(index: Any) -> bool:
     return any(isinstance(part, Tensor) for part in (index if isinstance(index, (tuple, list)) else (index,)))
 
 
+def _objects(nodes: Sequence[tuple[Any, ...]]) -> Iterator[int]:
+    """The registers of which not only the address is taken."""
+    for kind, number, _, items in nodes:
+        if kind == _REGISTER:
+            yield number
+        yield from _objects(items)
+
+
 _TWO_WAYS = {f"__{way}{name}__": name for name in ("add", "sub", "mul") for way in ("", "r")}
 _OPERATORS = dict.fromkeys(_CASTS, "to") | _TWO_WAYS | {
     "__truediv__": "div", "__rtruediv__": "div", "__neg__": "neg", "__lt__": "lt", "__gt__": "gt", "__le__": "le",
@@ -220,7 +229,7 @@ class Recorder(TorchFunctionMode):
         self._add(EMPTY_ON_CPU, form, {}, [made], False, True)
         if kernel is not None:
             arguments = [self._address(each) if isinstance(each, Tensor) else each for each in kernel.arguments]
-            self.kernel(kernel.caller, kernel.types, arguments, None)
+            self.kernel(kernel.caller, kernel.types, arguments, None, brief=True)  # of few elements
         return True
 
     def _address(self, tensor: Tensor, of: int = 0) -> Address:
@@ -290,15 +299,20 @@ class Recorder(TorchFunctionMode):
         """Notes that something is done that no plan could do."""
         self.refused = True
 
-    def kernel(self, caller: int | None, types: Sequence[Any], arguments: Sequence[Any], answer: Any) -> None:
-        """Notes a kernel's call, of a C function that takes arguments of these ``types`` of ctypes."""
+    def kernel(
+        self, caller: int | None, types: Sequence[Any], arguments: Sequence[Any], answer: Any, brief: bool = False
+    ) -> None:
+        """Notes a kernel's call, of a C function that takes arguments of these ``types`` of ctypes.
+
+        ``brief``: it takes no longer than to let other threads of Python run meanwhile.
+        """
         if self.refused or caller is None:
             self.refused = True
             return
         try:
             reads: set[int] = set()
             words = tuple(self._word(kind, value, reads) for kind, value in zip(types, arguments, strict=True))
-            self.steps.append((caller, words, int(answer or 0)))
+            self.steps.append((caller, words, int(answer or 0), brief))
             self.reads.append(reads)
         except _RefusedError:
             self.refused = True
@@ -308,6 +322,7 @@ class Recorder(TorchFunctionMode):
         if self.refused:
             return None
         try:
+            spared = self._make_as_shown(result)
             kept: set[int] = set(range(self.inputs))
             node = self._node(result, kept)
         except _RefusedError:
@@ -315,13 +330,37 @@ class Recorder(TorchFunctionMode):
         steps: list[tuple[Any, ...]] = []
         for place in reversed(range(len(self.steps))):
             step, reads = self.steps[place], self.reads[place]
-            if place in self.views and self.views[place] not in kept:
+            if place in spared or (place in self.views and self.views[place] not in kept):
                 continue  # kernels alone take it, who are told where it starts
             made = set(step[3]) - {-1} if callable(step[0]) else set()
             done = (made | reads) - kept
             kept |= done
             steps.append((step[0], tuple(done), *step[1:]))
         return Plan(tuple(reversed(steps)), node, len(self.alive), tuple(self.kept))
+
+    def _make_as_shown(self, result: Any) -> set[int]:
+        """Has memory made in the form of a view that the result has, if but for that kernels alone take it.
+
+        The places of the steps that made such views.
+        """
+        shown = {*_objects([self._node(result, set())])}
+        makers = {step[3]: place for place, step in enumerate(self.steps) if step[0] is EMPTY_ON_CPU}
+        spared: set[int] = set()
+        for place, number in self.views.items():
+            of = self.steps[place][1][0][1]
+            maker, made, view = makers.get((of,)), self.alive[of], self.alive[number]
+            calls = (step[1] for other, step in enumerate(self.steps) if callable(step[0]) and other != place)
+            elsewhere = {*itertools.chain.from_iterable(map(_objects, calls)), *shown - {number}}
+            alike = view.dtype is made.dtype and view.numel() == made.numel()
+            if maker is None or number not in shown or elsewhere & {of, number} or not alike:
+                continue
+            if view.is_contiguous() and made.is_contiguous():
+                form = tuple(view.shape), view.stride(), view.dtype
+                nodes = tuple(self._node(part, set()) for part in form)
+                self.steps[maker] = (EMPTY_ON_CPU, nodes, *self.steps[maker][2:])
+                self.registers[id(view)] = of
+                spared.add(place)
+        return spared
 
     def _register(self, tensor: Tensor) -> int:
         number = self.registers.get(id(tensor))

@@ -205,6 +205,20 @@ class NormBackend(Protocol):
         """
 
 
+def select_layer_norm(x: Tensor) -> Any:
+    """The backend for the forward of LayerNorms of tensors like ``x``, which is PyTorch's own to the bit."""
+    kind = ("layer_norm", x.device, x.dtype)
+    return chosen.get(kind) or choose(
+        kind,
+        f"layer norms, forward, {_name(x.dtype)}",
+        x,
+        _NORMS,
+        lambda fast, _: fast is native and x.dtype in fast.dtypes,
+        lambda kernels: trials_norm.layer_norm(kernels, x.dtype, x.device),
+        lambda _: native_norm.unfuse(x.dtype),
+    )
+
+
 def select_norm_statistics(x: Tensor, y: Tensor, norm: Norm) -> NormBackend:
     """The fastest backend for the statistics of norms like ``norm``, with these tensors."""
     tile = _tile(x.shape[-1])
@@ -407,6 +421,7 @@ __all__ = [
     "select_for_dropout",
     "select_gated",
     "select_guard",
+    "select_layer_norm",
     "select_norm_backward",
     "select_norm_statistics",
     "traced_activation",

@@ -29,6 +29,7 @@ def prove_all(device: torch.device) -> None:
     for shift, rescued, lost in itertools.product((factor, None), (factor, None), (number, None)):
         backends.select_guard(Norm(True, 1e-5), factor, shift, rescued, lost)
     for dtype in DTYPES:
+        backends.select_layer_norm(torch.empty(1, dtype=dtype, device=device))
         backends.select_for_dropout(torch.empty(1, dtype=dtype, device=device))
         for width in WIDTHS:
             _norms(width, dtype, device)

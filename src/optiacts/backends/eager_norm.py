@@ -18,6 +18,13 @@ name = "eager"
 _EXPONENT = 0x7F800000  # the bits of a float32 that tell it
 
 
+def layer_norm(
+    x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``torch.nn.functional.layer_norm`` computes, with mean and rstd: by the op that it calls."""
+    return torch.native_layer_norm(x, shape, weight, bias, eps)
+
+
 def norm_statistics(
     x: Tensor,
     y: Tensor,

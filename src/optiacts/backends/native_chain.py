@@ -138,7 +138,10 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
         2 * decoded, kept + kept % 2 if dtype is torch.float32 else 2 * kept
     )  # even: the workspace has doubles
     size = 6 * channels + threads * (room + 16 * channels)
-    if size <= _MOST_WORKSPACE:
+    workspace: int | None
+    if 4 * size < _HUGE_PAGE:
+        workspace = None  # the thread keeps one of its own
+    elif size <= _MOST_WORKSPACE:
         workspace = recording.number(_workspace.address, size)
     else:
         large = torch.empty(size, dtype=torch.float32, device="cpu")
@@ -149,13 +152,15 @@ def chain_backward(grad: Tensor, saved: SavedChain, dtype: torch.dtype) -> tuple
     dx = torch.empty(grad.shape, dtype=dtype, device="cpu")
     native.ask_for_huge_pages(dx, count * dx.itemsize)
     decoder = _decoder(curve, kind)
-    run_with(
+    refused = run_with(
         "chain_backward", _Chain,
         grad.data_ptr(), y.data_ptr(), bits.data_ptr(), decoder.address, rstd.data_ptr(), _address(mean),
         scale.data_ptr(), shift.data_ptr(), _address(rescue), _address(rescued), dx.data_ptr(), by_scale.data_ptr(),
-        by_shift.data_ptr(), workspace, samples, channels, positions, groups, rescues, _KEPT, room,
+        by_shift.data_ptr(), workspace, -(-size // 2), samples, channels, positions, groups, rescues, _KEPT, room,
         *numbers, decoder.closed, _STATISTICS.index(statistics), centered, last, threads,
     )  # fmt: skip
+    if refused:
+        raise MemoryError("optiacts: too little memory for the sums of a chain's gradients")
     return dx, by_scale, by_shift
 
 
@@ -172,7 +177,7 @@ def _numbers(
 
 
 class _Workspace(threading.local):
-    """Memory that a thread keeps for its backwards: given back each time, it would come anew, page by page."""
+    """What csrc/workspace.h keeps, in huge pages."""
 
     kept: Any = (ctypes.c_float * 0)()
 
@@ -209,7 +214,7 @@ class _Chain(ctypes.Structure):
             "by_scale", "by_shift", "workspace",
         )],
         *[(size, ctypes.c_int64) for size in (
-            "samples", "channels", "positions", "groups", "rescues", "scratch", "room",
+            "workspace_size", "samples", "channels", "positions", "groups", "rescues", "scratch", "room",
         )],
         *[(number, ctypes.c_int32) for number in (
             "dtype", "rescued_dtype", "result_dtype", "closed", "statistics", "centered", "last", "threads",

@@ -23,7 +23,10 @@ from optiacts.recording import Kernel
 
 LEVELS = ("portable", "avx2", "avx512")
 FILE = "_native.so"
-INTERFACE = 9  # what OPTIACTS_INTERFACE of csrc/optiacts.h was when the signatures below were written
+INTERFACE = 10  # what OPTIACTS_INTERFACE of csrc/optiacts.h was when the signatures below were written
+
+
+_BRIEF = frozenset(("norm_any_bad",))  # kernels that look at a norm's weights alone
 
 
 def library() -> ctypes.CDLL:
@@ -51,7 +54,7 @@ def run(name: str, *arguments: Any) -> Any:
     answer = kernel(*arguments)
     recorder = recording.recorder()
     if recorder is not None:
-        recorder.kernel(_caller(name), kernel.argtypes, arguments, answer)
+        recorder.kernel(_caller(name), kernel.argtypes, arguments, answer, brief=name in _BRIEF)
     return answer
 
 
@@ -60,13 +63,14 @@ def noted(name: str, *arguments: Any) -> Kernel:
     return Kernel(_caller(name), function(name).argtypes, arguments)
 
 
-def run_with(name: str, struct: type[ctypes.Structure], *fields: Any) -> None:
+def run_with(name: str, struct: type[ctypes.Structure], *fields: Any) -> Any:
     """Calls the kernel ``optiacts_<name>``, which takes the address of such a struct."""
     given = struct(*fields)
-    function(name)(ctypes.addressof(given))
+    answer = function(name)(ctypes.addressof(given))
     recorder = recording.recorder()
     if recorder is not None:
-        recorder.kernel(_caller(name), [field[1] for field in struct._fields_], fields, None)
+        recorder.kernel(_caller(name), [field[1] for field in struct._fields_], fields, answer)
+    return answer
 
 
 @functools.cache
@@ -141,13 +145,13 @@ def _declare(library: ctypes.CDLL) -> None:
         "optiacts_gated_backward": [count, *4 * [address], *rows, *rows, size, size, address, count],
         "optiacts_norm_any_bad": [address, address, number, number, number, size],
         "optiacts_norm_statistics": [count, *4 * [address], number, count, *3 * [address], size, size, count],
-        "optiacts_norm_workspace": [size, count],
+        "optiacts_layer_norm": [count, *3 * [address], number, *3 * [address], size, size, count],
         "optiacts_norm_backward": [
             *[count, address, count, address, count],
             *4 * [address],
             *[count, address, address, size, address],
             *[count, count, address, address, address],
-            *[size, size, address, count],
+            *[size, size, count],
         ],
         "optiacts_chain_statistics": [
             *[count, address, *4 * [size]],
@@ -168,11 +172,9 @@ def _declare(library: ctypes.CDLL) -> None:
     }
     telling = {"optiacts_norm_any_bad", "optiacts_norm_backward"}
     telling.update(name for name, arguments in signatures.items() if len(arguments) < 2)
-    telling -= {"optiacts_chain_backward"}
     for function, arguments in signatures.items():
         getattr(library, function).argtypes = arguments
         getattr(library, function).restype = count if function in telling else None
-    library.optiacts_norm_workspace.restype = size
     library.optiacts_chain_statistics_workspace.restype = size
     library.optiacts_caller.restype = address
     library.optiacts_excess.restype = ctypes.c_double
@@ -204,6 +206,7 @@ def level() -> str:
 def use_level(wanted: str) -> None:
     """Chooses the instruction set for this process; ``ValueError`` if it is unknown or this machine lacks it."""
     _use_level(library(), wanted, "level")
+    replay.forget()  # which forwards are kernels hangs on it
 
 
 def has_threads() -> bool:

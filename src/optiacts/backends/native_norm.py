@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from optiacts import replay
 from optiacts.backends import eager_norm, native, native_library
 from optiacts.backends.native_constants import DTYPES
 from optiacts.backends.native_library import run
@@ -25,6 +26,45 @@ _ELEMENTS_PER_THREAD = 1 << 14  # take it about 10 µs
 def serves(channels: int) -> bool:
     """Whether there are kernels for rows so long: for all."""
     return True
+
+
+_VECTOR = 16  # numbers: what PyTorch takes at once, on any CPU; of rows that are no multiple it takes the rest apart
+_unfused: set[torch.dtype] = set()
+
+
+def unfuse(dtype: torch.dtype) -> bool:
+    """Leaves LayerNorm's forward to PyTorch's op, whose bits are others here; False if it was already."""
+    if dtype in _unfused:
+        return False
+    _unfused.add(dtype)
+    replay.forget()
+    return True
+
+
+def layer_norm(
+    x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``eager_norm.layer_norm``: a kernel, where it has PyTorch's bits, which the trial at first use confirms."""
+    if weight is None or bias is None or not _is_fused(x, shape, weight, bias):
+        return eager_norm.layer_norm(x, shape, weight, bias, eps)
+    rows, cols = native.rows_and_columns(x)
+    y = x.new_empty(x.shape)
+    native.ask_for_huge_pages(y, y.nbytes)
+    mean = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+    rstd = torch.empty_like(mean)
+    weight, bias = weight.contiguous(), bias.contiguous()
+    run(
+        "layer_norm", DTYPES.index(x.dtype), x.data_ptr(), weight.data_ptr(), bias.data_ptr(), eps, mean.data_ptr(),
+        rstd.data_ptr(), y.data_ptr(), rows, cols, native_library.threads(),
+    )  # fmt: skip
+    return y, mean, rstd
+
+
+def _is_fused(x: Tensor, shape: tuple[int, ...], weight: Tensor, bias: Tensor) -> bool:
+    if x.dtype in _unfused or not x.numel() or not x.is_contiguous() or not native.are_single(weight, bias):
+        return False
+    fits = weight.shape == bias.shape == shape == x.shape[-1:] and x.shape[-1] % _VECTOR == 0
+    return fits and bool(native_library.function("level")())  # without AVX2 there are other bits
 
 
 def norm_statistics(
@@ -92,8 +132,6 @@ def norm_backward(
     grad, kept, rstd = grad.contiguous(), kept.contiguous(), rstd.contiguous()
     scale, shift = _factors(scale, rstd, cols, 1.0), _factors(shift, rstd, cols, 0.0)
     threads = min(native_library.threads(), rows * cols // _ELEMENTS_PER_THREAD + 1, rows)
-    size = run("norm_workspace", cols, threads)
-    workspace = rstd.new_empty(size, dtype=torch.float64)
     by_scale, by_shift = rstd.new_empty(cols), rstd.new_empty(cols)
     dx = torch.empty_like(grad, dtype=dtype)
     native.ask_for_huge_pages(dx, dx.nbytes)
@@ -103,8 +141,10 @@ def norm_backward(
         _address(mean), rstd.data_ptr(), scale.data_ptr(), shift.data_ptr(),
         numbers((kept if rescued is None else rescued).dtype), _address(rescued), _address(columns), rescues,
         _address(bits if output else None), centered, numbers(dtype), dx.data_ptr(),
-        by_scale.data_ptr(), by_shift.data_ptr(), rows, cols, workspace.data_ptr(), threads,
+        by_scale.data_ptr(), by_shift.data_ptr(), rows, cols, threads,
     )  # fmt: skip
+    if refused == -2:
+        raise MemoryError("optiacts: too little memory for the sums of a norm's gradients")
     if refused:
         raise IndexError(f"columns must lie in 0 to {cols - 1}; got {columns}")
     if of_factors in (None, torch.float32):

@@ -16,12 +16,29 @@ from torch import Tensor
 
 from optiacts.backends import eager_norm
 from optiacts.backends.proof import Claim
-from optiacts.backends.trials import normal
+from optiacts.backends.trials import normal, same
 from optiacts.chains import Chain
 from optiacts.norms import Guard, Norm, Saved
 
 SUMS = 2e-6  # 16 float32 roundings of either backend: of pairs of pairs, as long as the longest rows are
 QUARTER = 4.0  # roundings of float32 that an unrounded output may be off when its quarter is told
+
+
+def layer_norm(kernels: Any, dtype: torch.dtype, device: torch.device) -> Iterator[Claim]:
+    """Outputs, means and rstds to the bit: of a few vectors, and of more than are added up in one go."""
+    for width in _WHOLE_VECTORS:
+        x = (2 + 3 * normal((19, width), device, 2)).to(dtype)
+        for row, number in enumerate((0.0, 1e4, torch.inf, torch.nan)):
+            x[row, : width // (row + 1)] = number
+        weight, bias = 1 + 0.2 * normal((width,), device, 3), 0.2 * normal((width,), device, 4)
+        given = x, (width,), weight, bias, 1e-5
+        for what, *found in zip(
+            ("outputs", "means", "rstds"), kernels.layer_norm(*given), eager_norm.layer_norm(*given), strict=True
+        ):
+            yield Claim(f"{what} of layer norms of {width}", same(*found))
+
+
+_WHOLE_VECTORS = 16, 144, 272, 1024, 1296, 8208
 
 
 def statistics(

@@ -116,7 +116,11 @@ def tells_all(kind: Chain, x: Tensor) -> bool:
 def normed(kind: Chain, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """The norm's output, mean and rstd, by the op that PyTorch's function calls."""
     if kind.dims:
-        return torch.native_layer_norm(x, x.shape[x.ndim - kind.dims :], weight, bias, kind.eps)
+        shape = tuple(x.shape[x.ndim - kind.dims :])
+        made: tuple[Tensor, Tensor, Tensor] = backends.select_layer_norm(x).layer_norm(
+            x, shape, weight, bias, kind.eps
+        )
+        return made
     samples, channels = x.shape[:2]
     of_channel = x.numel() // (samples * channels)
     return torch.native_group_norm(x, weight, bias, samples, channels, of_channel, kind.groups, kind.eps)
