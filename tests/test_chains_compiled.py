@@ -273,3 +273,23 @@ def test_code_for_cpus_has_one_root_for_each_channel_and_stores_no_bools() -> No
     assert "optiacts.chain_pack" in code
     assert "bool*" not in code
     assert code.count(".rsqrt()") <= 1
+
+
+@pytest.mark.parametrize("dynamic", [True, None], ids=str)
+def test_shapes_may_change(dynamic: bool | None) -> None:
+    """Of which a compiler knows no numbers then."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 4, 1))
+    converted = copy.deepcopy(model)
+    optiacts.convert(converted)
+    compiled = torch.compile(converted, backend="aot_eager", dynamic=dynamic)
+    for side in (5, 7, 9):
+        x = torch.randn(3, 4, side, side)
+        due, got = model(x), compiled(x)
+        torch.testing.assert_close(got, due)
+        wanted = torch.autograd.grad(due.square().sum(), list(model.parameters()))
+        for ours, theirs in zip(
+            torch.autograd.grad(got.square().sum(), list(converted.parameters())), wanted, strict=True
+        ):
+            assert (ours - theirs).norm() <= 1e-4 * theirs.norm() + 1e-4

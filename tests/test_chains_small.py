@@ -110,3 +110,35 @@ def test_a_trace_changes_running_statistics() -> None:
     theirs = copy.deepcopy(norm)
     assert torch.equal(traced(x), functional.silu(theirs(x)))
     assert torch.equal(norm.running_mean, theirs.running_mean)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "norms",
+    [
+        (nn.InstanceNorm2d(8), nn.RMSNorm((5, 6))),
+        (nn.GroupNorm(1, 8), nn.Conv2d(8, 8, 1, bias=False), nn.RMSNorm((8, 5, 6))),
+        (nn.LayerNorm(6), nn.Linear(6, 6, bias=False), nn.RMSNorm(6)),
+        (nn.BatchNorm2d(8), nn.Tanh(), nn.RMSNorm(6)),
+        (nn.LayerNorm(6), nn.InstanceNorm2d(8)),
+    ],
+    ids=str,
+)
+def test_a_norm_behind_another_goes_by_its_own_statistics(norms: tuple[nn.Module, ...]) -> None:
+    """PyTorch's graph tells those of the last norm that keeps any, which may be another one."""
+    torch.manual_seed(0)
+    x = (torch.randn(3, 8, 5, 6) * 100).requires_grad_()
+    *before, norm = (copy.deepcopy(module) for module in norms)
+    parameters = [x, *(p for module in (*before, norm) for p in module.parameters())]
+    found = []
+    for chain in (lambda z: functional.silu(norm(z)), lambda z: optiacts.norm_activation(z, norm, "silu")):
+        y = chain(nn.Sequential(*before)(x))
+        found.append(torch.autograd.grad(y, parameters, torch.linspace(-1, 1, y.numel()).view(y.shape)))
+    for due, got in zip(*found, strict=True):
+        assert (got - due).norm() <= 1e-4 * due.norm() + 1e-6
+
+
+def test_a_function_of_pytorchs_that_somebody_replaced_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    norm, x = nn.BatchNorm2d(8), torch.randn(2, 8, 4, 4, requires_grad=True)
+    own = functional.batch_norm
+    monkeypatch.setattr(functional, "batch_norm", lambda *args, **kwargs: own(*args, **kwargs) + 1)
+    assert torch.equal(optiacts.norm_activation(x, norm, "silu"), functional.silu(norm(x)))

@@ -166,3 +166,16 @@ def test_a_dry_run_and_reports_see_every_layer() -> None:
         assert not report.left
         assert sum("+ dropout" in entry.what for entry in report.converted) == 2
         assert sum(entry.path.endswith("act") for entry in report.converted) == own
+
+
+def test_a_watched_dropout_in_place_overwrites_nothing_that_is_needed() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Hardswish(), nn.Dropout(0.3, inplace=True), nn.Linear(8, 8))
+    plain, x = copy.deepcopy(model), torch.randn(4, 8)
+    optiacts.convert(model)
+    found = []
+    for each in (model, plain):
+        each[2].register_forward_hook(lambda *_: None)
+        torch.manual_seed(0)
+        found.append(torch.autograd.grad(each(x).sum(), list(each.parameters())))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)

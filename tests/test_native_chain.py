@@ -102,6 +102,19 @@ def test_statistics_are_those_of_float64(
             assert ((rstd / due_rstd - 1).abs() <= 2e-6 + rounded).all(), (samples, channels, positions)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, **named)
+@pytest.mark.parametrize("last", [False, True])
+def test_statistics_of_equal_numbers_go_by_eps(last: bool, dtype: torch.dtype) -> None:
+    kind = Chain("", "silu", "batch", 1e-5)
+    for positions in (1, 3, 50, 1000, 12345):
+        of_channel = torch.randn(16, generator=torch.Generator().manual_seed(0)) * 10
+        x = of_channel.expand(2, positions, 16).to(dtype)
+        x = (x if last else x.transpose(1, 2)).contiguous()
+        mean, rstd = native_chain.statistics(x, kind, last)
+        torch.testing.assert_close(mean, of_channel.to(dtype).float(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(rstd, torch.full((16,), 1e-5**-0.5), rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("last", [False, True])
 def test_statistics_of_what_is_not_finite_are_not_finite(last: bool) -> None:
     """Of its channel alone."""

@@ -120,3 +120,21 @@ def test_it_is_converted(dtype: torch.dtype) -> None:
         torch.testing.assert_close(parameter.grad, grad, rtol=0.02, atol=4 * torch.finfo(dtype).eps)
     optiacts.revert(model)
     assert type(model[1]) is nn.PReLU
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_autocast(dtype: torch.dtype) -> None:
+    """It computes in another dtype than those of input and weight."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 4).to(dtype).requires_grad_()
+    weight = torch.tensor([0.2, 0.3, 0.1, 0.7], requires_grad=True)
+    found = []
+    for prelu in (torch.nn.functional.prelu, optiacts.prelu):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = prelu(x, weight)
+        found.append((y, *torch.autograd.grad(y, (x, weight), torch.ones_like(y))))
+    for due, got in zip(*found, strict=True):
+        assert got.dtype is due.dtype
+    (due, by_x, by_weight), (got, *ours) = found
+    assert torch.equal(got, due) and torch.equal(ours[0], by_x)
+    assert (ours[1] - by_weight).norm() <= 1e-2 * by_weight.norm()

@@ -121,6 +121,39 @@ def test_ops_that_graphs_call_are_replayed() -> None:
         assert all(torch.equal(a, b) for other in others for a, b in zip(due, other, strict=True))
 
 
+def test_a_compiler_traces_no_recording() -> None:
+    """Where it leaves a frame alone, as under transforms, it looks at each one that is called from there."""
+    torch.compiler.reset()
+    model = nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 6))
+    converted = copy.deepcopy(model)
+    optiacts.convert(converted)
+    compiled, x = torch.compile(converted, backend="aot_eager"), torch.randn(4, 6)
+    for _ in range(4):
+        due, got = (
+            torch.func.vmap(torch.func.grad(lambda t, run=run: run(t).square().sum()))(x) for run in (model, compiled)
+        )
+        torch.testing.assert_close(got, due)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: optiacts.dropout(x, 0.25),
+        lambda x: optiacts.activation_dropout(x, "gelu", 0.25),
+        lambda x: optiacts.swiglu(x, x.detach()),
+        optiacts.silu,
+    ],
+    ids=["dropout", "gelu, dropout", "swiglu", "silu"],
+)
+def test_an_output_in_another_order_of_memory_is_no_view(call: Call) -> None:
+    """PyTorch lets nobody change a view in place that comes out of a Function."""
+    x = torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
+    for _ in range(4):
+        y = call(x)
+        assert not y._is_view() and y.stride() == x.stride()
+        y += 1  # as far as autograd goes
+
+
 AT_ONCE = pytest.mark.skipif(replay._KNOWN["exchange"] is None, reason="this PyTorch has no exchange interface")
 
 

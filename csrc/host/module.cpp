@@ -28,7 +28,7 @@ PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_host", nullptr, -1, methods, 
 
 /* To be raised, here and in src/optiacts/host.py, with every change of what these take or give: a module of another
  * number than its caller's is not used. */
-constexpr long INTERFACE = 3;
+constexpr long INTERFACE = 4;
 
 PyMODINIT_FUNC PyInit__host() {
     PyObject* const module = PyModule_Create(&definition);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "plan.h"
+#include "torch.h"
 
 namespace host {
 
@@ -68,10 +69,22 @@ struct Table {
 
 namespace {
 
+/* Calls what is no part of a model: a compiler that looks at each frame of Python must not trace it. */
+PyObject* untraced(PyObject* callable, PyObject* const* arguments, Py_ssize_t count) {
+    const Ref tracer(call_one(torch.trace_frames.get(), Py_None));
+    if (!tracer) return nullptr;
+    Ref result(call(callable, arguments, size_t(count), nullptr));
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    const Ref none(call_one(torch.trace_frames.get(), tracer.get()));
+    if (type != nullptr) PyErr_Restore(type, value, traceback);
+    return none ? result.release() : nullptr;
+}
+
 /* Runs the call with a recorder, and keeps what it has recorded. */
 PyObject* recorded(Table& table, Entry& entry, PyObject* const* arguments, Py_ssize_t count) {
     ++recording;
-    const Ref both(call(table.record.get(), arguments, size_t(count), nullptr));
+    const Ref both(untraced(table.record.get(), arguments, count));
     --recording;
     if (!both) return nullptr;
     PyObject* const found = PyTuple_GetItem(both.get(), 1);
@@ -113,7 +126,7 @@ Table& table_of(PyObject* owner) { return *static_cast<Table*>(PyCapsule_GetPoin
 bool is_recording() { return recording != 0; }
 
 PyObject* in_python(const Table& table, PyObject* const* arguments, Py_ssize_t count) {
-    return call(table.compute.get(), arguments, size_t(count), nullptr);
+    return untraced(table.compute.get(), arguments, count);
 }
 
 PyObject* replay(Table& table, const Key& key, PyObject* const* arguments, Py_ssize_t count) {

@@ -42,6 +42,7 @@ PyObject* use(PyObject*, PyObject* names) {
         {"autocasts", &torch.autocasts},
         {"settings", &torch.settings},
         {"grad_enabled", &torch.grad_enabled},
+        {"trace_frames", &torch.trace_frames},
         {"hooks", &torch.hooks},
         {"forward_quiet", &torch.forward_quiet},
         {"backward_quiet", &torch.backward_quiet},

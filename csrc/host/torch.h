@@ -12,6 +12,7 @@ struct Torch {
     Ref comparable;         // the types, besides numbers and strings, of arguments that are no tensors
     Ref data_ptr, stride, get_device, is_neg, strided;
     Ref threads, autocasts, settings, grad_enabled, hooks;
+    Ref trace_frames;  // sets what sees each frame of Python before it runs, and gives what did
     Ref forward_quiet;     // see `is_quiet`: all of it where nobody looks on
     Ref backward_quiet;
     Ref modes_quiet;  // the same of modes that see PyTorch's functions

@@ -52,6 +52,10 @@ LACKING: list[str] = []
 """The names of ``torch._C`` that this PyTorch has not."""
 
 
+trace_frames: Callable[[Any], Any] = _bound("_dynamo.eval_frame.set_eval_frame", lambda callback: None)
+"""Sets what sees each frame of Python on this thread before it runs, a compiler or, None, nobody; gives what did."""
+
+
 transforms_active: Callable[[], bool] = _bound("_are_functorch_transforms_active", lambda: True)
 """Whether a torch.func transform (vmap, grad, jvp) is running: Functions then need the way around them."""
 
@@ -456,14 +460,15 @@ def op_defaults(name: str) -> dict[str, Any]:
     return {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
 
 
-def statistics_of(normed: Tensor) -> tuple[Tensor, Tensor] | None:
+def statistics_of(normed: Tensor, input: Tensor) -> tuple[Tensor, Tensor] | None:
     """The mean and rstd that PyTorch's norm keeps for its backward, found in the graph; None where they are not.
 
-    Of a batch norm in evaluation there are none.
+    Of a batch norm in evaluation there are none. ``input`` is the norm's: what is behind it belongs to other norms.
     """
     node: Any = normed.grad_fn
+    behind = input.grad_fn
     for _ in range(4):  # an instance norm views its result, and autocast casts it
-        if node is None:
+        if node is None or node is behind:
             return None
         if node.name().startswith(_KEEPING):
             mean, rstd = getattr(node, "_saved_result1", None), getattr(node, "_saved_result2", None)

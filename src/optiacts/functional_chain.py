@@ -123,7 +123,7 @@ def chained_or_none(
 
 def is_small(x: Any) -> bool:
     """Whether a chain of ``x`` is best computed without more questions, while nobody looks on."""
-    plain = type(x) in PLAIN and x.requires_grad and x.nbytes <= ops.SMALL
+    plain = type(x) in PLAIN and x.requires_grad and x.numel() * x.itemsize <= ops.SMALL
     return plain and not norm_channels.waits(x.device) and library.is_quiet(x)
 
 
@@ -142,7 +142,7 @@ def _small_chain(x: Tensor, call: NormCall) -> Tensor | None:
         known: Statistics | None = (mean, rstd)
     else:
         normed = forward(x)
-        z, known = normed.detach(), statistics_of(normed) if given is None else given
+        z, known = normed.detach(), statistics_of(normed, x) if given is None else given
     result = ops.small_chain(x, weight, bias, kind, z, None if known is None else known[1])
     if result is not None:
         return result
@@ -214,13 +214,14 @@ def _run(x: Tensor, kind: Chain, forward: Callable[[Tensor], Tensor], given: Sta
 
     They stand in the graph that PyTorch records, which is thrown away then.
     """
+    alone = x.detach().requires_grad_()
     if saved_tensors_hooks() is None:
-        z = forward(x.detach().requires_grad_())
-        known = statistics_of(z) if given is None else given
+        z = forward(alone)
+        known = statistics_of(z, alone) if given is None else given
     else:
         with _nobody():
-            z = forward(x.detach().requires_grad_())
-            known = statistics_of(z) if given is None else given
+            z = forward(alone)
+            known = statistics_of(z, alone) if given is None else given
     return _normed(x, z.detach(), kind, known)
 
 

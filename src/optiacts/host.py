@@ -18,7 +18,7 @@ from typing import Any
 from optiacts._torch import LACKING, MATERIALIZES, SAVES
 
 VARIABLE = "OPTIACTS_HOST"
-INTERFACE = 3  # what INTERFACE of csrc/host/module.cpp was when the calls of it were written
+INTERFACE = 4  # what INTERFACE of csrc/host/module.cpp was when the calls of it were written
 
 
 @functools.cache

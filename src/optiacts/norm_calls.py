@@ -130,7 +130,8 @@ def norm_call(callee: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, A
 
     told = None
     compiling = torch.compiler.is_compiling()  # which makes one graph of the module's own forward
-    if not compiling and own is _BATCH_NORM and kind.statistics == "batch" and kind.eps > 0:
+    plainly = own is _BATCH_NORM and F.batch_norm in _FUNCTIONS  # else somebody has replaced it
+    if plainly and not compiling and kind.statistics == "batch" and kind.eps > 0:
         mean, variance = options["running_mean"], options["running_var"]
         plain = _is_plain_statistic(mean, x.shape[1]) and _is_plain_statistic(variance, x.shape[1])
         if plain or (mean is None and variance is None):

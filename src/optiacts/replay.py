@@ -39,6 +39,7 @@ from optiacts._torch import (
     mode_count,
     profiled,
     top_saved_tensors_hooks,
+    trace_frames,
     transforms_active,
 )
 from optiacts.recording import Form, Recorder, recorder, recording
@@ -130,6 +131,7 @@ _KNOWN: dict[str, Any] = {  # what csrc/host/ calls and knows of PyTorch: see to
     "autocasts": any_autocast,
     "settings": _autocast,
     "grad_enabled": torch.is_grad_enabled,
+    "trace_frames": trace_frames,
     "hooks": top_saved_tensors_hooks,
     "forward_quiet": (
         NOT_COMPILING,

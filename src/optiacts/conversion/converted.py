@@ -31,8 +31,8 @@ from optiacts.conversion.sequences import Steps, forward_of
 from optiacts.conversion.subclass import quiet_subclass
 from optiacts.ops.norm import FunctionForm
 from optiacts.ops.norm_graphs import loaded, register
+from optiacts.ops.plain import no_view
 from optiacts.overwritten import made_by
-from optiacts.recording import make
 
 _paths: weakref.WeakKeyDictionary[Module, str] = weakref.WeakKeyDictionary()
 
@@ -348,11 +348,6 @@ def _norm_forward(original: type[Module], recognised: RecognisedNorm, mode: Norm
     return norm
 
 
-def _no_view(y: Tensor) -> Tensor:
-    """The same in the same memory: PyTorch forbids changing a view in place that comes out of a Function."""
-    return y.new_empty(0).set_(y)  # type: ignore[call-overload]
-
-
 class _OwnForward(FunctionForm):
     """A norm module's own forward, with no gradient: backward knows what it computes.
 
@@ -370,7 +365,7 @@ class _OwnForward(FunctionForm):
 
     def of(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         y: Tensor = self.original.forward(self.module(), x)
-        return make(_no_view, y) if y._is_view() else y
+        return no_view(y)
 
 
 def _loading_norm(original: type[Module]) -> Any:

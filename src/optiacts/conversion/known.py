@@ -143,6 +143,15 @@ def runs(kind: type[Module], known: type[Module]) -> bool:
     return getattr(original(kind), "forward", None) is known.forward  # TorchScript has none
 
 
+def overwrites(callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether ``callee(input, *args, **kwargs)`` is a dropout in place, seen by somebody or not."""
+    if not is_dropout(callee):
+        return False
+    if isinstance(callee, Module):
+        return bool(callee.inplace)
+    return bool(args[2] if len(args) > 2 else kwargs.get("inplace", False))
+
+
 def dropping(callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Dropping | None:
     """How ``callee(input, *args, **kwargs)`` drops; None if it is anything else, or somebody sees or changes it."""
     if not is_dropout(callee) or intercepted():

@@ -37,6 +37,7 @@ from optiacts.conversion.known import (
     dropping,
     intercepted,
     is_identity,
+    overwrites,
 )
 from optiacts.conversion.purity import holds
 from optiacts.conversion.recognition import Recognised
@@ -248,8 +249,7 @@ def helpers(
                 dropped = _dropped(value, how, place)
                 if dropped is not None:
                     return dropped
-            inplace = how is not None and how.inplace
-            value = _finished(value, place, theirs=inplace)
+            value = _finished(value, place, theirs=overwrites(callee, args, kwargs))
         if how is None or isinstance(callee, Module):
             return callee(value, *args, **kwargs)
         return functional_dropout.dropout(value, *how)

@@ -16,6 +16,7 @@ Around them stands what csrc/host/function.cpp does in C, and this file in Pytho
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,7 @@ from optiacts import replay
 from optiacts._torch import PLAIN, base_apply, is_exporting
 from optiacts.ops import library
 from optiacts.overwritten import remember_unseen, saved_tensors
+from optiacts.recording import make
 
 Plain = tuple[Any, tuple[Tensor | None, ...], Any]  # outputs, saved and info
 
@@ -49,13 +51,36 @@ def plain(
         any_gradient: the gradient of any tensor will do; else it is that of the first that must be wanted.
         autocasts: it is the same under autocast.
     """
-    forward, backward = replay.replayed(forward), replay.replayed(backward)
+    forward, backward = replay.replayed(_without_views(forward)), replay.replayed(backward)
     made = replay.function(forward, backward, watched, remember_unseen, any_gradient, autocasts)
     if made is None:
         function = _function(name, _forward(forward), _backward(backward, watched))
         return _apply(function, any_gradient, autocasts)
     in_c_forward, in_c_backward, finish = made
     return finish(base_apply(_function(name, in_c_forward, in_c_backward)))
+
+
+def _without_views(forward: Callable[..., Plain]) -> Callable[..., Plain]:
+    @functools.wraps(forward)
+    def made(*inputs: Any) -> Plain:
+        outputs, saved, info = forward(*inputs)
+        first = outputs[0] if isinstance(outputs, tuple) else outputs
+        own = no_view(first)
+        if own is not first:
+            outputs = (own, *outputs[1:]) if isinstance(outputs, tuple) else own
+            saved = tuple(own if tensor is first else tensor for tensor in saved)
+        return outputs, saved, info
+
+    return made
+
+
+def no_view(y: Tensor) -> Tensor:
+    """The same in the same memory: PyTorch forbids changing a view in place that comes out of a Function."""
+    return make(_unviewed, y) if y._is_view() else y
+
+
+def _unviewed(y: Tensor) -> Tensor:
+    return y.new_empty(0).set_(y)  # type: ignore[call-overload]
 
 
 def _function(name: str, forward: Any, backward: Any) -> type[torch.autograd.Function]:

@@ -63,7 +63,7 @@ class OptiActsPReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, known: norm_channels.Known | None) -> Tensor:
         y = torch.nn.functional.prelu(input, weight)
-        ctx.known = known
+        ctx.known, ctx.dtype = known, input.dtype  # autocast computes in another one
         remember(ctx, y)
         ctx.save_for_backward(y, weight, weight.detach().clone())
         return y
@@ -71,22 +71,22 @@ class OptiActsPReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         y, weight, then = saved_tensors(ctx)
-        slopes = _by_channel(weight if differentiable() else then, y)
+        slopes = _by_channel(weight if differentiable() else then, y).to(y.dtype)
         dropped: tuple[int, ...] = tuple(d for d in range(y.ndim) if slopes.ndim == 0 or slopes.shape[d] == 1)
         if differentiable():
             below = y <= 0
             by_input = grad * torch.where(below, slopes, 1.0)
             inputs = torch.where(below, grad * y, 0.0) / slopes
-            return by_input, inputs.sum(dropped).reshape(weight.shape), None
+            return by_input.to(ctx.dtype), inputs.sum(dropped).reshape(weight.shape).to(weight.dtype), None
         if not ctx.needs_input_grad[1]:
-            return grad * torch.where(y <= 0, slopes, 1.0), None, None
+            return (grad * torch.where(y <= 0, slopes, 1.0)).to(ctx.dtype), None, None
         by_input, products = torch.ops.aten._prelu_kernel_backward(grad, y, slopes)
         wide = torch.promote_types(y.dtype, torch.float32)
         slope: Any = then
         if ctx.known is not None:
             slope, _ = norm_channels.guard(ctx.known, then, None, None, None)
-        by_weight = products.sum(dropped, dtype=wide).reshape(then.shape) / slope.to(wide)
-        return by_input, by_weight.to(then.dtype), None
+        by_weight = products.sum(dropped, dtype=wide).reshape(then.shape) / slope.to(y.dtype).to(wide)
+        return by_input.to(ctx.dtype), by_weight.to(then.dtype), None
 
 
 def _by_channel(weight: Tensor, y: Tensor) -> Tensor:
