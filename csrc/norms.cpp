@@ -13,7 +13,7 @@ const NormKernels& kernels(int dtype) { return norm_kernels(dtype); }
 
 constexpr int64_t ELEMENTS_PER_THREAD = 1 << 14;  // take it about 10 us
 constexpr int64_t ROWS_PER_SUM = 16;              // so many are added up in float32
-constexpr int64_t FAR = 1 << 22;                  // elements: more lie in no cache
+constexpr int64_t FAR = 4 << 20;                  // bytes: more lie in no cache
 static_assert(ROWS_PER_SUM % NORM_ROWS == 0, "whole groups of rows");
 
 // What is read of one channel lies in different sets of the first cache, so that all of it stays there: rows of a power
@@ -133,7 +133,7 @@ int optiacts_norm_backward(int grad_dtype, const void* grad, int kept_dtype, con
     const bool unfolded = !alike || grad_dtype != kept_dtype || bits;
     const int64_t parts = threads, octets = (cols + 7) / 8, part_size = Part::doubles(cols);
     const bool at_once = parts == 1 && rows <= ROWS_PER_SUM;  // the sums of few rows are those of all
-    const bool far = rows * cols > FAR;
+    const bool far = rows * cols * of.kept.element_size > FAR;
     double* const workspace = Workspace::of(parts * part_size + (cols + 1) / 2);
     if (!workspace) return -2;
     float* const inverse = reinterpret_cast<float*>(workspace + parts * part_size);
