@@ -16,6 +16,7 @@ import torch
 import transformers
 from diffusers.models.normalization import RMSNorm as DiffusersRMSNorm
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from transformers.models.convnext.modeling_convnext import ConvNextLayerNorm
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
@@ -402,3 +403,13 @@ def test_libraries_are_the_pinned_ones() -> None:
     pinned = (Path(__file__).parents[1] / "constraints.txt").read_text()
     for library in (transformers, diffusers):
         assert f"{library.__name__}=={library.__version__}" in pinned
+
+
+def test_a_norm_of_fake_tensors_reaches_no_kernel() -> None:
+    """They have no memory: to take an address of it would end the process."""
+    with FakeTensorMode():
+        model = nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 64))
+        optiacts.convert(model)
+        x = torch.randn(4, 64, requires_grad=True)
+        model(x).sum().backward()
+        assert x.grad is not None and x.grad.shape == x.shape

@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
 import optiacts
+from optiacts import replay
 from optiacts.held.memory import local_tensors
 from optiacts.reporting.analysis import peak_of
 from optiacts.reporting.changes import checkpointed, layers_of
@@ -66,7 +67,11 @@ def observed(
     given = (*model.parameters(), *model.buffers(), *inputs.values(), *state)
     storages = [local.untyped_storage() for tensor in given for local in local_tensors(tensor)]
     there = {storage.data_ptr(): storage.nbytes() for storage in storages}
-    return min(_highest(step, sum(there.values())) for _ in range(steps))
+    patience = replay.record_after(2**31)  # what is recorded and proven takes memory, once
+    try:
+        return min(_highest(step, sum(there.values())) for _ in range(steps))
+    finally:
+        replay.record_after(patience)
 
 
 def _highest(step: Callable[[], None], level: int) -> int:

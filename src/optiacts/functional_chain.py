@@ -1,7 +1,7 @@
 """A norm and the activation after it as one step, which keeps the activation's output alone.
 
 The result is PyTorch's own, bit for bit: the norm runs its own forward (running statistics, counters and all; of up
-to 2 MiB on a CPU the op behind it, which takes fewer steps of Python), and the activation is PyTorch's op. PyTorch
+to 4 MiB on a CPU the op behind it, which takes fewer steps of Python), and the activation is PyTorch's op. PyTorch
 keeps three tensors for ``conv(act(norm(x)))``: x for the norm, its output for the activation, and the activation's
 output for what follows. Here are saved
 

@@ -32,8 +32,8 @@ from optiacts import backends, casts
 from optiacts._torch import PLAIN, any_autocast, autocasts, forward_mode, is_exporting, transforms_active
 from optiacts.functional import passes_our_ops
 from optiacts.norms import Norm
+from optiacts.ops import library, norm_plain, sharding
 from optiacts.ops import norm as ops
-from optiacts.ops import norm_plain, sharding
 from optiacts.ops.norm_compiled import compiled_norm
 from optiacts.ops.norm_graphs import may_rely
 
@@ -152,7 +152,8 @@ class _LayerNorm(ops.FunctionForm):
     eps: float
 
     def of(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        if x.is_cpu and not autocasts("cpu"):
+        plain = all(each is None or library.is_plain(each) for each in (x, weight, bias))
+        if plain and x.is_cpu and not autocasts("cpu"):  # a kernel takes addresses, whatever they are of
             weight, bias = _widened(x, weight, bias)
             made: tuple[Tensor, Tensor, Tensor] = backends.select_layer_norm(x).layer_norm(
                 x, self.shape, weight, bias, self.eps

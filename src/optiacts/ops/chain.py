@@ -101,7 +101,7 @@ def _noted(result: Tensor, kind: Chain, known: Known | None) -> Any:
     return node
 
 
-SMALL = 2 << 20  # bytes of a tensor, up to which memory of its own costs an output less than Python does
+SMALL = 4 << 20  # bytes of a tensor, up to which memory of its own costs an output less than Python does
 
 
 def tells_all(kind: Chain, x: Tensor) -> bool:
