@@ -152,7 +152,9 @@ def test_irregular_rows_are_copied(dtype):
 def test_nothing_is_allocated_beyond_the_results(dtype):
     x = torch.randn(256, 2048).to(dtype)
     gate, up = x.chunk(2, dim=-1)
-    h, slot, bits = ops.gated_forward(gate, up, "silu")
+    for _ in range(3):  # to try kernels and to record calls takes memory, once
+        h, slot, bits = ops.gated_forward(gate, up, "silu")
+        ops.gated_backward_fused(h, h, slot, bits, "silu")
     with torch.profiler.profile(profile_memory=True) as profile:
         ops.gated_forward(gate, up, "silu")
         ops.gated_backward_fused(h, h, slot, bits, "silu")
