@@ -5,6 +5,7 @@ and our two kernels, with nothing checked. What is above that is ours, what is b
 
     python -m benchmarks.host_time [--seconds 20]
     python -m benchmarks.host_time --cpp        the same bare Function in C++ as well; needs ninja and a compiler
+    python -m benchmarks.host_time --converted  converted modules between Linears of 64 features instead
 
 The last one stands for what a compiled extension of autograd, bound to one version of PyTorch, would cost.
 """
@@ -12,6 +13,7 @@ The last one stands for what a compiled extension of autograd, bound to one vers
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +22,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.cpp_extension import load
+from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP, LlamaRMSNorm
 
 import optiacts
 from benchmarks.timing import alternate
@@ -30,6 +33,7 @@ from optiacts.backends.native_constants import constants_of
 from optiacts.backends.native_library import library
 
 ROWS, COLUMNS = 4, 1024
+NARROW = 64
 
 
 class BareSiLU(torch.autograd.Function):
@@ -72,13 +76,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20.0, help="for each line")
     parser.add_argument("--cpp", action="store_true", help="the bare Function in C++ as well")
+    parser.add_argument("--converted", action="store_true", help="converted modules instead")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    table = Table(
-        "4 Ki elements, float32", "PyTorch µs", "OptiActs µs", "more µs", title="forward + backward, medians"
-    )
-    cases = _cases()
+    what = "between Linears of 64 features" if chosen.converted else "4 Ki elements"
+    table = Table(f"{what}, float32", "PyTorch µs", "OptiActs µs", "more µs", title="forward + backward, medians")
+    cases = _converted_cases() if chosen.converted else _cases()
     if chosen.cpp:
         cases = {"silu, a bare Function in C++": ([(ROWS, COLUMNS)], functional.silu, _bare_cpp()), **cases}
     for name, (inputs, theirs, ours) in cases.items():
@@ -98,6 +102,8 @@ def _leaf(shape: tuple[int, ...]) -> Tensor:
 
 def _step(op: Callable[..., Tensor], leaves: list[Tensor]) -> Callable[[], object]:
     grad = torch.ones(op(*leaves).shape)
+    if isinstance(op, nn.Module):  # whose parameters have gradients as well
+        return lambda: op(*leaves).backward(grad)
     return lambda: torch.autograd.grad(op(*leaves), leaves, grad)
 
 
@@ -121,6 +127,32 @@ def _cases() -> dict[str, tuple[list[tuple[int, ...]], Callable[..., Tensor], Ca
         ),
         "dropout": ([tensor], lambda x: functional.dropout(x, 0.1), lambda x: optiacts.dropout(x, 0.1)),
     }
+
+
+def _converted_cases() -> dict[str, Any]:
+    """The same of modules as they are, and converted."""
+
+    def linear() -> nn.Module:
+        return nn.Linear(NARROW, NARROW)
+
+    image = 2, 4, 4, 4
+    modules = {
+        "SiLU": (nn.Sequential(linear(), nn.SiLU(), linear()), (ROWS, NARROW)),
+        "LayerNorm": (nn.Sequential(nn.LayerNorm(NARROW), linear()), (ROWS, NARROW)),
+        "LlamaRMSNorm": (nn.Sequential(LlamaRMSNorm(NARROW), linear()), (ROWS, NARROW)),
+        "Dropout": (nn.Sequential(linear(), nn.Dropout(0.1), linear()), (ROWS, NARROW)),
+        "GELU, Dropout": (nn.Sequential(linear(), nn.GELU(), nn.Dropout(0.1), linear()), (ROWS, NARROW)),
+        "LlamaMLP": (LlamaMLP(LlamaConfig(hidden_size=NARROW, intermediate_size=NARROW)), (ROWS, NARROW)),
+        "Conv, BatchNorm, SiLU": (
+            nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.SiLU(), nn.Conv2d(4, 4, 1)), image,
+        ),
+    }  # fmt: skip
+    cases: dict[str, Any] = {}
+    for name, (module, shape) in modules.items():
+        converted = copy.deepcopy(module)
+        optiacts.convert(converted)
+        cases[name] = [shape], module, converted
+    return cases
 
 
 if __name__ == "__main__":

@@ -48,9 +48,10 @@ int64_t call_chain_backward(const uint64_t* words) {
         ((fields = read<std::remove_reference_t<decltype(fields)>>(*words++)), ...);
     };
     fill(chain.grad, chain.y, chain.bits, chain.decoder, chain.rstd, chain.mean, chain.scale, chain.shift, chain.rescue,
-         chain.rescued, chain.grad_x, chain.by_scale, chain.by_shift, chain.workspace, chain.workspace_size, chain.samples, chain.channels,
-         chain.positions, chain.groups, chain.rescues, chain.scratch, chain.room, chain.dtype, chain.rescued_dtype,
-         chain.result_dtype, chain.closed, chain.statistics, chain.centered, chain.last, chain.threads);
+         chain.rescued, chain.grad_x, chain.by_scale, chain.by_shift, chain.workspace, chain.workspace_size,
+         chain.samples, chain.channels, chain.positions, chain.groups, chain.rescues, chain.scratch, chain.room,
+         chain.dtype, chain.rescued_dtype, chain.result_dtype, chain.closed, chain.statistics, chain.centered,
+         chain.last, chain.threads);
     return optiacts_chain_backward(&chain);
 }
 

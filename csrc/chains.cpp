@@ -109,7 +109,8 @@ void write(const Chain& c, int64_t sample, int64_t first, int64_t end, const flo
 }
 
 // Some groups of `each` channels of some samples; those of a group are normalised together. `own` has room for two
-// sums of each of the channels, `of` for what their gradients go by. More than one group only if each may be kept decoded.
+// sums of each of the channels, `of` for what their gradients go by. More than one group only if each may be kept
+// decoded.
 void together(const Chain& c, int64_t first_sample, int64_t last_sample, int64_t first, int64_t end, int64_t each,
               float* scratch, double* own, const Factors& of) {
     const optiacts_chain& t = c.given;

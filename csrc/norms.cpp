@@ -9,8 +9,6 @@
 
 namespace {
 
-const NormKernels& kernels(int dtype) { return norm_kernels(dtype); }
-
 constexpr int64_t ELEMENTS_PER_THREAD = 1 << 14;  // take it about 10 us
 constexpr int64_t ROWS_PER_SUM = 16;              // so many are added up in float32
 constexpr int64_t FAR = 4 << 20;                  // bytes: more lie in no cache
@@ -71,7 +69,7 @@ void backward_in_float32(const Dtypes& of, NormRows rows, int count, float* x_ha
         of.grad.widen(row_of(rows.grad, i, cols * of.grad.element_size), grad + i * cols, cols);
     void* const grad_x = rows.grad_x;
     rows.grad = grad, rows.grad_x = x_hat;
-    kernels(OPTIACTS_FLOAT32).backward(rows, count);
+    norm_kernels(OPTIACTS_FLOAT32).backward(rows, count);
     for (int i = 0; i < count; ++i)
         of.result.narrow(x_hat + i * cols, row_of(grad_x, i, cols * of.result.element_size), cols);
 }
@@ -80,22 +78,22 @@ void backward_in_float32(const Dtypes& of, NormRows rows, int count, float* x_ha
 
 int optiacts_norm_any_bad(const float* scale, const float* shift, float smallest, float largest, float most,
                           int64_t cols) {
-    return kernels(OPTIACTS_FLOAT32).any_bad(scale, shift, smallest, largest, most, cols);
+    return norm_kernels(OPTIACTS_FLOAT32).any_bad(scale, shift, smallest, largest, most, cols);
 }
 
 void optiacts_copy(int x_dtype, const void* x, int out_dtype, void* out, int64_t count) {
     if (x_dtype == out_dtype)
-        memcpy(out, x, size_t(count * kernels(x_dtype).element_size));
+        memcpy(out, x, size_t(count * norm_kernels(x_dtype).element_size));
     else if (out_dtype == OPTIACTS_FLOAT32)
-        kernels(x_dtype).widen(x, static_cast<float*>(out), count);
+        norm_kernels(x_dtype).widen(x, static_cast<float*>(out), count);
     else
-        kernels(out_dtype).narrow(static_cast<const float*>(x), out, count);
+        norm_kernels(out_dtype).narrow(static_cast<const float*>(x), out, count);
 }
 
 void optiacts_norm_statistics(int x_dtype, const void* x, const void* y, const float* scale, const float* shift,
                               float eps, int known, float* mean, float* rstd, uint8_t* bits, int64_t rows,
                               int64_t cols, int threads) {
-    const NormKernels& of = kernels(x_dtype);
+    const NormKernels& of = norm_kernels(x_dtype);
     const int64_t row_bytes = cols * of.element_size, octets = (cols + 7) / 8;
     const int64_t useful = rows * cols / ELEMENTS_PER_THREAD + 1;
     parallel_ranges(rows, 1, threads < useful ? threads : int(useful), [=, &of](int64_t row, int64_t end) {
@@ -112,7 +110,7 @@ void optiacts_norm_statistics(int x_dtype, const void* x, const void* y, const f
 
 void optiacts_layer_norm(int dtype, const void* x, const float* scale, const float* shift, float eps, float* mean,
                          float* rstd, void* y, int64_t rows, int64_t cols, int threads) {
-    const NormKernels& of = kernels(dtype);
+    const NormKernels& of = norm_kernels(dtype);
     const int64_t row_bytes = cols * of.element_size, useful = rows * cols / ELEMENTS_PER_THREAD + 1;
     parallel_ranges(rows, 1, threads < useful ? threads : int(useful), [=, &of](int64_t row, int64_t end) {
         of.layer_norm(row_of(x, row, row_bytes), end - row, cols, scale, shift, eps, mean + row, rstd + row,
@@ -128,7 +126,8 @@ int optiacts_norm_backward(int grad_dtype, const void* grad, int kept_dtype, con
     if (rescues > cols) return -1;
     for (int64_t k = 0; k < rescues; ++k)
         if (columns[k] < 0 || columns[k] >= cols) return -1;
-    const Dtypes of = {kernels(grad_dtype), kernels(kept_dtype), kernels(rescued_dtype), kernels(result_dtype)};
+    const Dtypes of = {norm_kernels(grad_dtype), norm_kernels(kept_dtype), norm_kernels(rescued_dtype),
+                       norm_kernels(result_dtype)};
     const bool alike = grad_dtype == result_dtype && (output || grad_dtype == kept_dtype);
     const bool unfolded = !alike || grad_dtype != kept_dtype || bits;
     const int64_t parts = threads, octets = (cols + 7) / 8, part_size = Part::doubles(cols);

@@ -211,8 +211,8 @@ OPTIACTS_API void optiacts_norm_statistics(int x_dtype, const void* x, const voi
                                            const float* shift, float eps, int known, float* mean, float* rstd,
                                            uint8_t* bits, int64_t rows, int64_t cols, int threads);
 
-/* y = LayerNorm of x with eps, to the bit as PyTorch's kernels for AVX2 compute it, and mean and rstd, also of 16 bits. `cols`
- * is a multiple of 16. */
+/* y = LayerNorm of x with eps, to the bit as PyTorch's kernels for AVX2 compute it, and mean and rstd, also of 16 bits.
+ * `cols` is a multiple of 16. */
 OPTIACTS_API void optiacts_layer_norm(int dtype, const void* x, const float* scale, const float* shift, float eps,
                                       float* mean, float* rstd, void* y, int64_t rows, int64_t cols, int threads);
 

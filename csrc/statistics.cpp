@@ -12,8 +12,8 @@
 namespace {
 
 constexpr int64_t ELEMENTS_PER_THREAD = 1 << 14;  // take it about 5 us
-constexpr float FAR = 0.75f;  // of a sum of squares, what the distance of the mean may make of it
 constexpr int64_t ELEMENTS_AT_ONCE = 1 << 12;     // are in the first cache when they are read again
+constexpr float FAR = 0.75f;                      // of a sum of squares: more of it may not be the mean's distance
 
 struct Moments {
     double mean, variance;
@@ -66,7 +66,9 @@ void optiacts_chain_statistics(int dtype, const void* x, int64_t samples, int64_
     threads = int(std::min<int64_t>(threads, samples * channels * positions / ELEMENTS_PER_THREAD + 1));
     const int64_t pieces = last ? std::min(positions, std::max<int64_t>(1, threads / samples)) : 1;
     const int64_t units = samples * pieces, each = positions / pieces;
-    const auto count_of = [=](int64_t unit) { return unit % pieces < pieces - 1 ? each : positions - each * (pieces - 1); };
+    const auto count_of = [=](int64_t unit) {
+        return unit % pieces < pieces - 1 ? each : positions - each * (pieces - 1);
+    };
     Moments* const moments = reinterpret_cast<Moments*>(workspace);
     float* const room = reinterpret_cast<float*>(moments + units * channels);
     const char* const from = static_cast<const char*>(x);
@@ -83,15 +85,16 @@ void optiacts_chain_statistics(int dtype, const void* x, int64_t samples, int64_
         parallel_ranges(samples * channels, 1, threads, [=, &of](int64_t row, int64_t end) {
             for (; row < end; ++row) {
                 float own_mean = 0, own_rstd;
-                of.statistics(from + row * positions * of.element_size, positions, 0.0f, centered ? &own_mean : nullptr,
-                              &own_rstd);
+                of.statistics(from + row * positions * of.element_size, positions, 0.0f,
+                              centered ? &own_mean : nullptr, &own_rstd);
                 moments[row] = {own_mean, 1 / (double(own_rstd) * double(own_rstd))};
             }
         });
     }
     const int64_t results = groups ? samples * groups : channels, along = groups ? channels / groups : 1;
     for (int64_t result = 0; result < results; ++result) {
-        const int64_t first_unit = groups ? result / groups * pieces : 0, last_unit = groups ? first_unit + pieces : units;
+        const int64_t first_unit = groups ? result / groups * pieces : 0;
+        const int64_t last_unit = groups ? first_unit + pieces : units;
         const int64_t first = groups ? result % groups * along : result;
         const auto sum = [=](auto part) {
             double total = 0, count = 0;

@@ -137,8 +137,25 @@ def test_a_norm_behind_another_goes_by_its_own_statistics(norms: tuple[nn.Module
         assert (got - due).norm() <= 1e-4 * due.norm() + 1e-6
 
 
-def test_a_function_of_pytorchs_that_somebody_replaced_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    norm, x = nn.BatchNorm2d(8), torch.randn(2, 8, 4, 4, requires_grad=True)
-    own = functional.batch_norm
-    monkeypatch.setattr(functional, "batch_norm", lambda *args, **kwargs: own(*args, **kwargs) + 1)
-    assert torch.equal(optiacts.norm_activation(x, norm, "silu"), functional.silu(norm(x)))
+@pytest.mark.parametrize(
+    ("norm", "function"),
+    [
+        (nn.BatchNorm2d(8), "batch_norm"),
+        (nn.GroupNorm(2, 8), "group_norm"),
+        (nn.LayerNorm(4), "layer_norm"),
+        (nn.InstanceNorm2d(8), "instance_norm"),
+        (nn.RMSNorm(4), "rms_norm"),
+    ],
+    ids=str,
+)
+def test_a_function_that_somebody_replaced_is_called(
+    norm: nn.Module, function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It need not be such a norm any more: its own gradient is the one."""
+    norm = copy.deepcopy(norm).double()
+    x, own = torch.randn(2, 8, 4, 4).double().requires_grad_(), getattr(functional, function)
+    monkeypatch.setattr(functional, function, lambda *args, **kwargs: own(*args, **kwargs).exp())
+    due, got = functional.silu(norm(x)), optiacts.norm_activation(x, norm, "silu")
+    assert torch.equal(got, due)
+    gradients = (torch.autograd.grad(y.square().sum(), x)[0] for y in (due, got))
+    torch.testing.assert_close(*gradients)

@@ -182,7 +182,7 @@ def test_large_results_in_huge_pages_are_the_same(curve, dtype, monkeypatch):
     x = bit_space(100_000, curve).to(dtype)
     expected = native.activation_forward(x, curve, [])
     grad = native.activation_backward(x, *expected, curve)
-    monkeypatch.setattr(native, "_HUGE_PAGES_FROM", 1)
+    monkeypatch.setattr(native, "HUGE_PAGES_FROM", 1)
     y, bits = native.activation_forward(x, curve, [])
     assert same_bits(y, expected[0]) and torch.equal(bits, expected[1])
     assert same_bits(native.activation_backward(x, y, bits, curve), grad)
@@ -413,7 +413,7 @@ def test_ops_reach_the_native_kernels():
 
 def test_a_variant_keeps_its_own_forward_in_fresh_pages(monkeypatch):
     """The result of a large tensor is written into pages of our own, by ``forward_out`` if the curve has one."""
-    monkeypatch.setattr(native, "_HUGE_PAGES_FROM", 0)
+    monkeypatch.setattr(native, "HUGE_PAGES_FROM", 0)
     x = torch.randn(4096).bfloat16()
     for curve in curves.GATES.values():
         assert same_bits(backends.select(x, curve).activation_forward(x, curve, [])[0], curve.forward(x)), curve.name

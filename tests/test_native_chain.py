@@ -105,14 +105,17 @@ def test_statistics_are_those_of_float64(
 @pytest.mark.parametrize("dtype", DTYPES, **named)
 @pytest.mark.parametrize("last", [False, True])
 def test_statistics_of_equal_numbers_go_by_eps(last: bool, dtype: torch.dtype) -> None:
+    """Sums of a few dozen equal numbers of 16 bits are exact; of float32 the mean is off by some roundings."""
     kind = Chain("", "silu", "batch", 1e-5)
     for positions in (1, 3, 50, 1000, 12345):
         of_channel = torch.randn(16, generator=torch.Generator().manual_seed(0)) * 10
         x = of_channel.expand(2, positions, 16).to(dtype)
         x = (x if last else x.transpose(1, 2)).contiguous()
         mean, rstd = native_chain.statistics(x, kind, last)
-        torch.testing.assert_close(mean, of_channel.to(dtype).float(), rtol=1e-6, atol=0)
-        torch.testing.assert_close(rstd, torch.full((16,), 1e-5**-0.5), rtol=1e-4, atol=0)
+        due = of_channel.to(dtype).double()
+        off = (1e-6 if dtype is torch.float32 else 0.0) * due.abs()
+        assert ((mean - due).abs() <= off).all()
+        assert ((rstd.double() * 1e-5**0.5 - 1).abs() <= off.square() / 2e-5 + 2**-23).all()
 
 
 @pytest.mark.parametrize("last", [False, True])

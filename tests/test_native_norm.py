@@ -463,6 +463,7 @@ def test_what_is_no_whole_vector_or_not_dense_goes_pytorchs_way(monkeypatch):
         (wide.t().contiguous().t(), torch.float32),
         (wide[:, :32], torch.float32),
         (torch.randn(0, 64), torch.float32),
+        (torch.randn(1025, 1024), torch.float32),  # more than 4 MiB, and no huge page
         (wide.double(), torch.float64),
         (wide.bfloat16(), torch.bfloat16),
     ):

@@ -190,23 +190,17 @@ def plain_norm(
     share_cast: bool = False,
 ) -> Tensor | None:
     """``norm`` of plain tensors while nobody looks on; None for any other, and where a cast is to be shared."""
-    if not isinstance(input, Tensor):
+    if not isinstance(input, Tensor) or (share_cast and any_autocast() and autocasts(input.device.type)):
         return None
-    if any_autocast() and autocasts(input.device.type):
-        if share_cast:
-            return None
-        keep_output = keep_output and not _is_cast_after(input)
-    made = norm_plain.plain_norm(input, weight, bias, kind, forward, keep_output)
+    made = norm_plain.plain_norm(input, weight, bias, kind, forward, keep_output and not keeps_no_more(input))
     return None if made is None else made[0]
 
 
 def keeps_no_more(input: Any) -> bool:
     """Whether autocast has what follows a norm keep another tensor than its output, so that the input is as good."""
-    return any_autocast() and isinstance(input, Tensor) and autocasts(input.device.type) and _is_cast_after(input)
-
-
-def _is_cast_after(input: Tensor) -> bool:
-    return input.dtype is torch.float32
+    if not any_autocast() or not isinstance(input, Tensor):
+        return False
+    return input.dtype is torch.float32 and autocasts(input.device.type)
 
 
 def norm(

@@ -28,13 +28,14 @@ _FORWARDS: dict[Any, str] = {
     nn.LayerNorm.forward: "LayerNorm",
     nn.RMSNorm.forward: "RMSNorm",
 }
-_FUNCTIONS: dict[Any, str] = {
-    F.batch_norm: "BatchNorm",
-    F.instance_norm: "InstanceNorm",
-    F.group_norm: "GroupNorm",
-    F.layer_norm: "LayerNorm",
-    F.rms_norm: "RMSNorm",
+_CALLED = {  # the functions that their forwards call
+    "BatchNorm": "batch_norm",
+    "InstanceNorm": "instance_norm",
+    "GroupNorm": "group_norm",
+    "LayerNorm": "layer_norm",
+    "RMSNorm": "rms_norm",
 }
+_FUNCTIONS: dict[Any, str] = {getattr(F, function): name for name, function in _CALLED.items()}
 # the functions' parameters after the input; those without a default must be given
 _PARAMETERS: dict[str, tuple[str, ...]] = {
     "BatchNorm": ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
@@ -112,6 +113,8 @@ def norm_call(callee: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, A
     name = norm_name(callee) if own is None else _FORWARDS.get(own)
     if name is None:
         return None
+    if getattr(F, _CALLED[name]) not in _FUNCTIONS:
+        return None  # somebody has replaced it, perhaps by what is no such norm
     if isinstance(callee, types.FunctionType):
         options = _named(name, args, kwargs)
     elif args or kwargs:
@@ -130,8 +133,7 @@ def norm_call(callee: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, A
 
     told = None
     compiling = torch.compiler.is_compiling()  # which makes one graph of the module's own forward
-    plainly = own is _BATCH_NORM and F.batch_norm in _FUNCTIONS  # else somebody has replaced it
-    if plainly and not compiling and kind.statistics == "batch" and kind.eps > 0:
+    if not compiling and own is _BATCH_NORM and kind.statistics == "batch" and kind.eps > 0:
         mean, variance = options["running_mean"], options["running_var"]
         plain = _is_plain_statistic(mean, x.shape[1]) and _is_plain_statistic(variance, x.shape[1])
         if plain or (mean is None and variance is None):

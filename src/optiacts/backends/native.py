@@ -34,7 +34,7 @@ dtypes = frozenset(DTYPES)
 huge_pages = os.environ.get("OPTIACTS_HUGE_PAGES", "1") != "0"
 # A buffer of more than 32 MiB is mapped afresh by malloc each time (glibc's largest threshold for that), and
 # then costs more in page faults than in arithmetic. 512 times larger pages take most of that away.
-_HUGE_PAGES_FROM = 32 << 20 if huge_pages else sys.maxsize
+HUGE_PAGES_FROM = 32 << 20 if huge_pages else sys.maxsize
 
 
 def serves(curve: Curve, dtype: torch.dtype) -> bool:
@@ -57,7 +57,7 @@ def activation_forward(x: Tensor, curve: Curve, order: Order) -> tuple[Tensor, T
         y = _result_like(x)
         return y, forward_into(y, laid, curve)
     constants = constants_of(curve.name, x.dtype)
-    if curve.forward_out is not None and x.nbytes >= _HUGE_PAGES_FROM and x.is_contiguous():
+    if curve.forward_out is not None and x.nbytes >= HUGE_PAGES_FROM and x.is_contiguous():
         y = curve.forward_out(x.detach(), _result_like(x))
     else:
         y = curve.forward(x)
@@ -101,7 +101,7 @@ def gated_forward(gate: Tensor, up: Tensor, curve: Curve, order: Order = ()) -> 
     kernel = "gated_forward"
     if are_rows_fused(curve, gate, gate_rows):
         kernel, slot = f"gated_{curve.native}", _result_like(gate_rows, contiguous=True)
-    elif gate.nbytes >= _HUGE_PAGES_FROM and curve.forward_out is not None and gate_rows is gate:
+    elif gate.nbytes >= HUGE_PAGES_FROM and curve.forward_out is not None and gate_rows is gate:
         slot = curve.forward_out(gate.detach(), _result_like(gate, contiguous=True))
     else:
         s = curve.forward(gate)
@@ -142,7 +142,7 @@ def gated_backward(
     gate_out, gate_stride = by_rows(grad_gate)  # a copy if its rows are not regular
     up_out, up_stride = by_rows(grad_up)
     rows, cols = rows_and_columns(h)
-    if h.nbytes >= _HUGE_PAGES_FROM:
+    if h.nbytes >= HUGE_PAGES_FROM:
         for result, stride in ((gate_out, gate_stride), (up_out, up_stride)):
             ask_for_huge_pages(result, rows * stride * result.itemsize)
     kernel, factors = _for_scale("gated_backward", scale)
@@ -228,12 +228,12 @@ def _pack(x: Tensor, constants: Constants) -> Tensor:
 
 def _result_like(x: Tensor, contiguous: bool = False) -> Tensor:
     out = torch.empty_like(x, memory_format=torch.contiguous_format) if contiguous else torch.empty_like(x)
-    if out.nbytes >= _HUGE_PAGES_FROM:
+    if out.nbytes >= HUGE_PAGES_FROM:
         ask_for_huge_pages(out, out.nbytes)
     return out
 
 
 def ask_for_huge_pages(fresh: Tensor, nbytes: int) -> None:
     """For a fresh buffer, if it is large."""
-    if nbytes >= _HUGE_PAGES_FROM:
+    if nbytes >= HUGE_PAGES_FROM:
         run("huge_pages", fresh.data_ptr(), nbytes)

@@ -29,6 +29,7 @@ def serves(channels: int) -> bool:
 
 
 _VECTOR = 16  # numbers: what PyTorch takes at once, on any CPU; of rows that are no multiple it takes the rest apart
+_CACHED = 4 << 20  # bytes of what stays in a cache; of more PyTorch's op waits less for memory, in small pages
 _unfused: set[torch.dtype] = set()
 
 
@@ -62,6 +63,8 @@ def layer_norm(
 
 def _is_fused(x: Tensor, shape: tuple[int, ...], weight: Tensor, bias: Tensor) -> bool:
     if x.dtype in _unfused or not x.numel() or not x.is_contiguous() or not native.are_single(weight, bias):
+        return False
+    if _CACHED < x.nbytes < native.HUGE_PAGES_FROM:
         return False
     fits = weight.shape == bias.shape == shape == x.shape[-1:] and x.shape[-1] % _VECTOR == 0
     return fits and bool(native_library.function("level")())  # without AVX2 there are other bits

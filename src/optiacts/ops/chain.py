@@ -157,7 +157,7 @@ def _taken(kind: Chain, rows: Tensor, last: bool) -> tuple[Tensor, Tensor]:
     of_batch, apart = kind.statistics == "batch", last and not kind.dims
     if torch.compiler.is_compiling() or (apart and waits(rows.device)):
         return kind.taken(rows, last)
-    if (of_batch or apart) and not waits(rows.device):
+    if apart or (of_batch and not waits(rows.device)):
         told: tuple[Tensor, Tensor] = library.call(
             chain_statistics, rows, kind.statistics, kind.groups, kind.eps, kind.centered, last
         )

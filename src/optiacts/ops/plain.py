@@ -61,6 +61,8 @@ def plain(
 
 
 def _without_views(forward: Callable[..., Plain]) -> Callable[..., Plain]:
+    """The same, whose first output and what is saved of it is no view."""
+
     @functools.wraps(forward)
     def made(*inputs: Any) -> Plain:
         outputs, saved, info = forward(*inputs)
